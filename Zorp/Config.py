@@ -1,0 +1,69 @@
+"""The options that a policy may set: `config.options.language = "hu"` and so on.
+
+`config` is a tree of containers; each holds plain attributes with the defaults of the original
+(times in milliseconds, sizes in bytes, booleans 0 and 1).  Policies write it while they load,
+everything else reads it.  A policy may add containers of its own with addConfigContainer().
+
+Options of ours, not of the original:
+    options.session_id_format        "3", "5", "7" (default) or "short": the form of session ids
+    options.permit_local_targets     may a name given in-band lead to the firewall itself (FALSE)
+    options.proxy_protocol           subnets of load balancers that send a PROXY header to rules
+"""
+
+from __future__ import annotations
+
+import sys
+
+TRUE = 1
+FALSE = 0
+
+
+class ConfigContainer:
+    """One branch of the tree: attributes, nothing else."""
+
+    def __init__(self, **values):
+        self.__dict__.update(values)
+
+
+config = ConfigContainer()
+
+
+def addConfigContainer(cont):
+    """Add an empty branch `config.<cont>` and make it a name of this module; return nothing."""
+    container = ConfigContainer()
+    setattr(config, cont, container)
+    globals()[cont] = container
+
+
+for _name in ("audit", "blob", "dirs", "options"):
+    addConfigContainer(_name)
+
+config.audit.__dict__.update(
+    audit=TRUE, compress=TRUE, compress_level=1,
+    encrypt=FALSE, encrypt_certificate=None, encrypt_certificate_file=None,
+    encrypt_certificate_list=None, encrypt_certificate_list_file=None,
+    ids=FALSE, ids_dst_mac="", ids_interface="", ids_src_mac="",
+    per_session=FALSE, rate_limit=2097152, rate_notification_interval=300,
+    reopen_size_threshold=2000000000, reopen_time_threshold=28800,
+    sign=FALSE, sign_certificate=None, sign_certificate_file=None, sign_interval=30,
+    sign_private_key=None, sign_private_key_file=None,
+    terminate_on_max_size=FALSE, timestamp=FALSE, timestamp_length=3072, timestamp_policy="", timestamp_url="",
+    write_size_max=2147483648,
+)
+config.blob.__dict__.update(
+    hiwat=134217728, lowat=100663296, max_disk_usage=1073741824, max_mem_usage=268435456,
+    noswap_max=16384, temp_directory="/var/lib/zorp/tmp/",
+)
+config.dirs.__dict__.update(
+    libdir="/usr/lib/zorp", pidfiledir="/var/run/zorp", sbindir="/usr/sbin", sysconfdir="/etc/zorp",
+)
+config.options.__dict__.update(
+    dscp_prio_mapping={},
+    inbound_service_cache_threshold=1000, outbound_service_cache_threshold=1000,
+    kzorp_enabled=TRUE, language="en",
+    package_suffix="", product_name="Zorp", ssl3_enabled=FALSE,
+    timeout_server_connect=30000, zone_cache_shift_threshold=1000, zone_dispatcher_shift_threshold=1000,
+    session_id_format="7", permit_local_targets=FALSE, proxy_protocol=(),
+)
+del _name
+__all__ = ["FALSE", "TRUE", "ConfigContainer", "addConfigContainer", "audit", "blob", "config", "dirs", "options", "sys"]
