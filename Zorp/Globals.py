@@ -50,3 +50,11 @@ policy_zones_reload_lock = threading.Lock()
 
 threads = None            # Zorp.ProxyGroup installs a simple starter, the runtime its pool
 dispatch_table = None     # Zorp.Bind.DispatchTable
+
+
+def quit_handler(exit_code):
+    """End the instance; the runtime puts its own function here."""
+    raise SystemExit(exit_code)
+
+
+initial_policy_load = True

@@ -1,0 +1,193 @@
+"""Connections as policies see them: named, counted, readable by bytes or by lines.
+
+Theory of operation
+    Stream adds to a SocketStream what policy code uses: a name for logs, the keepalive and
+    nonblocking switches, read(), readline() and write() with the exceptions of the original.
+    Texts are str with one character per byte.  The proxies of this package use recv(), send()
+    and unread() of SocketStream instead; both ways may be mixed, no byte is lost between them.
+
+    readline() works after push_lines(limit): lines end in CRLF or LF and come without it.
+    At end of file pending text is the last line.  A line longer than the limit breaks the
+    reader for good, unless `split` delivers it in pieces; NUL in a line does the same, unless
+    `nul_nonfatal`.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from Zorp import SockAddr
+from Zorp.Log import log
+from Zorp.transport.stream import SocketStream, StreamTimeout
+
+G_IO_STATUS_ERROR = 0
+G_IO_STATUS_NORMAL = 1
+G_IO_STATUS_EOF = 2
+G_IO_STATUS_AGAIN = 3
+
+_NAME_CHARACTERS = 127
+
+__all__ = [
+    "G_IO_STATUS_AGAIN", "G_IO_STATUS_EOF", "G_IO_STATUS_ERROR", "G_IO_STATUS_NORMAL",
+    "Stream", "StreamException", "StreamTimeout", "streamPair",
+]
+
+
+class StreamException(Exception):
+    """read() or readline() failed; args are (status, partial line or None)."""
+
+
+class Stream(SocketStream):
+    """A connection with a name.
+
+    Arguments:
+        fd: a connected socket object, or the number of a descriptor, which is taken over.
+        name: for logs; at most 127 characters are kept.
+    """
+
+    __slots__ = ("_line_limit", "_lines_broken", "_name", "_nonblocking", "nul_nonfatal", "split")
+
+    def __init__(self, fd, name=""):
+        super().__init__(fd if isinstance(fd, socket.socket) else socket.socket(fileno=int(fd)))
+        self._line_limit = 0
+        self._lines_broken = False
+        self._nonblocking = False
+        self.split = 0
+        self.nul_nonfatal = 0
+        self._name = name
+
+    @property
+    def fd(self):
+        """The descriptor's number; -1 after close()."""
+        return self.sock.fileno()
+
+    def __int__(self):
+        return self.sock.fileno()
+
+    @property
+    def name(self):
+        """What logs call this stream."""
+        return self._name
+
+    @name.setter
+    def name(self, value):
+        if not isinstance(value, str):
+            raise TypeError("Stream name is not a string")
+        self._name = value[:_NAME_CHARACTERS]
+
+    def __repr__(self):
+        return self._name
+
+    @property
+    def keepalive(self):
+        """TCP keepalive probes, 0 or 1 (any true value switches them on)."""
+        return self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+
+    @keepalive.setter
+    def keepalive(self, value):
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1 if value else 0)
+
+    @property
+    def nonblocking(self):
+        """1 when read() and readline() never wait."""
+        return int(self._nonblocking)
+
+    @nonblocking.setter
+    def nonblocking(self, value):
+        self._nonblocking = bool(value)
+        os.set_blocking(self.sock.fileno(), not value)
+
+    @property
+    def local_address(self):
+        """Our end as a SockAddr; raises OSError when the connection is gone."""
+        return SockAddr.from_sockaddr(self.sock.family, self.sock.getsockname())
+
+    @property
+    def remote_address(self):
+        """The peer's end as a SockAddr; raises OSError when the connection is gone."""
+        return SockAddr.from_sockaddr(self.sock.family, self.sock.getpeername())
+
+    def read(self, count):
+        """Return 1 to `count` bytes as text; raises StreamException at end of file or failure."""
+        data = self._recv_for_policy(count)
+        if not data:
+            raise StreamException(G_IO_STATUS_EOF, None)
+        return data.decode("latin-1")
+
+    def push_lines(self, limit_bytes):
+        """Put a line reader on the stream: readline() accepts lines up to `limit_bytes`."""
+        self._line_limit = limit_bytes
+
+    def readline(self):
+        """Return one line as text, without its end; raises StreamException."""
+        if self._lines_broken or not self._line_limit:
+            raise StreamException(G_IO_STATUS_ERROR, None)
+        text = b""
+        while (end := text.find(b"\n")) < 0 and len(text) <= self._line_limit + 1:
+            data = self._recv_line_part(text)
+            if not data:
+                return self._last_line(text)
+            text += data
+        if end >= 0 and end <= self._line_limit + 1:
+            self.unread(text[end + 1:])
+            return self._checked(text[:end].removesuffix(b"\r"), text)
+        return self._too_long(text)
+
+    def _recv_line_part(self, text):
+        try:
+            return self._recv_for_policy(self._line_limit + 2)
+        except StreamException as problem:
+            self.unread(text)                       # a later call goes on where this one stopped
+            raise StreamException(problem.args[0], None) from None
+
+    def _last_line(self, text):
+        if not text:
+            raise StreamException(G_IO_STATUS_EOF, None)
+        if len(text) > self._line_limit:
+            return self._too_long(text)
+        return self._checked(text, text)
+
+    def _checked(self, line, buffer):
+        if len(line) > self._line_limit:
+            return self._too_long(buffer)
+        if b"\0" in line and not self.nul_nonfatal:
+            self._lines_broken = True
+            raise StreamException(G_IO_STATUS_ERROR, None)
+        return line.decode("latin-1")
+
+    def _too_long(self, text):
+        if self.split:
+            self.unread(text[self._line_limit:])
+            raise StreamException(G_IO_STATUS_AGAIN, text[:self._line_limit].decode("latin-1"))
+        self._lines_broken = True
+        log(None, "core.error", 3,
+            "Error while fetching line; error='Line too long, buffer=[%s], max_line_length=[%d]'",
+            (text[:self._line_limit].decode("latin-1"), self._line_limit))
+        raise StreamException(G_IO_STATUS_ERROR, None)
+
+    def _recv_for_policy(self, count):
+        try:
+            return self.recv(count)
+        except StreamTimeout:
+            status = G_IO_STATUS_AGAIN if self._nonblocking else G_IO_STATUS_ERROR
+            raise StreamException(status, None) from None
+        except OSError:
+            raise StreamException(G_IO_STATUS_ERROR, None) from None
+
+    def write(self, buf):
+        """Send all of `buf`, text with one character per byte or bytes; raises IOError."""
+        data = buf.encode("latin-1") if isinstance(buf, str) else buf
+        try:
+            self.send(data)
+        except OSError:
+            raise OSError("I/O error writing stream.") from None
+
+
+def streamPair(domain, type, proto=0):
+    """Return two connected streams; raises IOError when the host refuses."""
+    try:
+        a, b = socket.socketpair(domain, type, proto)
+    except OSError:
+        raise OSError("I/O error during socketpair.") from None
+    return Stream(a, "streamPair/A"), Stream(b, "streamPair/B")

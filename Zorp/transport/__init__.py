@@ -1,0 +1,1 @@
+"""Sockets: streams with deadlines, connecting, relaying.  No policy and no log lives here."""
