@@ -1,0 +1,43 @@
+# Two commands do all the set-up on a fresh machine: `make demo` and `make test`.
+# Both build the virtual environment .venv first; nothing outside this directory is changed,
+# except that `make test` installs Debian packages when it runs as root.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+JOBS   ?= 4
+
+.PHONY: demo test check bench soak fuzz attributes clean
+
+demo: $(VENV)/.demo
+	$(BIN)/python doc/demo/demo.py
+
+test: $(VENV)/.test
+	test/debian-packages
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile test
+
+check: $(VENV)/.check
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.test
+	test/debian-packages
+	$(BIN)/python -m bench
+
+soak: $(VENV)/.test
+	test/debian-packages
+	$(BIN)/python -m pytest -m soak --timeout 3600 test
+
+fuzz: $(VENV)/.test
+	$(BIN)/python -m test.fuzz.run --inputs 1000000
+
+clean:
+	rm -rf $(VENV) build *.egg-info
+
+# One stamp per set of packages: a changed pyproject.toml installs again.
+$(VENV)/.demo $(VENV)/.test $(VENV)/.check: $(VENV)/.%: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	touch $@
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV) || { test/debian-packages python3-venv && $(PYTHON) -m venv $(VENV); }

@@ -1,0 +1,66 @@
+"""The servers that are compared: zorp with a policy, HAProxy in TCP mode, aiosmtpd's Proxy handler."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from bench.process import Server, free_port
+
+_HAPROXY = """\
+global
+    nbthread 1
+    maxconn 20000
+defaults
+    mode tcp
+    timeout connect 5s
+    timeout client 600s
+    timeout server 600s
+    option splice-auto
+    option splice-request
+    option splice-response
+listen bench
+    bind 127.0.0.1:{port}
+    server origin 127.0.0.1:{origin}
+"""
+
+_AIOSMTPD = """\
+import asyncio, sys
+from aiosmtpd.handlers import Proxy
+from aiosmtpd.smtp import SMTP
+port, origin = int(sys.argv[1]), int(sys.argv[2])
+async def main():
+    loop = asyncio.get_running_loop()
+    handler = Proxy("127.0.0.1", origin)
+    server = await loop.create_server(lambda: SMTP(handler), "127.0.0.1", port, backlog=1024)
+    await server.serve_forever()
+asyncio.run(main())
+"""
+
+
+def zorp(policy: str, directory: Path, origin_port: int, *options: str) -> Server:
+    """Return a zorp instance with this policy text; it finds its ports as PORT and ORIGIN."""
+    port = free_port()
+    path = directory / "policy.py"
+    path.write_text(f"PORT, ORIGIN = {port}, {origin_port}\n{policy}")
+    os.chmod(path, 0o644)
+    program = shutil.which("zorp", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    command = [program, "--as", "bench", "--policy", str(path), "--foreground", "--no-syslog", "--verbose", "3",
+               "--pidfile", str(directory / "zorp-bench.pid"), *options]
+    return Server("zorp", command, port, log=directory / "zorp.log")
+
+
+def haproxy(directory: Path, origin_port: int) -> Server:
+    """Return HAProxy in TCP mode on one thread, splicing where it can."""
+    port = free_port()
+    configuration = directory / "haproxy.cfg"
+    configuration.write_text(_HAPROXY.format(port=port, origin=origin_port))
+    return Server("haproxy", ["haproxy", "-db", "-f", str(configuration)], port)
+
+
+def aiosmtpd_proxy(origin_port: int) -> Server:
+    """Return aiosmtpd with its Proxy handler: the same job, an inspected SMTP relay, in Python."""
+    port = free_port()
+    return Server("aiosmtpd Proxy", [sys.executable, "-c", _AIOSMTPD, str(port), str(origin_port)], port)
