@@ -7,6 +7,9 @@ Theory of operation
     and unread() of SocketStream instead; both ways may be mixed, no byte is lost between them.
 
     readline() works after push_lines(limit): lines end in CRLF or LF and come without it.
+    Closing writes one accounting line under the stream's name: seconds since the stream was
+    made, bytes sent to and received from this peer.
+
     At end of file pending text is the last line.  A line longer than the limit breaks the
     reader for good, unless `split` delivers it in pieces; NUL in a line does the same, unless
     `nul_nonfatal`.
@@ -16,9 +19,10 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 
 from Zorp import SockAddr
-from Zorp.Log import log
+from Zorp.Log import enabled, log
 from Zorp.transport.stream import SocketStream, StreamTimeout
 
 G_IO_STATUS_ERROR = 0
@@ -46,10 +50,11 @@ class Stream(SocketStream):
         name: for logs; at most 127 characters are kept.
     """
 
-    __slots__ = ("_line_limit", "_lines_broken", "_name", "_nonblocking", "nul_nonfatal", "split")
+    __slots__ = ("_created", "_line_limit", "_lines_broken", "_name", "_nonblocking", "nul_nonfatal", "split")
 
     def __init__(self, fd, name=""):
         super().__init__(fd if isinstance(fd, socket.socket) else socket.socket(fileno=int(fd)))
+        self._created = time.monotonic()
         self._line_limit = 0
         self._lines_broken = False
         self._nonblocking = False
@@ -107,6 +112,33 @@ class Stream(SocketStream):
     def remote_address(self):
         """The peer's end as a SockAddr; raises OSError when the connection is gone."""
         return SockAddr.from_sockaddr(self.sock.family, self.sock.getpeername())
+
+    def shutdown(self, how):
+        """Half-close as socket.shutdown() does; a connection that is gone already is no error."""
+        if enabled("core.debug", 6):
+            log(self._name, "core.debug", 6, "Shutdown channel; fd='%d', mode='%d'", (self.fd, how))
+        super().shutdown(how)
+
+    def close(self):
+        """Close and account; a second call does nothing."""
+        if self.fd < 0:
+            return
+        if enabled("core.debug", 6):
+            log(self._name, "core.debug", 6, "Closing stream; type='ZStreamFD'")
+        super().close()
+        self._account()
+
+    def reset(self):
+        """Close with a TCP reset instead of an orderly end, and account."""
+        if self.fd >= 0:
+            super().reset()
+            self._account()
+
+    def _account(self):
+        if enabled("core.accounting", 4):
+            log(self._name, "core.accounting", 4,
+                "accounting info; type='ZStreamFD', duration='%d', sent='%d', received='%d'",
+                (time.monotonic() - self._created, self.bytes_sent, self.bytes_recvd))
 
     def read(self, count):
         """Return 1 to `count` bytes as text; raises StreamException at end of file or failure."""
