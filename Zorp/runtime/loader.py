@@ -1,0 +1,211 @@
+"""From a policy file to a running policy, or to `file:line: what is wrong, what to write instead`.
+
+Theory of operation
+    A worker loads one policy in its life, right after its fork, before any other thread exists;
+    the fork gives the fresh interpreter state that each load needs.  The file runs as the module
+    __main__, then its init() is called, usually the one of Zorp.Zorp, which calls the function
+    of each instance name.
+
+    Helper modules are found in the directory of the policy first, then in /etc/zorp, then where
+    Python finds its own.  No byte code is written there.
+
+    Whatever goes wrong ends in LoadFailed with one Complaint for the administrator: the place is
+    the innermost frame that belongs to the policy (the file or a helper beside it), the text is
+    what the exception says.  The steps towards it are kept as traceback lines for the log.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import os
+import sys
+import threading
+import traceback
+import types
+
+from Zorp.Exceptions import PolicyError
+from Zorp.Log import log
+
+SYSTEM_POLICY_DIR = "/etc/zorp"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Complaint:
+    """Why a policy cannot be used."""
+
+    text: str                        # file:line: what is wrong, what to write instead
+    traceback: tuple[str, ...] = ()  # empty when the text says it all
+
+
+class LoadFailed(Exception):
+    """The policy cannot be used; `complaint` says why, None when that is in the log already."""
+
+    def __init__(self, complaint: Complaint | None) -> None:
+        super().__init__(complaint.text if complaint else "the reason is in the log")
+        self.complaint = complaint
+
+
+class InstanceNames(list):
+    """The names for an init() with one argument, which may expect a list or one string."""
+
+    def __eq__(self, other):
+        return self[0] == other if isinstance(other, str) else list.__eq__(self, other)
+
+    def __ne__(self, other):
+        return not self == other
+
+    def __str__(self):
+        return self[0]
+
+    __hash__ = None
+
+
+class Loader:
+    """Loads one policy file into this process; for the main thread."""
+
+    def __init__(self, path: str, names: list[str], virtual_name: str, is_master: bool) -> None:
+        self._path = path
+        self._names = names
+        self._virtual_name = virtual_name
+        self._is_master = int(is_master)
+        self._directories = tuple(dict.fromkeys((os.path.dirname(path), SYSTEM_POLICY_DIR)))
+        self._main: types.ModuleType | None = None
+
+    def load(self) -> None:
+        """Run the file and its init().  Raises LoadFailed."""
+        source = self._read()
+        self._prepare_interpreter()
+        self._execute(source)
+        self._initialise()
+        if threading.active_count() > 1:
+            self._fail(PolicyError(
+                "The policy started a thread while it was loaded",
+                remedy="start threads from a proxy, or not at all: loading must end where it began"))
+
+    def call_if_defined(self, function: str, *arguments) -> None:
+        """Call deinit() or cleanup() of the policy with as many arguments as it takes; log what it raises."""
+        found = getattr(self._main, function, None)
+        if found is None:
+            return
+        try:
+            found(*arguments[:_positional_count(found, len(arguments))])
+        except Exception as problem:
+            for line in _policy_traceback(problem):
+                log(None, "core.error", 0, "Traceback: %s", (line,))
+
+    def _read(self) -> str:
+        try:
+            with open(self._path, "rb") as file:
+                data = file.read()
+        except OSError as problem:
+            log(None, "core.error", 0, "Error opening policy file; filename='%s'", (self._path,))
+            raise LoadFailed(Complaint(f"{self._path}:0: cannot be read, {problem.strerror}; "
+                                       "make it readable for the user that zorp runs as")) from problem
+        try:
+            return data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            return data.decode("latin-1")
+
+    def _prepare_interpreter(self) -> None:
+        sys.dont_write_bytecode = True
+        sys.argv = [""]
+        sys.path[:0] = [directory for directory in self._directories if directory not in sys.path]
+        main = types.ModuleType("__main__")
+        main.__file__ = self._path
+        main.__builtins__ = __builtins__
+        sys.modules["__main__"] = self._main = main
+
+    def _execute(self, source: str) -> None:
+        try:
+            exec(compile(source, self._path, "exec", dont_inherit=True), self._main.__dict__)
+        except BaseException as problem:
+            log(None, "core.error", 0, "Error parsing policy file; filename='%s'", (self._path,))
+            log(None, "core.error", 0, "Error booting & parsing policy;")
+            self._fail(problem)
+
+    def _initialise(self) -> None:
+        init = getattr(self._main, "init", None)
+        try:
+            own = init is not None
+            if init is None:
+                from_core = sys.modules.get("Zorp.Zorp") or __import__("Zorp.Zorp", fromlist=["init"])
+                init = from_core.init
+            result = self._call_init(init, own)
+        except BaseException as problem:
+            log(None, "core.error", 0, "Error initializing policy;")
+            self._fail(problem)
+        if not isinstance(result, int) or not result:
+            log(None, "core.error", 0, "Error initializing policy;")
+            raise LoadFailed(None)
+
+    def _call_init(self, init, own: bool):
+        count = _positional_count(init, 3)
+        if count == 1:
+            result = init(InstanceNames(self._names))
+            return 1 if own and result is None else result
+        return init(*(self._names, self._virtual_name, self._is_master)[:count])
+
+    def _fail(self, problem: BaseException):
+        raise LoadFailed(self.explain(problem)) from problem
+
+    def explain(self, problem: BaseException) -> Complaint:
+        """Return the complaint for an exception that escaped from the policy."""
+        place = self._place_of(problem)
+        if isinstance(problem, PolicyError):
+            return Complaint(f"{place}: {problem}")
+        if isinstance(problem, SyntaxError):
+            return Complaint(f"{place}: {problem.msg}; correct this line, the file must be Python 3",
+                             tuple(traceback.format_exception_only(problem)))
+        text = str(problem) or "no further text"
+        return Complaint(f"{place}: {type(problem).__name__}: {text}; {_remedy(problem)}",
+                         tuple(_policy_traceback(problem)))
+
+    def _place_of(self, problem: BaseException) -> str:
+        if isinstance(problem, SyntaxError) and problem.filename and self._is_policy_file(problem.filename):
+            return f"{problem.filename}:{problem.lineno}"
+        place = f"{self._path}:0"
+        for frame, line in traceback.walk_tb(problem.__traceback__):
+            if self._is_policy_file(frame.f_code.co_filename):
+                place = f"{frame.f_code.co_filename}:{line}"
+        return place
+
+    def _is_policy_file(self, filename: str) -> bool:
+        if filename == self._path:
+            return True
+        if filename.startswith(_OWN_PACKAGE):
+            return False
+        return any(os.path.dirname(filename) == directory for directory in self._directories)
+
+
+_OWN_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+
+
+def _remedy(problem: BaseException) -> str:
+    if isinstance(problem, NameError):
+        return "define the name before this line, or import the module that has it"
+    if isinstance(problem, ImportError):
+        return "put the module beside the policy, or take the import out"
+    if isinstance(problem, TypeError):
+        return "compare the arguments with the manual of this class or function"
+    return "correct what this line does"
+
+
+def _positional_count(function, most: int) -> int:
+    """How many of `most` positional arguments the function takes."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return most
+    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
+        return most
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return min(most, sum(parameter.kind in kinds for parameter in parameters))
+
+
+def _policy_traceback(problem: BaseException) -> list[str]:
+    """The traceback from the policy on, without the frames of the loader, a line each."""
+    steps = traceback.TracebackException.from_exception(problem)
+    steps.stack = traceback.StackSummary.from_list(
+        [step for step in steps.stack if step.filename != os.path.abspath(__file__)])
+    return [line for text in steps.format() for line in text.rstrip("\n").split("\n")]

@@ -1,0 +1,54 @@
+"""Deadlines of a loop: call something once, later.
+
+A loop asks timeout() how long it may sleep and calls run_due() after each sleep.  The clock is
+an argument, so that tests move it.  One thread only.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import time
+from collections.abc import Callable
+
+
+class Timer:
+    """One call to come; cancel() takes it back."""
+
+    __slots__ = ("callback", "due_s")
+
+    def __init__(self, due_s: float, callback: Callable[[], None]) -> None:
+        self.due_s = due_s
+        self.callback: Callable[[], None] | None = callback
+
+    def cancel(self) -> None:
+        self.callback = None
+
+
+class Timers:
+    """The pending calls of one loop."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._heap: list[tuple[float, int, Timer]] = []
+        self._order = itertools.count()
+
+    def after(self, delay_s: float, callback: Callable[[], None]) -> Timer:
+        """Call back once, delay_s seconds from now."""
+        timer = Timer(self._clock() + delay_s, callback)
+        heapq.heappush(self._heap, (timer.due_s, next(self._order), timer))
+        return timer
+
+    def timeout(self) -> float | None:
+        """Seconds until the next call is due, 0 when one is, None when there is none."""
+        while self._heap and self._heap[0][2].callback is None:
+            heapq.heappop(self._heap)
+        return max(0.0, self._heap[0][0] - self._clock()) if self._heap else None
+
+    def run_due(self) -> None:
+        """Run the calls whose time has come."""
+        now = self._clock()
+        while self._heap and self._heap[0][0] <= now:
+            callback = heapq.heappop(self._heap)[2].callback
+            if callback is not None:
+                callback()
