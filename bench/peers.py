@@ -48,7 +48,7 @@ def zorp(policy: str, directory: Path, origin_port: int, *options: str) -> Serve
     os.chmod(path, 0o644)
     program = shutil.which("zorp", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     command = [program, "--as", "bench", "--policy", str(path), "--foreground", "--no-syslog", "--verbose", "3",
-               "--pidfile", str(directory / "zorp-bench.pid"), *options]
+               "--pid-dir", str(directory), *options]
     return Server("zorp", command, port, log=directory / "zorp.log")
 
 

@@ -50,7 +50,7 @@ class Firewall:
         zorp = shutil.which("zorp", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
         environment = dict(os.environ, DEMO_CLIENT_PORT=str(client_port), DEMO_ORIGIN_PORT=str(origin_port))
         self.command = [zorp, "--as", "demo", "--policy", str(HERE / "policy.py"), "--foreground", "--no-syslog",
-                        "--verbose", "4", "--pidfile", f"{directory}/zorp-demo.pid"]
+                        "--verbose", "4", "--pid-dir", directory]
         self.lines: list[str] = []
         self.process = subprocess.Popen(self.command, stderr=subprocess.PIPE, text=True, env=environment)
         threading.Thread(target=self._read, daemon=True).start()
