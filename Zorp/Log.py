@@ -1,37 +1,239 @@
-"""One line of log: filter, format once, hand to the sink."""
+"""log(): filter by tag and level, format once, escape once, hand over to the sink.
+
+    core.session(3): (svc/intra/office_http:17): Starting proxy instance; client_fd='23', ...
+    tag      level   session id                  fixed text; then key='value' pairs
+
+Theory of operation
+    A message is written when its level is at most the effective verbosity of its tag: the
+    number of the first item of the log spec that matches the tag, else the global verbosity.
+    The answer is kept per tag, so the usual refusal is one dictionary look-up, and arguments are
+    neither formatted nor even looked at before it.
+
+    What passes goes to `sink(tag, level, session, text)`.  The runtime installs one that writes
+    to the system log or to stderr (Zorp.runtime.logsinks); without it lines go to sys.stderr.
+    A change of the settings replaces one immutable Filter; no lock is needed.
+
+Guarantees, because logs are evidence
+    One call is one record: control characters are written as <XX>, wherever they come from.
+    Nothing that a peer sends can forge a field: `'` in an argument is written as <27> when the
+    text quotes its arguments, and an argument longer than VALUE_BYTES is cut with a mark, so
+    that the rest of the line survives.  Bytes of text (one character per byte) that are valid
+    UTF-8 are written as such, others as <XX>.
+    log() never raises; a text that does not fit its arguments is reported and written raw.
+"""
 
 from __future__ import annotations
 
+import codecs
+import re
 import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 
-verbosity = 3
+DEFAULT_VERBOSITY = 3
+DEFAULT_SPEC = "*.summary:4,*.accounting:4"
+VALUE_BYTES = 2048
+_CUT_MARK = "…(cut)"
+_MAX_KNOWN_TAGS = 1000           # policies may invent tags; the look-up table must not grow for ever
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_OVER_7F = re.compile(r"[^\x00-\x7f]")
+_ITEM = re.compile(r"[ ,]*([A-Za-z0-9.*]+):\s*(\d*)[^,]*")
 
 
-def enabled(tag, level):
+class BadLogSpec(ValueError):
+    """The log spec cannot be read; `str()` says why."""
+
+
+class Filter:
+    """Verbosity and log spec: what is written.  Replaced as a whole, never changed."""
+
+    __slots__ = ("_items", "levels", "spec", "verbosity")
+
+    def __init__(self, verbosity: int, spec: str) -> None:
+        """Raises BadLogSpec; the verbosity is taken as it is."""
+        self.verbosity = verbosity
+        self.spec = spec
+        self._items = parse_spec(spec)
+        self.levels: dict[str, int] = {}
+
+    def effective(self, tag: str) -> int:
+        """The verbosity that holds for this tag."""
+        parts = tag.split(".")
+        found = next((level for pattern, level in self._items if _covers(pattern, parts)), self.verbosity)
+        if len(self.levels) < _MAX_KNOWN_TAGS:
+            self.levels[tag] = found
+        return found
+
+    def shadowed_items(self) -> list[str]:
+        """The items of the spec that can never decide, because an earlier one matches all they match."""
+        return [".".join(pattern) for index, (pattern, _level) in enumerate(self._items)
+                if any(_covers(earlier, pattern) for earlier, _level in self._items[:index])]
+
+
+def parse_spec(text: str) -> tuple[tuple[tuple[str, ...], int], ...]:
+    """Return the items of a log spec, (parts of the pattern, level), in order.  Raises BadLogSpec."""
+    items = []
+    position = 0
+    while position < len(text) or (not items and text):
+        found = _ITEM.match(text, position)
+        if found is None:
+            raise BadLogSpec(f"pattern:number expected at '{text[position:]}'")
+        items.append((tuple(found[1].split(".")), int(found[2] or 0)))
+        position = found.end()
+        if text[position:position + 1] == ",":
+            position += 1
+            if position == len(text):
+                raise BadLogSpec("an item is missing after the last comma")
+    return tuple(items)
+
+
+def _covers(pattern, parts) -> bool:
+    """A shorter pattern is a prefix; a part `*` is any one part."""
+    return len(pattern) <= len(parts) and all(
+        want in ("*", have) for want, have in zip(pattern, parts, strict=False))
+
+
+Sink = Callable[[str, int, str | None, str], None]
+
+
+def _plain_sink(tag: str, level: int, session: str | None, text: str) -> None:
+    sys.stderr.write(f"{time.strftime('%b %d %H:%M:%S')} {line_of(tag, level, session, text)}\n")
+
+
+def line_of(tag: str, level: int, session: str | None, text: str) -> str:
+    """A record without date and program: `tag(level): (session): text`."""
+    if session is None:
+        return f"{tag}({level}): {text}"
+    return f"{tag}({level}): ({session}): {text}"
+
+
+_filter = Filter(DEFAULT_VERBOSITY, DEFAULT_SPEC)
+_sink: Sink = _plain_sink
+_throttle: Callable[[str, str], bool] | None = None      # (tag, text) -> may this one be written
+_escape_high = False
+show_secrets = False             # --log-secrets; who logs attributes and headers looks here
+
+
+def configure(*, sink: Sink | None = None, throttle: Callable[[str, str], bool] | None = None,
+              escape_high: bool = False, secrets: bool = False) -> None:
+    """Install what the command line asks for; called before there are threads."""
+    global _sink, _throttle, _escape_high, show_secrets
+    _sink = sink or _plain_sink
+    _throttle = throttle
+    _escape_high = escape_high
+    show_secrets = secrets
+
+
+def current_filter() -> Filter:
+    """The verbosity and spec in force."""
+    return _filter
+
+
+def set_filter(new: Filter) -> None:
+    """Put another verbosity and spec in force, for all threads from their next message on."""
+    global _filter
+    _filter = new
+
+
+def enabled(tag: str, level: int) -> bool:
     """True when a message of this tag and level would be written."""
-    return level <= verbosity
+    present = _filter
+    known = present.levels.get(tag)
+    return level <= (present.effective(tag) if known is None else known)
 
 
-def _write(line):
-    sys.stderr.write(line)
+def log(sessionid, logclass, verbosity, msg=None, args=None) -> None:
+    """Write a message; log(tag, level, text) without session id is accepted too.
+
+    sessionid: None or "" means the name of the thread.  args: a tuple, a mapping or one value
+    for `%` in msg; None: msg is written as it is.  Never raises.
+    """
+    try:
+        if msg is None:
+            sessionid, logclass, verbosity, msg = None, sessionid, logclass, verbosity
+        if not enabled(logclass, verbosity):
+            return
+        if _throttle is not None and not _throttle(logclass, msg):
+            return
+        session = sessionid or thread_session()
+        _sink(logclass, verbosity, _clean(session), _clean(_formatted(msg, args)))
+    except Exception as problem:
+        _report_bad_call(sessionid, msg, problem)
 
 
-def log(sessionid, logclass, verbosity, msg=None, args=None):
-    """Write a message; log(tag, level, text) without session id is accepted too."""
-    if msg is None:
-        sessionid, logclass, verbosity, msg = None, sessionid, logclass, verbosity
-    if not enabled(logclass, verbosity):
-        return
-    if args is not None:
-        msg = msg % args
-    session = sessionid or threading.current_thread().name
-    _write(f"{time.strftime('%b %d %H:%M:%S')} {logclass}({verbosity}): ({session}): {msg}\n")
+def log_always(tag: str, level: int, text: str) -> None:
+    """Write a message without session part at any verbosity: the last words of an instance."""
+    _sink(tag, level, None, _clean(text))
 
 
-def log_exception(session_id=None):
+def log_exception(session_id: str | None = None, level: int = 2) -> None:
     """Write the traceback of the exception being handled, a line each."""
-    for line in traceback.format_exc().splitlines():
-        log(session_id, "core.error", 2, "Traceback: %s", (line,))
+    if enabled("core.error", level):
+        for line in traceback.format_exc().splitlines():
+            log(session_id, "core.error", level, "Traceback: %s", (line,))
+
+
+def thread_session() -> str:
+    """The session id of messages that name none: the thread's name, `nosession` for the main thread."""
+    name = threading.current_thread().name
+    return "nosession" if name == "MainThread" else name
+
+
+def _report_bad_call(sessionid, msg, problem: Exception) -> None:
+    session = str(sessionid or thread_session())
+    _sink("core.error", 3, _clean(session),
+          _clean(f"Unable to format log message; error='{_value(str(problem), quoted=True)}'"))
+    _sink("core.error", 3, _clean(session), _clean(_formatted("%s", (str(msg),))))
+
+
+def _formatted(msg: str, args) -> str:
+    if not msg.isascii():
+        msg = _readable(msg)
+    if args is None:
+        return msg
+    quoted = "'" in msg
+    if type(args) is tuple:
+        return msg % tuple([_value(arg, quoted) for arg in args])
+    if isinstance(args, dict):
+        return msg % {key: _value(arg, quoted) for key, arg in args.items()}
+    return msg % (_value(args, quoted),)
+
+
+def _value(arg, quoted: bool):
+    """An argument as it may be written; numbers stay numbers for %d."""
+    kind = type(arg)
+    if kind is int:
+        return arg
+    if kind is not str:
+        if isinstance(arg, (int, float)):
+            return arg
+        arg = arg.decode("latin-1") if isinstance(arg, (bytes, bytearray)) else str(arg)
+    if len(arg) > VALUE_BYTES:
+        arg = arg[:VALUE_BYTES] + _CUT_MARK if arg.isascii() else _readable(arg[:VALUE_BYTES]) + _CUT_MARK
+    elif not arg.isascii():
+        arg = _readable(arg)
+    if quoted and "'" in arg:
+        arg = arg.replace("'", "<27>")
+    return arg
+
+
+def _readable(text: str) -> str:
+    """Bytes of text as the UTF-8 they are, <XX> for what is not; text beyond bytes as it is."""
+    try:
+        return text.encode("latin-1").decode("utf-8", "zorp-hex")
+    except UnicodeEncodeError:
+        return text
+
+
+def _clean(text: str) -> str:
+    if _escape_high and not text.isascii():
+        text = _OVER_7F.sub(lambda found: "".join(
+            f"<{byte:02X}>" for byte in found[0].encode("utf-8", "backslashreplace")), text)
+    return text if text.isprintable() else _CONTROL.sub(lambda found: f"<{ord(found[0]):02X}>", text)
+
+
+codecs.register_error("zorp-hex", lambda problem: (
+    "".join(f"<{byte:02X}>" for byte in problem.object[problem.start:problem.end]), problem.end))

@@ -16,6 +16,7 @@ import Zorp
 from Zorp import Log
 from Zorp.Log import log
 from Zorp.runtime import options as command_line
+from Zorp.runtime.logsetup import LogSetup
 from Zorp.runtime.master import Master, Slot
 from Zorp.runtime.options import Options, UsageError
 from Zorp.runtime.pidfile import AlreadyRunning, PidFile
@@ -61,7 +62,11 @@ def _run(options: Options) -> int:
         print(f"{options.instance}: Cannot write the pid directory, create it or give --pid-dir; "
               f"file='{problem.filename}', error='{problem.strerror}'", file=sys.stderr)
         return EXIT_SETUP
-    Log.verbosity = options.verbosity
+    try:
+        LogSetup(options)
+    except Log.BadLogSpec:
+        print(f"{options.instance}: Error initializing logging subsystem", file=sys.stderr)
+        return EXIT_SETUP
     major = Zorp.__version__.partition(".")[0]
     log(None, "core.debug", 0, "Starting up; verbose_level='%d', version='%s', startup_id='%d'",
         (options.verbosity, f"{major} ({Zorp.__version__})", int(time.time())))

@@ -42,6 +42,7 @@ from Zorp.runtime.acceptor import Acceptor
 from Zorp.runtime.binding import listen_specs
 from Zorp.runtime.channel import Channel, ChannelClosed, Message
 from Zorp.runtime.loader import Loader, LoadFailed
+from Zorp.runtime.logsetup import change_verbosity
 from Zorp.runtime.options import Options
 from Zorp.runtime.signals import SignalPipe
 from Zorp.runtime.threads import PoolLimits, ThreadPool
@@ -205,7 +206,7 @@ class Worker:
         self._channel.send("pong")
 
     def _on_verbosity(self, message: Message) -> None:
-        self._change_verbosity(message["change"])
+        self._shift_verbosity(message["change"])
 
     # ---- the end
 
@@ -236,19 +237,15 @@ class Worker:
     def _take_signals(self) -> None:
         for number in self._signals.arrived():
             if number == signal.SIGUSR1:
-                self._change_verbosity(1)
+                self._shift_verbosity(1)
             elif number == signal.SIGUSR2:
-                self._change_verbosity(-1)
+                self._shift_verbosity(-1)
             elif number == signal.SIGHUP:
                 self._channel.send("order", what="reload")
             else:
                 self._terms += 1
                 self._channel.send("order", what="stop", urgent=self._terms > 1)
 
-    def _change_verbosity(self, change: int) -> None:
-        level = min(max(Log.verbosity + change, 0), 10)
-        if level != Log.verbosity:
-            Log.verbosity = level
-            log(None, "core.info", 0, "Changing verbosity level; verbose_level='%d'", (level,))
-
-
+    @staticmethod
+    def _shift_verbosity(change: int) -> None:
+        change_verbosity(Log.current_filter().verbosity + change)

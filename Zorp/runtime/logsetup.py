@@ -1,0 +1,60 @@
+"""Set up the log of a process as the command line asks."""
+
+from __future__ import annotations
+
+from Zorp import Log
+from Zorp.runtime.logsinks import Formatter, StderrSink, SyslogSink, Throttle
+from Zorp.runtime.options import Options
+
+
+class LogSetup:
+    """The sink of this process and what belongs to it."""
+
+    def __init__(self, options: Options) -> None:
+        """Install sink, spec and verbosity.  Raises Zorp.Log.BadLogSpec."""
+        formatter = Formatter(options.log_format, options.instance, severity=options.log_severity)
+        self.sink = SyslogSink(formatter, options.log_socket) if options.syslog else StderrSink(formatter)
+        self.throttle = Throttle(options.log_rate) if options.log_rate else None
+        Log.configure(sink=self.sink, throttle=self.throttle, escape_high=options.log_escape,
+                      secrets=options.log_secrets)
+        Log.set_filter(Log.Filter(options.verbosity, options.log_spec))
+
+    def after_fork(self) -> None:
+        """Give this process a connection of its own."""
+        if isinstance(self.sink, SyslogSink):
+            self.sink.reopen()
+
+    def tick(self) -> None:
+        """Report what was held back; called every few seconds."""
+        held = self.throttle.take_held() if self.throttle is not None else 0
+        if held:
+            self.sink("core.error", 1, "nosession", f"Log messages suppressed; count='{held}'")
+
+
+def change_verbosity(level: int) -> int:
+    """Set the verbosity, 0 to 10; log the change if it is one; return the level in force."""
+    level = min(max(level, 0), 10)
+    present = Log.current_filter()
+    if level != present.verbosity:
+        Log.set_filter(Log.Filter(level, present.spec))
+        Log.log(None, "core.info", 0, "Changing verbosity level; verbose_level='%d'", (level,))
+    return level
+
+
+def change_spec(spec: str) -> bool:
+    """Set the log spec; False, and the old one stays, when it cannot be read."""
+    present = Log.current_filter()
+    try:
+        Log.set_filter(Log.Filter(present.verbosity, spec))
+    except Log.BadLogSpec:
+        Log.log(None, "core.error", 0, "Invalid logspec, reverting to old logspec; new_logspec='%s'", (spec,))
+        return False
+    Log.log(None, "core.info", 0, "Changing logspec; verbose_level='%d', logspec='%s'", (present.verbosity, spec))
+    warn_about_shadowed_items()
+    return True
+
+
+def warn_about_shadowed_items() -> None:
+    """Say which items of the log spec can never decide: the first match wins."""
+    for item in Log.current_filter().shadowed_items():
+        Log.log(None, "core.error", 2, "Log spec item is shadowed by an earlier one; item='%s'", (item,))

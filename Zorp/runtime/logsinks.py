@@ -1,0 +1,313 @@
+"""Where log lines go: the system log, or standard error; never a reason to wait.
+
+Theory of operation
+    A sink formats a record into one packet and writes it without blocking.  What cannot be
+    written now waits in a bounded line, in order; what does not fit into the line is counted,
+    and the count is written as soon as there is room again.  The loop of the process calls
+    flush() while `waiting` is true; on_backlog tells it that this has begun.
+
+    The system log is tried as a stream socket first, then as a datagram socket, and opened
+    again when it went away; while it is away, lines wait.  Standard error is polled before it
+    is written when it is a pipe or a socket, because its blocking mode belongs to others.
+
+    A record is written in one of three forms: classic (the form of the original), rfc5424, json.
+
+Threads
+    Any thread may log.  _line_lock guards the waiting line and the socket; with nothing waiting a
+    datagram goes out without it.
+"""
+
+from __future__ import annotations
+
+import abc
+import collections
+import json
+import os
+import re
+import select
+import socket
+import stat
+import threading
+import time
+from collections.abc import Callable
+
+from Zorp.Log import line_of
+
+PACKET_BYTES = 8191              # what receivers of the original were built for
+MAX_WAITING_BYTES = 4 << 20
+_RETRY_S = 1.0                   # between attempts to reach a system log that is away
+_STDERR_POLL_BYTES = 4096        # what a pipe that polls writable takes without blocking
+_FACILITY_LOCAL6 = 22
+_FACILITY_DAEMON = 3
+_CRIT = 2
+_INFO = 6
+_FIELD = re.compile(r"([A-Za-z0-9_]+)='([^']*)'")
+
+
+def severity_of(tag: str, level: int) -> int:
+    """The syslog severity for --log-severity."""
+    if level == 1:
+        return 3 if tag.endswith(".error") else 4
+    for highest, severity in ((0, 3), (2, 4), (3, 5), (5, 6)):
+        if level <= highest:
+            return severity
+    return 7
+
+
+class _Clock:
+    """The date in front of a line, made once per second."""
+
+    def __init__(self, form: str) -> None:
+        self._form = form
+        self._made: tuple[int, str] = (-1, "")
+
+    def __call__(self) -> str:
+        now = int(time.time())
+        second, text = self._made
+        if second != now:
+            text = time.strftime(self._form, time.localtime(now))
+            self._made = (now, text)
+        return text
+
+
+class Formatter:
+    """From a record to the text of one packet."""
+
+    def __init__(self, form: str, instance: str, *, severity: bool = False) -> None:
+        """form: classic, rfc5424 or json."""
+        self._instance = instance
+        self._severity = severity
+        self._host = socket.gethostname() or "-"
+        self._syslog_date = _Clock("%b %e %H:%M:%S")
+        self._plain_date = _Clock("%b %d %H:%M:%S")
+        self._text_of = getattr(self, f"_{form}")
+        self.classic = form == "classic"
+
+    def syslog(self, tag: str, level: int, session: str | None, text: str) -> str:
+        """The packet for the system log."""
+        priority = _FACILITY_LOCAL6 * 8 + (severity_of(tag, level) if self._severity else _INFO)
+        if self.classic:
+            return (f"<{priority}>{self._syslog_date()} zorp/{self._instance}[{os.getpid()}]: "
+                    f"{line_of(tag, level, session, text)}")
+        if self._text_of == self._json:
+            return (f"<{priority}>{self._syslog_date()} zorp/{self._instance}[{os.getpid()}]: "
+                    f"{self._json(tag, level, session, text)}")
+        return f"<{priority}>{self._rfc5424(tag, level, session, text)}"
+
+    def plain(self, tag: str, level: int, session: str | None, text: str) -> str:
+        """The line for standard error."""
+        return self._text_of(tag, level, session, text)
+
+    def _classic(self, tag, level, session, text) -> str:
+        return f"{self._plain_date()} {line_of(tag, level, session, text)}"
+
+    def _rfc5424(self, tag, level, session, text) -> str:
+        shown = (session or "-").replace("\\", "\\\\").replace('"', '\\"').replace("]", "\\]")
+        return (f"1 {_iso_time()} {self._host} zorp/{self._instance} {os.getpid()} {tag} "
+                f'[zorp@32473 level="{level}" session="{shown}"] {text}')
+
+    def _json(self, tag, level, session, text) -> str:
+        message = text.partition(";")[0]
+        return json.dumps({
+            "time": _iso_time(), "host": self._host, "instance": self._instance, "pid": os.getpid(), "tag": tag,
+            "level": level, "session": session, "message": message, "fields": dict(_FIELD.findall(text)),
+            "text": text}, ensure_ascii=False)
+
+
+def _iso_time() -> str:
+    now = time.time()
+    zone = time.strftime("%z", time.localtime(now))
+    moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(now))
+    return f"{moment}.{int(now % 1 * 1_000_000):06d}{zone[:3]}:{zone[3:]}"
+
+
+class _Sink(abc.ABC):
+    """What both sinks share: the waiting line and the count of what did not fit."""
+
+    on_backlog: Callable[[], None] | None = None
+
+    def __init__(self, formatter: Formatter) -> None:
+        self._formatter = formatter
+        self._line_lock = threading.Lock()
+        self._line: collections.deque[bytes] = collections.deque()
+        self._line_bytes = 0
+        self._dropped = 0
+
+    @property
+    def waiting(self) -> bool:
+        """True while flush() has something to do."""
+        return bool(self._line or self._dropped)
+
+    @abc.abstractmethod
+    def __call__(self, tag: str, level: int, session: str | None, text: str) -> None:
+        """Write one record; what Zorp.Log calls."""
+
+    @abc.abstractmethod
+    def _write(self, packet: bytes) -> int:
+        """Write without blocking; return the bytes taken, 0 when none can be taken now."""
+
+    def _send(self, packet: bytes) -> None:
+        with self._line_lock:
+            first = not self._line
+            if first:
+                taken = self._write(packet)
+                if taken == len(packet):
+                    return
+                packet = packet[taken:]
+            if self._line_bytes + len(packet) > MAX_WAITING_BYTES:
+                self._dropped += 1
+            else:
+                self._line.append(packet)
+                self._line_bytes += len(packet)
+        if first and self.on_backlog is not None:
+            self.on_backlog()
+
+    def flush(self) -> bool:
+        """Write what waits; True when nothing waits any more."""
+        with self._line_lock:
+            while self._line:
+                taken = self._write(self._line[0])
+                self._line_bytes -= taken
+                if taken < len(self._line[0]):
+                    self._line[0] = self._line[0][taken:]
+                    return False
+                self._line.popleft()
+            dropped, self._dropped = self._dropped, 0
+        if dropped:
+            self("core.error", 1, "nosession", f"Log messages dropped; count='{dropped}'")
+        return not self._line
+
+
+class StderrSink(_Sink):
+    """Lines to a descriptor, standard error usually."""
+
+    def __init__(self, formatter: Formatter, descriptor: int = 2) -> None:
+        super().__init__(formatter)
+        self._descriptor = descriptor
+        self._poller = None
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
+            self._poller = select.poll()
+            self._poller.register(descriptor, select.POLLOUT)
+
+    def __call__(self, tag: str, level: int, session: str | None, text: str) -> None:
+        line = self._formatter.plain(tag, level, session, text)
+        self._send((line + "\n").encode("utf-8", "backslashreplace"))
+
+    def _write(self, packet: bytes) -> int:
+        taken = 0
+        try:
+            while taken < len(packet) and (self._poller is None or self._poller.poll(0)):
+                part = packet[taken:taken + _STDERR_POLL_BYTES] if self._poller is not None else packet[taken:]
+                taken += os.write(self._descriptor, part)
+        except BlockingIOError:
+            return taken
+        except OSError:                  # nobody reads any more: there is nowhere left to complain
+            return len(packet)
+        return taken
+
+
+class SyslogSink(_Sink):
+    """Packets to the system log."""
+
+    def __init__(self, formatter: Formatter, path: str = "/dev/log",
+                 clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(formatter)
+        self._path = path
+        self._clock = clock
+        self._socket: socket.socket | None = None
+        self._is_stream = False
+        self._not_before_s = 0.0
+        self.open()
+
+    def __call__(self, tag: str, level: int, session: str | None, text: str) -> None:
+        packet = self._formatter.syslog(tag, level, session, text).encode("utf-8", "backslashreplace")
+        self.packet(packet)
+
+    def packet(self, packet: bytes) -> None:
+        """Send one packet as it is, cut to what receivers take."""
+        packet = packet[:PACKET_BYTES - 1] + b"\n"
+        sock = self._socket
+        if sock is not None and not self._is_stream and not self._line:
+            try:
+                sock.send(packet)
+                return
+            except OSError:
+                pass                     # _send() finds out what is wrong
+        self._send(packet)
+
+    def open(self) -> bool:
+        """Connect to the system log; False when it is not there."""
+        self.close()
+        for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+            sock = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
+            try:
+                sock.connect(self._path)
+            except OSError:
+                sock.close()
+                continue
+            self._socket, self._is_stream = sock, kind == socket.SOCK_STREAM
+            return True
+        self._not_before_s = self._clock() + _RETRY_S
+        return False
+
+    def close(self) -> None:
+        """Let go of the socket."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _write(self, packet: bytes) -> int:
+        for _attempt in range(2):
+            if self._socket is None and (self._clock() < self._not_before_s or not self.open()):
+                return 0
+            try:
+                return self._socket.send(packet)
+            except BlockingIOError:
+                return 0
+            except OSError:
+                self.close()
+                if not packet.startswith(b"<"):
+                    return len(packet)   # a rest: its beginning went to the receiver that is gone
+        return 0
+
+    def reopen(self) -> None:
+        """Use a connection of our own after a fork, if there is one to get."""
+        old, self._socket = self._socket, None
+        if not self.open() and old is not None:
+            self._socket = old           # chroot: the path is out of reach, the open socket still works
+        elif old is not None:
+            old.close()
+
+
+class Throttle:
+    """At most so many lines per second with the same tag and text; reports what it held back.
+
+    Any thread may call.  _counts_lock guards _counts and _held.
+    """
+
+    def __init__(self, lines_per_second: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._most = lines_per_second
+        self._clock = clock
+        self._counts_lock = threading.Lock()
+        self._second = -1
+        self._counts: collections.Counter[tuple[str, str]] = collections.Counter()
+        self._held = 0
+
+    def __call__(self, tag: str, text: str) -> bool:
+        now = int(self._clock())
+        with self._counts_lock:
+            if now != self._second:
+                self._second = now
+                self._counts.clear()
+            self._counts[tag, text] += 1
+            if self._counts[tag, text] <= self._most:
+                return True
+            self._held += 1
+            return False
+
+    def take_held(self) -> int:
+        """Return how many lines were held back since the last call."""
+        with self._counts_lock:
+            held, self._held = self._held, 0
+        return held
