@@ -35,6 +35,7 @@ none_encryption = None
 
 dispatches = []
 deinit_callbacks = []
+parsed_callbacks = []     # init() calls these after the instance functions, while `parsing` is still True
 
 instance_name = ""
 virtual_instance_name = ""
@@ -49,7 +50,7 @@ neyes_waiting_authorization_policies_lock = threading.Lock()
 policy_zones_reload_lock = threading.Lock()
 
 threads = None            # Zorp.ProxyGroup installs a simple starter, the runtime its pool
-dispatch_table = None     # Zorp.Bind.DispatchTable
+dispatch_table = None     # Zorp.DispatchTable.DispatchTable
 
 
 def quit_handler(exit_code):

@@ -54,7 +54,7 @@ def init(names, virtual_name="", is_master=1):
         return FALSE
     Globals.parsing = True
     try:
-        for function in functions:
+        for function in (*functions, *Globals.parsed_callbacks):
             function()
     finally:
         Globals.parsing = False

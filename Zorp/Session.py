@@ -1,0 +1,504 @@
+"""Everything known about one connection, shared by the proxies that work on it.
+
+Theory of operation
+    MasterSession       one per client connection: the client's side, service, authentication,
+                        verdict.
+    StackedSession      one per proxy: target, server side, chainer.  What it does not have is
+                        read from its owner, up to the master; what is written stays.
+
+    Policies add attributes of their own to let proxies talk to each other: lower levels see
+    what upper ones stored, never the other way round.  Methods of the owner are not inherited.
+
+Life
+    A master session is born held once, by the code that accepts.  Every proxy that is started
+    holds it once more (Zorp.ProxyGroup does that).  The last release() ends the session:
+    sockets closed, "Connection summary" written, the instance given back to the service;
+    exactly once, whatever came before.  Nothing waits for the garbage collector.
+
+Threads
+    _lock of a master guards its count of holders.  All other attributes belong to the thread of
+    the session; a stacked proxy in another thread reads what was there when it started.
+
+Session ids
+    config.options.session_id_format selects their form, "7" when it says nothing else.  Blanks,
+    ")" and quotes of a service name appear as <XX>, because the log is parsed by them.
+
+Deviations
+    The summary's session_start is the session's own start.  target_zone is looked up when
+    somebody reads it: only policies do.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+from types import MethodType
+
+from Zorp import Globals
+from Zorp.Bind import protocol_name
+from Zorp.Config import config
+from Zorp.Constants import (
+    CORE_DEBUG,
+    CORE_ERROR,
+    CORE_POLICY,
+    CORE_SUMMARY,
+    FALSE,
+    TRUE,
+    Z_ACCEPT,
+    Z_SZIG_CONNECTION_PROPS,
+    ZD_PROTO_AUTO,
+    ZD_PROTO_TCP,
+    ZV_ACCEPT,
+    ZV_REJECT,
+)
+from Zorp.Exceptions import DACException
+from Zorp.InstanceNumbers import getInstanceId
+from Zorp.Log import enabled, log, log_exception
+from Zorp.SockAddr import SockAddrType
+from Zorp.Szig import ConnectionKey, statistics
+from Zorp.Verdict import ACCEPTED
+from Zorp.Zone import Zone, dac_enforced
+
+_BASE_SESSION_ID = "svc"
+_FORBIDDEN_IN_IDS = frozenset(" )'\"<>(") | {chr(code) for code in (*range(0x20), 0x7F)}
+
+_SUMMARY = (
+    "Connection summary; rule_id='%s', session_start='%d', session_end='%d',"
+    " client_proto='%s', client_address='%s', client_port='%d', client_zone='%s',"
+    " server_proto='%s', server_address='%s', server_port='%d', server_zone='%s',"
+    " client_local='%s', client_local_port='%d', server_local='%s', server_local_port='%d',"
+    " verdict='%s', info='%s', auth_user='%s'"
+)
+_NOTHING = "(NULL)"
+
+get_protocol_name = protocol_name
+
+
+# ---------------------------------------------------------------------------- session ids
+
+@functools.lru_cache(maxsize=4096)
+def _name_in_id(service_name: str) -> str:
+    return "".join(f"<{ord(c):02X}>" if c in _FORBIDDEN_IN_IDS else c for c in service_name)
+
+
+def _plain_master_id(service: str, number: int) -> str:
+    return f"svc/{_name_in_id(service)}:{number}"
+
+
+def _instance_master_id(service: str, number: int) -> str:
+    return f"svc/{Globals.virtual_instance_name}/{_name_in_id(service)}:{number}"
+
+
+def _plain_proxy_id(master_id: str, secondary: int, proxy_name) -> str:
+    return f"{master_id}/{proxy_name}"
+
+
+def _secondary_proxy_id(master_id: str, secondary: int, proxy_name) -> str:
+    return f"{master_id}:{secondary}/{proxy_name}" if secondary else f"{master_id}/{proxy_name}"
+
+
+def _instance_proxy_id(master_id: str, secondary: int, proxy_name) -> str:
+    instance = Globals.virtual_instance_name
+    return (f"{master_id}/{instance}:{secondary}/{proxy_name}" if secondary
+            else f"{master_id}/{instance}/{proxy_name}")
+
+
+_ID_FORMATS = {                  # format: (id of a master, id of a proxy)
+    "3": (_plain_master_id, _plain_proxy_id),
+    "5": (_plain_master_id, _secondary_proxy_id),
+    "7": (_instance_master_id, _instance_proxy_id),
+    "short": (_instance_master_id, _secondary_proxy_id),
+}
+
+
+def _id_format():
+    return _ID_FORMATS.get(str(config.options.session_id_format), _ID_FORMATS["7"])
+
+
+# ---------------------------------------------------------------------------- sessions
+
+class ClientInfo:
+    """What is known about a client before a service is chosen; the zone is None when there is none."""
+
+    def __init__(self, client_stream, client_local, client_listen, client_address):
+        self.client_stream = client_stream
+        self.client_local = client_local
+        self.client_listen = client_listen
+        self.client_address = client_address
+        self.client_zone = Zone.lookup(client_address)
+
+
+class AbstractSession:
+    """What both kinds of session have."""
+
+    client_stream = None
+    server_stream = None
+
+    @property
+    def client_fd(self):
+        """The client's stream under the name that chainers of release 1 use."""
+        return self.client_stream
+
+    @property
+    def server_fd(self):
+        """The server's stream under the name that chainers of release 1 use."""
+        return self.server_stream
+
+    def getMasterSession(self):
+        """Return the session of the client connection."""
+        raise NotImplementedError
+
+    def setServerAddress(self, addr):
+        """Set the final server address and with it the zone, also on the master session."""
+        zone = Zone.lookup(addr)
+        self.server_address, self.server_zone = addr, zone
+        master = self.getMasterSession()
+        if master is not self:
+            master.server_address, master.server_zone = addr, zone
+
+    def setTargetAddress(self, addr):
+        """Set the servers to choose from: one SockAddr or a sequence of them."""
+        self.target_address = (addr,) if isinstance(addr, SockAddrType) else tuple(addr)
+        self._target_zone = None
+
+    setServer = setTargetAddress
+
+    @property
+    def target_zone(self):
+        """The zones of target_address, in its order; None for an address without a zone."""
+        zones = self.__dict__.get("_target_zone")
+        if zones is None:
+            zones = self._target_zone = [Zone.lookup(address) for address in self.target_address]
+        return zones
+
+    @target_zone.setter
+    def target_zone(self, zones):
+        self._target_zone = zones
+
+    def setTargetAddressByHostname(self, host, port):
+        """Take the proxy's hint when the router allows it; return FALSE when the name does not resolve."""
+        if not self.target_address_inband:
+            return TRUE
+        addresses = self.service.resolver_policy.resolve(host, port)
+        if not addresses:
+            log(self.session_id, CORE_ERROR, 3, "Error resolving hostname; host='%s'", (host,))
+            return FALSE
+        self.setTargetAddress(addresses)
+        return TRUE
+
+    def isServerPermitted(self):
+        """Return ZV_ACCEPT when the service may reach server_address, else log why and return ZV_REJECT."""
+        service, zone = self.service, self.server_zone
+        if dac_enforced() and (zone is None or zone.isInboundServicePermitted(self) != Z_ACCEPT):
+            self._log_refusal("Inbound service not permitted", zone, self.server_address)
+            return ZV_REJECT
+        permitted = getattr(service, "limit_target_zones_to", None)
+        if permitted and (zone is None or not zone.isInside(permitted)):
+            self._log_refusal("Outbound connection not permitted", zone, self.server_address)
+            return ZV_REJECT
+        return ZV_ACCEPT
+
+    def isClientPermitted(self):
+        """Return ZV_ACCEPT when the client's zone may use the service, else log why and return ZV_REJECT.
+
+        Only policies whose zones list services restrict anything here.
+        """
+        if not dac_enforced():
+            return ZV_ACCEPT
+        zone = self.client_zone
+        if zone is not None and zone.isOutboundServicePermitted(self) == Z_ACCEPT:
+            return ZV_ACCEPT
+        targets, zones = self.target_address, self.target_zone
+        self._log_refusal("Outbound service not permitted",
+                          zones[0] if zones else None, targets[0] if targets else None)
+        return ZV_REJECT
+
+    def checkClientPermitted(self):
+        """Raise DACException when isClientPermitted() refuses."""
+        if self.isClientPermitted() != ZV_ACCEPT:
+            raise DACException("This service was not permitted outbound")
+
+    def _log_refusal(self, text, server_zone, server_address):
+        log(self.session_id, CORE_POLICY, 1,
+            text + "; service='%s', client_zone='%s', client='%s', server_zone='%s', server='%s'",
+            (self.service, self.client_zone, self.client_address, server_zone, server_address))
+
+    def destroy(self):
+        """Close both sides of this session."""
+        for stream in (self.client_stream, self.__dict__.get("server_stream")):
+            if stream is not None:
+                stream.close()
+
+
+class MasterSession(AbstractSession):
+    """One client connection.
+
+    Forms, told apart by their arguments:
+        MasterSession(service, client_stream, client_local, client_listen, client_address, **values)
+            release 6 and newer; each value becomes an attribute (client_zone, rule_id, ...).
+        MasterSession(protocol, service, client_info, instance_id)       release 5
+        MasterSession()         older: followed by setProtocol(), setClientAddress(), setService()
+    """
+
+    base_session_id = _BASE_SESSION_ID
+    service = None
+    name = None
+    client_address = client_local = client_listen = client_zone = None
+    server_address = server_zone = server_local = None
+    rule_id = None
+    protocol = ZD_PROTO_TCP
+    instance_id = 0
+    secondary_connection_id = 0
+    started = 0
+    proxy = None
+    auth_user = ""
+    auth_groups = ()
+    authorized = FALSE
+    target_address = ()
+    target_local = None
+    target_address_inband = FALSE
+    target_local_loose = TRUE
+    target_local_random = FALSE
+    verdict = ACCEPTED
+    summary_info = ""                # the summary's info field; whoever stops a session from outside fills it
+
+    def __init__(self, service=None, client_stream=None, client_local=None, client_listen=None,
+                 client_address=None, **values):
+        self.start_time = time.time()
+        self.session_id = self.master_session_id = _BASE_SESSION_ID
+        self._lock = threading.Lock()
+        self._holders = 1
+        if isinstance(service, int):
+            self._init_from_release_5(service, client_stream, client_local, client_listen)
+            return
+        self.client_stream = client_stream
+        self.client_local = client_local
+        self.client_listen = client_listen
+        if client_listen is not None and client_listen.protocol != ZD_PROTO_AUTO:
+            self.protocol = client_listen.protocol
+        self.client_address = client_address
+        if values:
+            self._add_values(values)
+        if client_address is not None and "client_zone" not in values:
+            self.client_zone = Zone.lookup(client_address)
+        if service is not None:
+            self._bind_to_service(service, values.get("instance_id", 0))
+
+    def _init_from_release_5(self, protocol, service, client_info, instance_id):
+        self.protocol = protocol
+        for name in ("client_stream", "client_local", "client_listen", "client_address", "client_zone"):
+            setattr(self, name, getattr(client_info, name))
+        self._bind_to_service(service, instance_id or 0)
+
+    def _add_values(self, values):
+        self.__dict__.update(values)
+        if enabled(CORE_DEBUG, 8):
+            for item in values.items():
+                log(self.session_id, CORE_DEBUG, 8, "Added value to the session; name='%s', value='%s'", item)
+        address = values.get("server_address")
+        if address is not None and values.get("server_zone") is None:
+            self.server_zone = Zone.lookup(address)
+
+    def _bind_to_service(self, service, instance_id):
+        self.service = service
+        self.name = service.name
+        self.instance_id = instance_id
+        self.session_id = self.master_session_id = _id_format()[0](service.name, instance_id)
+
+    def getMasterSession(self):
+        return self
+
+    @property
+    def protocol_name(self):
+        """The client side's protocol: "TCP" or "UDP"."""
+        return protocol_name(self.protocol)
+
+    # setters of release 3
+
+    def setProtocol(self, protocol):
+        """Set the protocol of the client side, ZD_PROTO_TCP or ZD_PROTO_UDP."""
+        self.protocol = protocol
+
+    def setClientAddress(self, addr):
+        """Set the client's address and its zone."""
+        self.client_address = addr
+        self.client_zone = Zone.lookup(addr)
+
+    def setService(self, service):
+        """Bind the session to a service and draw the next instance number."""
+        self._bind_to_service(service, getInstanceId(service.name))
+
+    def setServiceInstance(self, instance_id):
+        """Replace the instance number."""
+        self._bind_to_service(self.service, instance_id)
+
+    # life
+
+    def hold(self):
+        """Keep the session alive until one more release()."""
+        with self._lock:
+            self._holders += 1
+
+    def release(self):
+        """Give up one hold; the last one ends the session, later calls do nothing."""
+        with self._lock:
+            self._holders -= 1
+            ended = self._holders == 0
+        if ended:
+            self._end()
+
+    def _end(self):
+        self._attempt(self.destroy)
+        self._attempt(self.logVerdict, self.summary_info)
+        if self.service is not None:
+            self._attempt(self.service.stopInstance, self)
+
+    def _attempt(self, step, *args):
+        """Run one step of the end; each counts on its own, and stopInstance() may be a policy's."""
+        try:
+            step(*args)
+        except Exception:
+            log_exception(self.session_id)
+
+    def logVerdict(self, info=""):
+        """Write the connection summary (logging 10)."""
+        if not enabled(CORE_SUMMARY, 4):
+            return
+        client_ip, client_port = _ip_and_port(self.client_address)
+        server_ip, server_port = _ip_and_port(self.server_address)
+        wanted_ip, wanted_port = _ip_and_port(self.client_local)
+        local_ip, local_port = _ip_and_port(self.server_local)
+        log(self.session_id, CORE_SUMMARY, 4, _SUMMARY, (
+            "N/A" if self.rule_id is None else self.rule_id, self.start_time, time.time(),
+            self.protocol_name, client_ip, client_port, _zone_name(self.client_zone),
+            self._server_protocol_name(), server_ip, server_port, _zone_name(self.server_zone),
+            wanted_ip, wanted_port, local_ip, local_port,
+            self.verdict, info, self.auth_user or _NOTHING))
+
+    def _server_protocol_name(self):
+        chainer = getattr(self.service, "chainer", None)
+        protocol = chainer.getProtocol() if hasattr(chainer, "getProtocol") else ZD_PROTO_AUTO
+        return self.protocol_name if protocol == ZD_PROTO_AUTO else protocol_name(protocol)
+
+
+class StackedSession(AbstractSession):
+    """The session of one proxy, below its owner.
+
+    Arguments:
+        owner: the session of the level above.
+        chainer: reaches the server; None for a proxy whose parent prepared both streams.
+    """
+
+    proxy = None
+    stack_info = None
+    registered_in_szig = FALSE
+
+    def __init__(self, owner, chainer=None):
+        self.owner = owner
+        self.chainer = chainer
+        self._master = owner.getMasterSession()
+
+    def __getattr__(self, name):
+        if name[:2] == "__" or name == "owner":
+            raise AttributeError(name)
+        owner = self.owner
+        value = getattr(owner, name)
+        if value.__class__ is MethodType and value.__self__ is owner:
+            raise AttributeError(f"methods of the owner are not inherited: {name}")
+        return value
+
+    def getMasterSession(self):
+        return self._master
+
+    @property
+    def target_zone(self):
+        """The zones of target_address, in its order; None for an address without a zone."""
+        if "target_address" in self.__dict__ or "_target_zone" in self.__dict__:
+            return AbstractSession.target_zone.fget(self)
+        return self.owner.target_zone
+
+    @target_zone.setter
+    def target_zone(self, zones):
+        self._target_zone = zones
+
+    def setProxy(self, proxy):
+        """Store the proxy, also under its protocol's name, and make it part of the session id."""
+        self.proxy = proxy
+        name = proxy.name
+        if name:
+            setattr(self, name, proxy)
+        self.session_id = _id_format()[1](self._master.master_session_id, self.secondary_connection_id, name)
+
+    def hold(self):
+        """Keep the master session alive; for the proxy of this session."""
+        self._master.hold()
+
+    def release(self):
+        """End this level's statistics entry and give up the hold on the master."""
+        try:
+            self.registerStop()
+        finally:
+            self._master.release()
+
+    def destroy(self):
+        """Close both sides of this session and take it out of the statistics."""
+        self.registerStop()
+        super().destroy()
+
+    # statistics
+
+    def connectionKey(self):
+        """Return the place of this session in the statistics tree."""
+        return ConnectionKey(self.service.name, self.instance_id, self.secondary_connection_id)
+
+    def registerStart(self, timestamp=None):
+        """Show the session in the statistics; `timestamp` is the start in epoch seconds."""
+        if self.registered_in_szig:
+            return
+        self.registered_in_szig = TRUE
+        master, proxy = self._master, self.proxy
+        zone = master.client_zone
+        self._szig_key = self.connectionKey()
+        statistics.connection_opened(self._szig_key, {
+            "started": f"{timestamp or master.start_time:.2f}",
+            "session_id": self.session_id.rpartition("/")[0],
+            "proxy_module": proxy.name,
+            "proxy_class": proxy.__class__.__name__,
+            "client_address": master.client_address,
+            "client_local": master.client_local,
+            "client_zone": zone.getName() if zone is not None else "",
+        })
+
+    def registerServerAddress(self):
+        """Show the server side in the statistics."""
+        master = self._master
+        client_zone, server_zone = master.client_zone, self.server_zone
+        server_zone_name = server_zone.getName() if server_zone is not None else ""
+        statistics.server_connected(
+            self.connectionKey(), client_zone.getName() if client_zone is not None else "", server_zone_name,
+            {"server_address": self.server_address, "server_local": self.server_local,
+             "server_zone": server_zone_name})
+
+    def registerStop(self):
+        """Take the session out of the statistics; a second call does nothing."""
+        if self.registered_in_szig:
+            self.registered_in_szig = FALSE
+            statistics.connection_closed(self._szig_key)
+
+    def updateSzigConns(self, event, data):
+        """Add properties (name to text) to this session's entry, or end it, by szig event."""
+        if event == Z_SZIG_CONNECTION_PROPS:
+            statistics.connection_properties(self.connectionKey(), data)
+        else:
+            self.registerStop()
+
+
+def _ip_and_port(address):
+    """Return address and port for the summary; a local socket and a missing address have none."""
+    text = getattr(address, "ip_s", None)
+    return (_NOTHING, 0) if text is None else (text, address.port)
+
+
+def _zone_name(zone):
+    return _NOTHING if zone is None else zone.getName()

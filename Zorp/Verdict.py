@@ -1,0 +1,119 @@
+"""How a connection ended, and which failure stands for which end.
+
+Theory of operation
+    Every master session carries one ConnectionVerdict, ACCEPTED until something says
+    otherwise; the connection summary prints its name.  Two places turn an exception into a
+    verdict and a line of log: the accepting side (Zorp.Dispatch) and the server connect
+    (Zorp.Proxy).  Both call refuse(), so that one table decides.
+
+    The table is searched from the top, the first class that fits wins.  An exception outside
+    the table is a defect of ours or of the policy: its traceback goes to the log.  The same
+    holds for children of RuntimeError (NotImplementedError, RecursionError): the fixed line of
+    RuntimeError would not tell where they come from.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from Zorp.Constants import CORE_POLICY
+from Zorp.Exceptions import (
+    AAException,
+    DACException,
+    LicenseException,
+    LimitException,
+    MACException,
+    ZoneException,
+)
+from Zorp.Log import log, log_exception
+
+_NAMES = (
+    "ACCEPTED",
+    "DENIED_BY_POLICY",
+    "DENIED_BY_LIMIT",
+    "DENIED_BY_CONNECTION_FAIL",
+    "DENIED_BY_UNKNOWN_FAIL",
+    "ABORTED_BY_POLICY_ACTION",
+    "INVALID_POLICY_CALL",
+)
+
+
+class ConnectionVerdict:
+    """One of the seven ends of a connection; str() is its name, == compares by value.
+
+    Raises ValueError for a number outside 0 to 6.
+    """
+
+    __slots__ = ("verdict_value",)
+
+    (ACCEPTED, DENIED_BY_POLICY, DENIED_BY_LIMIT, DENIED_BY_CONNECTION_FAIL,
+     DENIED_BY_UNKNOWN_FAIL, ABORTED_BY_POLICY_ACTION, INVALID_POLICY_CALL) = range(len(_NAMES))
+
+    def __init__(self, verdict_value):
+        if isinstance(verdict_value, ConnectionVerdict):
+            verdict_value = verdict_value.verdict_value
+        if verdict_value not in range(len(_NAMES)):
+            raise ValueError(f"Invalid connection verdict value; value='{verdict_value}'")
+        self.verdict_value = verdict_value
+
+    def __eq__(self, other):
+        return getattr(other, "verdict_value", other) == self.verdict_value
+
+    def __ne__(self, other):
+        return not self == other
+
+    def __hash__(self):
+        return hash(self.verdict_value)
+
+    def __str__(self):
+        return _NAMES[self.verdict_value]
+
+    def __repr__(self):
+        return f"ConnectionVerdict({self})"
+
+
+ACCEPTED = ConnectionVerdict(ConnectionVerdict.ACCEPTED)
+DENIED_BY_POLICY = ConnectionVerdict(ConnectionVerdict.DENIED_BY_POLICY)
+DENIED_BY_LIMIT = ConnectionVerdict(ConnectionVerdict.DENIED_BY_LIMIT)
+DENIED_BY_CONNECTION_FAIL = ConnectionVerdict(ConnectionVerdict.DENIED_BY_CONNECTION_FAIL)
+DENIED_BY_UNKNOWN_FAIL = ConnectionVerdict(ConnectionVerdict.DENIED_BY_UNKNOWN_FAIL)
+ABORTED_BY_POLICY_ACTION = ConnectionVerdict(ConnectionVerdict.ABORTED_BY_POLICY_ACTION)
+INVALID_POLICY_CALL = ConnectionVerdict(ConnectionVerdict.INVALID_POLICY_CALL)
+
+
+class Refusal(NamedTuple):
+    """What one class of exceptions means for the connection it ends."""
+
+    problem: type[BaseException]
+    verdict: ConnectionVerdict
+    text: str                    # written at core.policy(1) with info=str(exception)
+
+
+REFUSALS = (
+    Refusal(ZoneException, DENIED_BY_POLICY, "Zone not found; info='%s'"),
+    Refusal(DACException, DENIED_BY_POLICY, "DAC policy violation; info='%s'"),
+    Refusal(MACException, DENIED_BY_POLICY, "MAC policy violation; info='%s'"),
+    Refusal(AAException, DENIED_BY_POLICY, "Authentication failure; info='%s'"),
+    Refusal(LimitException, DENIED_BY_LIMIT, "Connection over permitted limits; info='%s'"),
+    Refusal(LicenseException, DENIED_BY_LIMIT,
+            "Attempt to use an unlicensed component, or number of licensed hosts exceeded; info='%s'"),
+    Refusal(RuntimeError, DENIED_BY_UNKNOWN_FAIL, "Unexpected runtime error occured; info='%s'"),
+)
+
+
+def refuse(session, problem) -> None:
+    """Set the verdict of the session's master and log why, as the table says.
+
+    Call it while `problem` is being handled: an exception outside the table is logged with
+    its traceback.
+    """
+    master = session.getMasterSession()
+    for refusal in REFUSALS:
+        if isinstance(problem, refusal.problem):
+            master.verdict = refusal.verdict
+            log(session.session_id, CORE_POLICY, 1, refusal.text, (str(problem),))
+            if isinstance(problem, RuntimeError) and type(problem) is not RuntimeError:
+                log_exception(session.session_id)
+            return
+    master.verdict = DENIED_BY_UNKNOWN_FAIL
+    log_exception(session.session_id)
