@@ -61,7 +61,8 @@ def run(rounds: int = 5, mails: int = 1000) -> list[dict]:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         origin = free_port()
         stack.enter_context(Server("smtp-sink", ["smtp-sink", "-u", "nobody", f"127.0.0.1:{origin}", "1000"], origin))
-        servers = [peers.zorp(POLICY, directory, origin), peers.aiosmtpd_proxy(origin), peers.haproxy(directory, origin)]
+        servers = [peers.zorp(POLICY, directory, origin), peers.aiosmtpd_proxy(origin),
+                   peers.haproxy(directory, origin)]
         for server in servers:
             stack.enter_context(server)
             _send(server.port, 100)                                   # warm up

@@ -126,7 +126,10 @@ def _check(host: Host, selection: Selection, options: argparse.Namespace) -> Res
             continue
         command = [word for word in lifecycle.command(instance) if word not in ("--foreground", "-F")]
         status = subprocess.run([*command, "--check-policy"], check=False).returncode
-        yield Result(name, "Policy is correct") if status == 0 else failed(name, f"Policy is not usable (rc='{status}')")
+        if status:
+            yield failed(name, f"Policy is not usable (rc='{status}')")
+        else:
+            yield Result(name, "Policy is correct")
 
 
 def _version(host: Host, selection: Selection, options: argparse.Namespace) -> Results:
@@ -239,7 +242,7 @@ def usage() -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Run the program; return its exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    general = argparse.ArgumentParser(prog="zorpctl", usage=usage(), add_help=False)
+    general = argparse.ArgumentParser(prog="zorpctl", usage=usage().partition(" ")[2], add_help=False)
     general.add_argument("-c", "--config", metavar="CONF")
     general.add_argument("-h", "--help", action="store_true")
     if arguments and arguments[0].startswith("--") and arguments[0][2:] in COMMANDS and arguments[0] != "--help":
