@@ -9,9 +9,9 @@ from Zorp.wire.proxy_protocol import V1_LINE_BYTES, V2_BODY_BYTES, V2_SIGNATURE,
 
 PIECES = [
     b"PROXY ", b"PROXY TCP4 ", b"PROXY TCP6 ", b"PROXY UNKNOWN", b"1.2.3.4 ", b"255.255.255.255 ", b"::1 ",
-    b"::ffff:1.2.3.4 ", b"2001:db8::7 ", b"80 ", b"65535", b"65536", b"00", b"\r\n", b"\n", b"\r", V2_SIGNATURE, V2_SIGNATURE[:7],
-    b"\x21\x11\x00\x0c", b"\x20\x00\x00\x00", b"\x21\x21\x00\x24", b"\x21\x31\x00\xd8", b"\x21\x00\x00\x03", b"\x22",
-    bytes(12), b"\x03\x00\x04abcd", b"EHLO x\r\n",
+    b"::ffff:1.2.3.4 ", b"2001:db8::7 ", b"80 ", b"65535", b"65536", b"00", b"\r\n", b"\n", b"\r", V2_SIGNATURE,
+    V2_SIGNATURE[:7], b"\x21\x11\x00\x0c", b"\x20\x00\x00\x00", b"\x21\x21\x00\x24",
+    b"\x21\x31\x00\xd8", b"\x21\x00\x00\x03", b"\x22", bytes(12), b"\x03\x00\x04abcd", b"EHLO x\r\n",
 ]
 
 
