@@ -1,0 +1,105 @@
+"""Commands of an SMTP client (RFC 5321, 4.1.1): from a line to verb and parameter.
+
+    command = verb [1*SP parameter]
+    verb    = ALPHA *(ALPHA / DIGIT)
+    parameter is printable ASCII; with `utf8` (SMTPUTF8 in force, RFC 6531) valid UTF-8 too
+
+Spaces after the verb are skipped; spaces at the end stay part of the parameter, for the
+grammar of each command to judge.  Everything else - NUL, CR, TAB, any control byte, a byte
+above 0x7E without SMTPUTF8 - raises CommandError: such a byte means one thing here and another
+at the next hop.
+
+SASL dialogues (RFC 4954) and BDAT (RFC 3030) have their lines here as well.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from Zorp.wire.errors import WireError
+from Zorp.wire.limits import CHUNK_BYTES
+from Zorp.wire.text import to_policy
+
+_COMMAND_7BIT = re.compile(rb"([A-Za-z][A-Za-z0-9]*)(?: +([!-~][ -~]*)?)?")
+_COMMAND_8BIT = re.compile(rb"([A-Za-z][A-Za-z0-9]*)(?: +([!-~\x80-\xff][ -~\x80-\xff]*)?)?")
+_PRINTABLE_7BIT = re.compile(rb"[ -~]*")
+_PRINTABLE_8BIT = re.compile(rb"[ -~\x80-\xff]*")
+_AUTH = re.compile(rb"([A-Za-z0-9_-]{1,20})(?: +([A-Za-z0-9+/]*={0,2}))? *")
+_SASL_LINE = re.compile(rb"[A-Za-z0-9+/]*={0,2}|\*")
+_BDAT = re.compile(rb"([0-9]{1,10})(?: +([Ll][Aa][Ss][Tt]))? *")
+_ETRN = re.compile(rb"#[A-Za-z0-9._-]*|@?[A-Za-z0-9][A-Za-z0-9._-]*")
+_C1_AND_SEPARATORS = re.compile("[\x80-\x9f\u2028\u2029\ufeff]")
+
+
+class CommandError(WireError):
+    """A line that is no command, or an argument that its verb does not have."""
+
+
+class Command(NamedTuple):
+    """One request of the client."""
+
+    verb: str               # upper case
+    parameter: bytes
+
+
+def is_utf8_text(data: bytes) -> bool:
+    """Tell whether the bytes are valid UTF-8 without control characters of the upper half."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return _C1_AND_SEPARATORS.search(text) is None
+
+
+def parse_command(line: bytes, *, utf8: bool = False) -> Command:
+    """Return the verb and parameter of a line; raises CommandError."""
+    if utf8 and not line.isascii() and is_utf8_text(line):
+        parts, allowed = _COMMAND_8BIT.fullmatch(line), _PRINTABLE_8BIT
+    else:
+        parts, allowed = _COMMAND_7BIT.fullmatch(line), _PRINTABLE_7BIT
+    if parts is None:
+        raise CommandError("Invalid command verb in request; line='%s'" if allowed.fullmatch(line)
+                           else "Invalid byte in request; line='%s'", to_policy(line))
+    verb, parameter = parts.groups(b"")
+    return Command(verb.decode("ascii").upper(), parameter)
+
+
+class Authentication(NamedTuple):
+    """The argument of AUTH: mechanism and, when given, the initial response."""
+
+    mechanism: str          # upper case
+    initial_response: bytes | None
+
+
+def parse_auth(parameter: bytes) -> Authentication:
+    """Return the parts of `AUTH mechanism [initial-response]`; raises CommandError without its bytes."""
+    parts = _AUTH.fullmatch(parameter)
+    if parts is None:
+        raise CommandError("Invalid AUTH command;")       # the argument is a secret: never shown
+    return Authentication(parts[1].decode("ascii").upper(), parts[2])
+
+
+def is_sasl_line(line: bytes) -> bool:
+    """Tell whether a client's line inside a SASL dialogue is base64, "=" or "*"."""
+    return _SASL_LINE.fullmatch(line) is not None
+
+
+class Chunk(NamedTuple):
+    """The argument of BDAT."""
+
+    size: int               # octets that follow the command line
+    last: bool
+
+
+def parse_bdat(parameter: bytes) -> Chunk:
+    """Return the parts of `BDAT size [LAST]`; raises CommandError: nobody knows what follows then."""
+    parts = _BDAT.fullmatch(parameter)
+    if parts is None or int(parts[1]) > CHUNK_BYTES:
+        raise CommandError("Invalid BDAT command; param='%s'", to_policy(parameter))
+    return Chunk(int(parts[1]), parts[2] is not None)
+
+
+def is_etrn_argument(parameter: bytes) -> bool:
+    """Tell whether the argument of ETRN is a domain, @domain or #queue (RFC 1985)."""
+    return _ETRN.fullmatch(parameter) is not None

@@ -1,0 +1,130 @@
+"""Replies of an SMTP server (RFC 5321, 4.2): from lines to Reply objects, and back to bytes.
+
+Theory of operation
+    The caller feeds the LineReader and asks next_reply() until that answers None, "more bytes
+    needed".  Lines wait in _texts for the line without "-".  Wrong input raises ReplyError or
+    LineError; the reader is spent afterwards.
+
+    Text is cleaned while it is read: control bytes other than TAB, and bytes above 0x7E unless
+    `eight_bit` is set (SMTPUTF8 in force), become "?".  A bare CR inside a line therefore never
+    reaches the client.
+
+On purpose not as the RFC says
+    "250" CRLF without the space counts as a last line: old servers send it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from Zorp.wire.errors import WireError
+from Zorp.wire.limits import SmtpLimits
+from Zorp.wire.smtp_lines import LineReader
+from Zorp.wire.text import to_policy
+
+_LINE = re.compile(rb"([2-5][0-9][0-9])(?:([ -])(.*))?", re.DOTALL)
+
+_CONTROLS = bytes(byte for byte in range(0x20) if byte != 0x09) + b"\x7f"
+_CLEAN_8BIT = bytes(0x3F if byte in _CONTROLS else byte for byte in range(256))
+_CLEAN_7BIT = _CLEAN_8BIT[:0x80] + b"?" * 0x80
+
+
+class ReplyError(WireError):
+    """Not a reply: wrong form, a changed code, or too much of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One complete reply."""
+
+    code: int                     # 200 to 599
+    texts: tuple[bytes, ...]      # one per line, without code and line end; never empty
+
+    def encode(self) -> bytes:
+        """Return the reply as it goes on the wire, every line ended by CRLF."""
+        return encode_reply(self.code, self.texts)
+
+
+def encode_reply(code: int, texts: tuple[bytes, ...]) -> bytes:
+    """Return the bytes of a reply; an empty last text gives a bare code."""
+    *first, last = texts
+    lines = [b"%d-%b\r\n" % (code, text) for text in first]
+    lines.append(b"%d %b\r\n" % (code, last) if last else b"%d\r\n" % code)
+    return b"".join(lines)
+
+
+class ReplyReader:
+    """The replies of one server connection; for one thread.
+
+    Arguments:
+        lines: where the server's bytes are fed.
+        limits: line_bytes, reply_line_bytes, reply_lines and reply_bytes are used.
+        cut_long_lines: keep the beginning of a line that is too long instead of refusing it;
+            `lines_cut` counts them.
+    """
+
+    def __init__(self, lines: LineReader, limits: SmtpLimits, *, cut_long_lines: bool = False) -> None:
+        self._lines = lines
+        self._limits = limits
+        self._cut_long_lines = cut_long_lines
+        self._code = b""
+        self._texts: list[bytes] = []
+        self._bytes = 0
+        self.lines_cut = 0
+        self.eight_bit = False
+
+    @property
+    def pending(self) -> bool:
+        """True when bytes wait that belong to no reply handed out yet."""
+        return bool(self._texts) or self._lines.pending > 0
+
+    def next_reply(self) -> Reply | None:
+        """Return the next reply, or None when it is not complete yet; raises WireError."""
+        while (line := self._lines.next_line(self._limits.line_bytes)) is not None:
+            if (reply := self._take(line)) is not None:       # None: a "250-" line
+                return reply
+        return None
+
+    def _take(self, line: bytes) -> Reply | None:
+        limits = self._limits
+        if len(line) > limits.reply_line_bytes:
+            line = self._cut(line)
+        parts = _LINE.fullmatch(line)
+        if parts is None:
+            raise self._misformed(line)
+        code, mark, text = parts.groups(b"")
+        if self._texts and code != self._code:
+            raise ReplyError("Invalid SMTP reply, reply code changed; response='%s', line='%s'",
+                             to_policy(self._code), to_policy(line))
+        self._bytes += len(line)
+        if len(self._texts) >= limits.reply_lines or self._bytes > limits.reply_bytes:
+            raise ReplyError("Response too long; line='%s', lines='%d', bytes='%d'",
+                             to_policy(line), len(self._texts) + 1, self._bytes)
+        self._texts.append(text.translate(_CLEAN_8BIT if self.eight_bit else _CLEAN_7BIT))
+        if mark == b"-":
+            self._code = code
+            return None
+        reply = Reply(int(code), tuple(self._texts))
+        self._texts.clear()
+        self._bytes = 0
+        return reply
+
+    def _cut(self, line: bytes) -> bytes:
+        limit = self._limits.reply_line_bytes
+        if not self._cut_long_lines:
+            raise ReplyError("Response line too long; line='%s', length='%d', max_response_length='%d'",
+                             to_policy(line), len(line), limit)
+        self.lines_cut += 1
+        return line[:limit]
+
+    @staticmethod
+    def _misformed(line: bytes) -> ReplyError:
+        shown = to_policy(line)
+        if len(line) < 3:
+            return ReplyError("Too small response; line='%s'", shown)
+        if not re.match(rb"[0-9]{3}", line):
+            return ReplyError("SMTP reply contains non-numeric characters; line='%s'", shown)
+        if not re.match(rb"[2-5]", line):
+            return ReplyError("SMTP reply code out of range; line='%s'", shown)
+        return ReplyError("Invalid continuation character; line='%s'", shown)
