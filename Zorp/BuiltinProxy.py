@@ -1,0 +1,576 @@
+"""The core of every proxy: its life, its attributes, the calls into policy code, its two streams.
+
+Theory of operation
+    A proxy object is made in the accepting code and lives in one thread: run().
+
+        INITIAL          made; attributes are plain
+        THREAD_STARTED   engine values have their defaults
+        CONFIG           __pre_config__, config, __post_config__; then the engine reads its settings
+        STARTING_UP      __pre_startup__, startup, __post_startup__
+        WORKING          the engine's main loop
+        SHUTTING_DOWN    __pre_shutdown__, shutdown, __post_shutdown__, __destroy__
+        DESTROYING       both streams closed, client first
+
+    Whatever happens, also in the middle of config(), the last two states are reached, once.
+    Zorp.ProxyGroup then gives up the session, whose last holder writes the summary.
+
+For authors of protocol classes
+    engine_attributes       table of Attr entries, see Zorp.ProxyAttributes
+    _engine_start()         values that the table cannot tell; before config()
+    _engine_config()        check and convert what config() set; an exception ends the session
+    _engine_main()          the protocol; returning from it ends the session
+    _engine_stop()          release what the engine holds; always called when _engine_start() was
+    _vars                   the engine's values, without check and log
+    _client, _server        the streams; _connect_server() makes the second
+    _call_policy()          call policy code; _ask_policy() the same for a verdict
+    _log()                  log with the session id
+    stop_requested          true when somebody wants the session to end
+
+Threads
+    Everything runs in the proxy's thread except request_stop() and set_connecting(), which any
+    thread may call.  _ends_lock guards _children, and is held while streams are woken or closed,
+    so that a descriptor is never shut down after it was closed and given to somebody else.
+
+Deviations
+    All three members of the shutdown family run, whatever the others did.  Exceptions of policy
+    code are logged, not printed.  Sending TLS and stacking data is not this module's matter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import select
+import socket
+import threading
+from typing import NoReturn
+
+from Zorp.Config import config
+from Zorp.Constants import CORE_DEBUG, CORE_ERROR, CORE_INFO, CORE_POLICY
+from Zorp.Exceptions import PolicyError
+from Zorp.Log import enabled, log, log_exception
+from Zorp.ProxyAttributes import (
+    ALWAYS,
+    CONFIG,
+    CUSTOM,
+    INT8,
+    INT32,
+    READ,
+    RUN_READ,
+    STATE_CONFIG,
+    STRING,
+    Attr,
+    AttributeStruct,
+    check_number,
+    install,
+    report_misspelt,
+)
+from Zorp.Stream import Stream
+from Zorp.Verdict import ACCEPTED, DENIED_BY_UNKNOWN_FAIL
+
+_SERVER_SIDE_MARK = 0x40000000       # tells a forged server connection from the client's in packet rules
+_DISCARD_READS = 16
+_DISCARD_BYTES = 65536
+_DISCARD_FLAGS = socket.MSG_DONTWAIT | socket.MSG_TRUNC
+
+
+class State(enum.IntEnum):
+    """Where a proxy is in its life; `_state` holds the number."""
+
+    INITIAL = 0
+    THREAD_STARTED = 1
+    CONFIG = STATE_CONFIG
+    STARTING_UP = 3
+    WORKING = 4
+    SHUTTING_DOWN = 5
+    DESTROYING = 6
+
+
+_FAMILIES = {
+    "config": ("__pre_config__", "config", "__post_config__"),
+    "startup": ("__pre_startup__", "startup", "__post_startup__"),
+    "shutdown": ("__pre_shutdown__", "shutdown", "__post_shutdown__"),
+}
+_OLD_NAMES = {"startup": "startUp", "shutdown": "shutDown"}
+
+
+class PolicyCallFailed(Exception):
+    """Policy code raised or gave a value that cannot be used; already logged, the session must end."""
+
+
+def log_policy_exception(session_id, problem: BaseException) -> None:
+    """Log an exception that left policy code, as its kind wants it (call while it is handled)."""
+    if isinstance(problem, PolicyError):
+        log(session_id, CORE_POLICY, 1, "Policy cannot be used; error='%s'", (problem,))
+        return
+    what = getattr(problem, "what", None)
+    if what is None:
+        log_exception(session_id)
+    elif hasattr(problem, "detail"):
+        log(session_id, CORE_ERROR, 3, "%s; reason='%s'", (what, problem.detail))
+    else:
+        log(session_id, CORE_ERROR, 3, "%s;", (what,))
+
+
+class RunningProxies:
+    """The proxies that have a thread now.  _proxies_lock guards _proxies."""
+
+    def __init__(self) -> None:
+        self._proxies: set = set()
+        self._proxies_lock = threading.Lock()
+
+    def add(self, proxy) -> None:
+        """Enter a proxy; its own thread calls this."""
+        with self._proxies_lock:
+            self._proxies.add(proxy)
+
+    def remove(self, proxy) -> None:
+        """Take a proxy out; unknown ones are no error."""
+        with self._proxies_lock:
+            self._proxies.discard(proxy)
+
+    def all(self) -> list:
+        """Return the proxies of this moment."""
+        with self._proxies_lock:
+            return list(self._proxies)
+
+    def stop_session(self, session_id: str) -> int:
+        """Ask every proxy of a session to end; return their number.
+
+        session_id: of the master session or of one proxy.
+        """
+        stopped = 0
+        for proxy in self.all():
+            own_id = proxy._session_id
+            if own_id == session_id or own_id.startswith(session_id + "/"):
+                proxy.request_stop()
+                stopped += 1
+        return stopped
+
+
+running = RunningProxies()
+
+
+def _stream_of(side):
+    return lambda proxy: getattr(proxy, side)
+
+
+def _set_tos(side):
+    """Return the setter of a `*_local_tos` attribute: remember the value, apply it if connected."""
+    name = f"{side.removeprefix('_')}_local_tos"
+    attribute = Attr(name, INT8)
+
+    def set_tos(proxy, value):
+        setattr(proxy._vars, name, check_number(value, attribute))
+        stream = getattr(proxy, side)
+        if stream is not None:
+            apply_tos(stream.sock, getattr(proxy._vars, name))
+
+    return set_tos
+
+
+def apply_tos(sock: socket.socket, tos: int) -> None:
+    """Set the TOS or traffic class of an IP socket; other sockets have none, and that is no error."""
+    if sock.family == socket.AF_INET:
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, tos)
+    elif sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, tos)
+
+
+def _value_of(name):
+    return lambda proxy: getattr(proxy._vars, name)
+
+
+class _ProxyStarted:
+    """proxy_started: plain before config(), then always 1."""
+
+    def __get__(self, proxy, owner=None):
+        if proxy is None:
+            return 0
+        return 1 if proxy._state >= STATE_CONFIG else proxy.__dict__.get("proxy_started", 0)
+
+    def __set__(self, proxy, value):
+        proxy.__dict__["proxy_started"] = value
+
+
+class BuiltinProxy:
+    """What the native core gave to the class Proxy; policies name it in isinstance() at most."""
+
+    engine_attributes = (
+        Attr("language", STRING, CONFIG, "en"),
+        Attr("client_stream", CUSTOM, RUN_READ, _stream_of("_client")),
+        Attr("server_stream", CUSTOM, RUN_READ, _stream_of("_server")),
+        Attr("client_remote_tos", INT8, ALWAYS, 0),
+        Attr("client_local_tos", CUSTOM, ALWAYS, _value_of("client_local_tos"), _set_tos("_client")),
+        Attr("server_remote_tos", INT8, ALWAYS, 0),
+        Attr("server_local_tos", CUSTOM, ALWAYS, _value_of("server_local_tos"), _set_tos("_server")),
+        Attr("server_socket_mark", INT32, ALWAYS, 0),
+        Attr("ssl", CUSTOM, READ, lambda proxy: proxy._struct("ssl")),
+        Attr("tls", CUSTOM, READ, lambda proxy: proxy._struct("tls")),
+    )
+    proxy_started = _ProxyStarted()
+    name = None
+    module = None
+
+    # what other threads and late callers find once the instance dictionary is gone
+    _state = int(State.INITIAL)
+    _session_id = ""
+    _client = None
+    _server = None
+    _server_hint = ("", 0)
+    _connecting = None
+    _stop_requested = False
+    _ended = False
+    _vars = None
+    _parent = None
+    _children = ()
+
+    def __init_subclass__(cls, **keywords):
+        super().__init_subclass__(**keywords)
+        cls._table = install(cls)
+
+    def __init__(self, name, module, session_id, client_stream, parent=None):
+        if not isinstance(client_stream, Stream):
+            raise TypeError("client must be a ZPolicyStream")
+        self._ends_lock = threading.Lock()
+        self._session_id = session_id
+        self._client = client_stream
+        self._parent = parent
+        if type(self)._engine_main is BuiltinProxy._engine_main:
+            log(session_id, CORE_ERROR, 1, "Cannot find proxy module; module='%s', proxy='%s, type='%d'",
+                (module, name, 0))
+            raise RuntimeError("Error binding proxy implementation")
+        if parent is not None:
+            parent.add_child(self)
+
+    # what an engine overrides
+
+    def _engine_start(self) -> None:
+        """Set engine values that the table cannot tell."""
+
+    def _engine_config(self) -> None:
+        """Check and convert what config() set; raises to refuse the session."""
+
+    def _engine_main(self) -> None:
+        """Speak the protocol; the session ends when this returns."""
+
+    def _engine_stop(self) -> None:
+        """Release what the engine holds."""
+
+    def _check_config(self) -> None:
+        """Refuse what the configuration asks for and this release cannot do; raises PolicyError."""
+
+    # life
+
+    def run(self) -> None:
+        """Live from THREAD_STARTED to DESTROYING; never raises.  The session's thread calls it once."""
+        running.add(self)
+        try:
+            try:
+                self._live()
+            except PolicyCallFailed:
+                pass                         # logged where it happened
+            except BaseException as problem:
+                self._crashed(problem)
+            if self._stop_requested:
+                log(self._session_id, CORE_INFO, 2, "User initiated proxy termination request received;")
+        finally:
+            try:
+                self._end()
+            finally:
+                running.remove(self)
+
+    def _live(self) -> None:
+        self._state = State.THREAD_STARTED.value
+        self._vars = made = self._table.new_vars()
+        made.client_local_tos = made.server_local_tos = 0
+        made.server_socket_mark = _SERVER_SIDE_MARK if config.options.kzorp_enabled else 0
+        self._engine_start()
+        self._state = STATE_CONFIG
+        self._run_events("config")
+        report_misspelt(self, self._table)
+        self._guarded(self._check_config)
+        self._guarded(self._engine_config)
+        self._state = State.STARTING_UP.value
+        self._run_events("startup")
+        self._state = State.WORKING.value
+        if not self._stop_requested:
+            self._engine_main()
+
+    def _crashed(self, problem: BaseException) -> None:
+        """The engine itself failed; a stop request that tore its streams apart is no failure."""
+        if self._stop_requested and isinstance(problem, OSError):
+            return
+        log_exception(self._session_id)
+        self._set_verdict(DENIED_BY_UNKNOWN_FAIL)
+
+    def _set_verdict(self, verdict) -> None:
+        """Set the master session's verdict unless a reason for the end is known already."""
+        master = self.session.getMasterSession()
+        if master.verdict == ACCEPTED:
+            master.verdict = verdict
+
+    def _end(self) -> None:
+        """Every step on its own: none may keep the next from running."""
+        self._state = State.SHUTTING_DOWN.value
+        client, server, parent, lock = self._client, self._server, self._parent, self._ends_lock
+        for name, event in self._events_of("shutdown"):
+            self._quietly(self._call_event, name, event)
+        if self._vars is not None:
+            self._quietly(self._engine_stop)
+        if enabled(CORE_DEBUG, 7):
+            log(self._session_id, CORE_DEBUG, 7, "calling __destroy__() event;")
+        self._quietly(getattr(self, "__destroy__", None) or _nothing)
+        self._state = State.DESTROYING.value
+        if parent is not None:
+            parent.drop_child(self)
+        for stream in (client, server):
+            if stream is not None:
+                self._quietly(_close, stream, lock)
+        self._quietly(self._announce_end)
+
+    def _announce_end(self) -> None:
+        """Tell the log, once, that this proxy is gone."""
+        self._ended = True
+
+    def _quietly(self, step, *args) -> None:
+        try:
+            step(*args)
+        except PolicyCallFailed:
+            pass
+        except BaseException as problem:
+            log_policy_exception(self._session_id, problem)
+
+    def _guarded(self, step) -> None:
+        """Run a step whose exceptions are the policy's fault."""
+        try:
+            step()
+        except PolicyCallFailed:
+            raise
+        except BaseException as problem:
+            self._policy_failed(problem)
+
+    # events
+
+    def _events_of(self, family: str):
+        """Yield (name, method) of the family's events that this object has."""
+        for name in _own_names(self, family) if self._has_own_events(family) else _event_names(type(self))[family]:
+            event = getattr(self, name)
+            if callable(event):
+                yield name, event
+                continue
+            log(self._session_id, CORE_ERROR, 2, "Traceback: TypeError: Event must be callable: %s", (name,))
+
+    def _has_own_events(self, family: str) -> bool:
+        own = self.__dict__
+        return any(name in own for name in _FAMILIES[family]) or _OLD_NAMES.get(family) in own
+
+    def _run_events(self, family: str) -> None:
+        for name, event in self._events_of(family):
+            self._call_event(name, event)
+
+    def _call_event(self, name: str, event) -> None:
+        if enabled(CORE_DEBUG, 7):
+            log(self._session_id, CORE_DEBUG, 7, "calling event; %s()", (name,))
+        try:
+            event()
+        except BaseException as problem:
+            self._policy_failed(problem)
+
+    # calls into policy code
+
+    def _policy_failed(self, problem: BaseException) -> NoReturn:
+        log_policy_exception(self._session_id, problem)
+        self._closed_by_abort()
+        raise PolicyCallFailed from problem
+
+    def _call_policy(self, function, *args):
+        """Return what policy code returns; raises PolicyCallFailed, all said and logged, when it raises."""
+        try:
+            return function(*args)
+        except BaseException as problem:
+            self._policy_failed(problem)
+
+    def _ask_policy(self, function, *args) -> int:
+        """Return the verdict that policy code gives; raises PolicyCallFailed when it is not an int."""
+        verdict = self._call_policy(function, *args)
+        if isinstance(verdict, int):
+            return int(verdict)
+        log(self._session_id, CORE_POLICY, 1, "Policy function returned no verdict; function='%s', type='%s'",
+            (getattr(function, "__name__", function), type(verdict).__name__))
+        self._closed_by_abort()
+        raise PolicyCallFailed
+
+    def _closed_by_abort(self) -> None:
+        """Tell the policy that its own action ends the session."""
+        self._quietly_notify("closedByAbort")
+
+    def _invalid_policy_call(self) -> None:
+        """Tell the policy that an entry of one of its tables is malformed."""
+        self._quietly_notify("invalidPolicyCall")
+
+    def _quietly_notify(self, name: str) -> None:
+        method = getattr(self, name, None)
+        if method is None:
+            return
+        try:
+            method()
+        except BaseException as problem:
+            log_policy_exception(self._session_id, problem)
+
+    def _log(self, tag, level, msg, args=None) -> None:
+        """Log with this proxy's session id; the arguments are formatted only if the line is written."""
+        log(self._session_id, tag, level, msg, args)
+
+    def _struct(self, name: str) -> AttributeStruct:
+        """Return the struct attribute of this name, made at its first use."""
+        structs = self._vars.__dict__.setdefault("_structs", {})
+        if name not in structs:
+            structs[name] = AttributeStruct(_STRUCTS[name], lambda: self._state == STATE_CONFIG)
+        return structs[name]
+
+    # the server side
+
+    def _connect_server(self, host: str = "", port: int = 0) -> bool:
+        """Reach the server through the policy; return whether `_server` is connected (routing 3.1).
+
+        host, port: what the protocol said about the target; "" when it said nothing.
+        Raises PolicyCallFailed when setServerAddress() raised.
+        """
+        self.session.connect_hint = (host, port)
+        if self._server is not None:
+            if _usable(self._server) and (not host or (host, port) == self._server_hint):
+                self._log(CORE_INFO, 6, "Using already established server connection;")
+                return True
+            self._disconnect_server()
+        if host and not self._call_policy(self.setServerAddress, host, port):
+            self._closed_by_abort()
+            return False
+        try:
+            stream = self.connectServer()
+        except BaseException as problem:
+            log_policy_exception(self._session_id, problem)
+            return False
+        if not isinstance(stream, Stream):
+            return False
+        self._server, self._server_hint = stream, (host, port)
+        if self._stop_requested:
+            stream.abort()
+            return False
+        return True
+
+    def _disconnect_server(self) -> None:
+        """Close the server's stream, if any, so that _connect_server() makes a new one."""
+        stream, self._server = self._server, None
+        if stream is not None:
+            self.session.server_stream = None
+            _close(stream, self._ends_lock)
+
+    # other threads
+
+    @property
+    def stop_requested(self) -> bool:
+        """True when the session was asked to end."""
+        return self._stop_requested
+
+    def set_connecting(self, attach) -> None:
+        """Tell which connection attempt request_stop() must interrupt; None: none any more."""
+        self._connecting = attach
+        if attach is not None and self._stop_requested:
+            attach.abort()
+
+    def add_child(self, proxy) -> None:
+        """Make a stop request for this proxy reach `proxy` too."""
+        with self._ends_lock:
+            self._children = (*self._children, proxy)
+
+    def drop_child(self, proxy) -> None:
+        """Forget a child that ended; nothing happens when this proxy ended first."""
+        lock = getattr(self, "_ends_lock", None)
+        if lock is not None:
+            with lock:
+                self._children = tuple(child for child in self._children if child is not proxy)
+
+    def request_stop(self) -> None:
+        """Make the session end soon: wake whatever its proxy waits for.  Any thread; never raises."""
+        self._stop_requested = True
+        lock = getattr(self, "_ends_lock", None)
+        if lock is None:
+            return                           # ended already
+        with lock:
+            for busy in (self._connecting, self._client, self._server):
+                if busy is not None:
+                    with contextlib.suppress(OSError):
+                        busy.abort()
+        for child in self._children:
+            child.request_stop()
+
+
+_STRUCTS = {
+    "ssl": (Attr("client_connection_security", INT8, CONFIG, 0), Attr("server_connection_security", INT8, CONFIG, 0)),
+    "tls": (),
+}
+
+
+def _nothing() -> None:
+    pass
+
+
+def _event_names(cls: type) -> dict[str, tuple[str, ...]]:
+    """Return the events that the class has, by family; found once, when its first session starts."""
+    names = cls.__dict__.get("_events")
+    if names is None:
+        names = cls._events = {
+            family: _present(members, lambda name: getattr(cls, name, None) is not None)
+            for family, members in _FAMILIES.items()}
+    return names
+
+
+def _own_names(proxy, family: str) -> tuple[str, ...]:
+    return _present(_FAMILIES[family], lambda name: getattr(proxy, name, None) is not None)
+
+
+def _present(members, has) -> tuple[str, ...]:
+    """Return the members that exist, an old name in the place of its missing new one."""
+    names = []
+    for name in members:
+        old_name = _OLD_NAMES.get(name)
+        if has(name):
+            names.append(name)
+        elif old_name is not None and has(old_name):
+            _report_old_name(name, old_name)
+            names.append(old_name)
+    return tuple(names)
+
+
+_old_names_reported: set[str] = set()
+
+
+def _report_old_name(name: str, old_name: str) -> None:
+    if old_name not in _old_names_reported:
+        _old_names_reported.add(old_name)
+        log(None, CORE_POLICY, 0, "Obsolete policy handler in Proxy definition; new_name='%s', old_name='%s'",
+            (name, old_name))
+
+
+def _usable(stream: Stream) -> bool:
+    """True when the stream can still carry data: open and neither reset nor hung up."""
+    if stream.fileno() < 0 or stream.aborted:
+        return False
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)
+    return not poll.poll(0)
+
+
+def _close(stream: Stream, lock) -> None:
+    """Close in order.  What the peer sent and nobody read is discarded first: left unread, it would make
+    the kernel reset the connection, and the peer could lose the end of what we sent."""
+    with lock:
+        if stream.fileno() < 0:
+            return
+        stream.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):
+            for _ in range(_DISCARD_READS):
+                if not stream.sock.recv(_DISCARD_BYTES, _DISCARD_FLAGS):
+                    break
+        stream.close()

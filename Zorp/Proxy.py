@@ -1,0 +1,271 @@
+"""The class that every proxy of a policy derives from.
+
+    class IntraHttp(HttpProxy):
+        def config(self):
+            HttpProxy.config(self)
+            self.request["POST"] = (HTTP_REQ_REJECT, "read only")
+
+Theory of operation
+    BuiltinProxy lives the life and keeps the engine's attributes; Proxy is the part that
+    policies read, override and call: the base members of the config events, how the target and
+    the server connection come about, what happens after a callback failed, authentication
+    results, the log.  Each session has an object of its own, used by that session's thread.
+
+What this release refuses
+    TLS, authentication and stacking are not built.  A policy that asks for one of them is
+    refused while it loads where that can be seen; else the session ends after config(), or when
+    the stacking method is called, with one core.policy(1) line.  Nothing is passed unprotected
+    or uninspected because of a part that is missing.
+
+Deviations
+    connectServer() and setServerAddress() accept the forms of all releases.  A retry that
+    succeeds takes back the verdict "connection failed".
+"""
+
+from __future__ import annotations
+
+from Zorp.BuiltinProxy import BuiltinProxy
+from Zorp.Config import config
+from Zorp.Constants import (
+    CORE_AUTH,
+    CORE_DEBUG,
+    CORE_ERROR,
+    CORE_INFO,
+    CORE_SESSION,
+    FALSE,
+    Z_SZIG_CONNECTION_PROPS,
+    Z_SZIG_TYPE_CONNECTION_PROPS,
+    ZD_PROTO_UDP,
+)
+from Zorp.Exceptions import AAException, DACException, InternalException, PolicyError
+from Zorp.Log import enabled, log
+from Zorp.Szig import szigEvent
+from Zorp.Verdict import (
+    ABORTED_BY_POLICY_ACTION,
+    ACCEPTED,
+    DENIED_BY_CONNECTION_FAIL,
+    INVALID_POLICY_CALL,
+    refuse,
+)
+
+_LONGEST_UDP_TIMEOUT_MS = 60_000
+_PROPERTIES_OF_LOGIN = {"gw-auth": ("gateway_user", "gateway_groups"), "server": ("remote_user", "remote_groups")}
+
+
+def proxyLog(self, type, level, msg, args=None):
+    """Log with the session id of a proxy (any object with a session); as Zorp.Zorp.log()."""
+    log(self.session.session_id, type, level, msg, args)
+
+
+class Proxy(BuiltinProxy):
+    """Base of all proxies.
+
+    Arguments:
+        session: the StackedSession that the proxy serves; it learns of the proxy here.
+    """
+
+    name = None                        # protocol: part of the session id, attribute of the session
+    module = None                      # kept for policies that read it; same as name
+    auth_inband_defer = FALSE
+    auth_inband_supported = FALSE
+    auth_server_supported = FALSE
+
+    def __init__(self, session):
+        self.session = session
+        session.setProxy(self)
+        self.server_fd_picked = FALSE
+        self.proxy_started = FALSE
+        self.encryption_policy = None
+        self.encryption = None
+        if not self.module:
+            self.module = self.name
+        if enabled(CORE_SESSION, 5):
+            log(session.session_id, CORE_SESSION, 5, "Proxy starting; class='%s', proxy='%s'",
+                (self.__class__.__name__, self.name))
+        owner = session.owner
+        super().__init__(self.name, self.module, session.session_id, session.client_stream,
+                         owner.proxy if owner is not None else None)
+
+    def __del__(self):
+        """Announce the end of a proxy that never ran."""
+        if not self._ended and self._session_id:
+            self._announce_end()
+
+    def __destroy__(self):
+        """Called by the core last of all: unlink the proxy from its session, drop all attributes."""
+        session = self.session
+        if self.proxy_started and session.server_stream is not None and not self.server_fd_picked:
+            session.server_stream.close()
+        for name in ("proxy", self.name):
+            session.__dict__.pop(name, None)
+        if enabled(CORE_DEBUG, 6):
+            log(session.session_id, CORE_DEBUG, 6, "Proxy destroy; class='%s', module='%s'",
+                (self.__class__.__name__, self.name))
+        kept = {name: self.__dict__[name] for name in ("session", "_session_id", "_state") if name in self.__dict__}
+        self.__dict__.clear()
+        self.__dict__.update(kept)
+
+    def _announce_end(self):
+        super()._announce_end()
+        if enabled(CORE_SESSION, 5):
+            log(self._session_id, CORE_SESSION, 5, "Proxy ending; class='%s', module='%s'",
+                (self.__class__.__name__, self.name))
+
+    # events
+
+    def __pre_config__(self):
+        """First event: outband authentication, defaults that come from config.options."""
+        session = self.session
+        if not session.auth_user and _asks_for_authentication(session.service):
+            raise AAException("Authentication is not built in this release")
+        if session.protocol == ZD_PROTO_UDP and self.timeout > _LONGEST_UDP_TIMEOUT_MS:
+            self.timeout = _LONGEST_UDP_TIMEOUT_MS
+        self.language = config.options.language
+        self.encryption_policy = None
+
+    def config(self):
+        """Set the attributes of the protocol; policies override this."""
+
+    def __post_config__(self):
+        """Last event of the family; where TLS is built, it chooses the encryption here."""
+
+    def _check_config(self):
+        """Refuse TLS settings, also those of classes whose __post_config__() does not call the base."""
+        structs = vars(self._vars).get("_structs", {})
+        wanted = (getattr(self.session.service, "encryption_policy", None), self.encryption_policy, self.encryption,
+                  "ssl" in structs and structs["ssl"].client_connection_security,
+                  "ssl" in structs and structs["ssl"].server_connection_security)
+        if any(wanted):
+            raise PolicyError("TLS is not built in this release, session refused",
+                              remedy="take the encryption settings out of the policy")
+
+    # the server side
+
+    def setServerAddress(self, host, port):
+        """Set the target the client asked for; return FALSE when it is refused or does not resolve.
+
+        Without a router that takes the target from the protocol nothing happens, and TRUE is returned.
+        """
+        return self.session.setTargetAddressByHostname(host, port)
+
+    def connectServer(self, *hint):
+        """Connect to the server; return the Stream, or None (the log says why).
+
+        hint: host and port as old policies give them; an empty host means nothing.
+        """
+        if hint and hint[0] and not self.setServerAddress(*hint[:2]):
+            return None
+        session = self.session
+        if session.chainer is None:
+            return self._take_prepared_server()
+        self.server_fd_picked = True
+        session.server_stream = self._connectServerInternal()
+        return session.server_stream
+
+    def _take_prepared_server(self):
+        """Return what the parent of a stacked proxy prepared, the first time."""
+        if self.session.server_stream is None:
+            raise InternalException("No chainer and server_stream is None")
+        if self.server_fd_picked:
+            log(self.session.session_id, CORE_ERROR, 1,
+                "Internal error, stacked proxy reconnected to server multiple times;")
+            return None
+        self.server_fd_picked = True
+        return self.session.server_stream
+
+    def _connectServerInternal(self):
+        """Return what the chainer connected; failures become the verdict and a line of log."""
+        session = self.session
+        master = session.getMasterSession()
+        try:
+            stream = session.chainer.chainParent(session)
+        except BaseException as problem:
+            refuse(session, problem)
+            if isinstance(problem, DACException):
+                self.notifyEvent("core.dac_exception", [])
+            return None
+        if stream is None:
+            master.verdict = DENIED_BY_CONNECTION_FAIL
+        elif master.verdict == DENIED_BY_CONNECTION_FAIL:
+            master.verdict = ACCEPTED
+        return stream
+
+    # verdicts on the whole session
+
+    def closedByAbort(self):
+        """Called when policy code raised, gave an unusable value, or asked to abort."""
+        self._set_verdict(ABORTED_BY_POLICY_ACTION)
+
+    def invalidPolicyCall(self):
+        """Called when an entry of a policy table is malformed."""
+        self._set_verdict(INVALID_POLICY_CALL)
+
+    # authentication
+
+    def userAuthenticated(self, entity, groups=None, auth_info=""):
+        """Record who the client is: on the master session, in the log and in the statistics.
+
+        groups: sequence of names; a string here is auth_info (calls of two arguments).
+        auth_info: how: "none", "inband", "gw-auth", "server", "cached".
+        """
+        if isinstance(groups, str):
+            groups, auth_info = None, groups
+        session = self.session
+        master = session.getMasterSession()
+        if auth_info == "none":
+            log(session.session_id, CORE_INFO, 6, "Internal problem, NONE authentication should not be used for"
+                " userAuthenticated function from Zorp; type='%d'", (0,))
+        master.auth_user = entity
+        master.auth_groups = tuple(groups or ())
+        session.auth_info = auth_info
+        log(session.session_id, CORE_AUTH, 3, "User authentication successful; entity='%s', auth_info='%s'",
+            (entity, auth_info))
+        group_text = str(master.auth_groups)
+        user_name, groups_name = _PROPERTIES_OF_LOGIN.get(auth_info, ("auth_user", "auth_groups"))
+        properties = {"auth_user": entity, "auth_info": auth_info, "auth_groups": group_text,
+                      user_name: entity, groups_name: group_text}
+        szigEvent(Z_SZIG_CONNECTION_PROPS, (
+            Z_SZIG_TYPE_CONNECTION_PROPS,
+            (session.service.name, session.instance_id, session.secondary_connection_id, 0, properties)))
+
+    def getCredentials(self, method, username, domain, target, port):
+        """Hook of credential stores: return the credentials for a target; () when there are none."""
+        return ()
+
+    # stacking
+
+    def stackProxy(self, client_stream, server_stream, proxy_class, stack_info, side_stacking=False):
+        """Start a child proxy between two streams; raises PolicyError, stacking is not built."""
+        self._refuse_stacking()
+
+    def stackProxyInSession(self, proxy_class, subsession, stack_info):
+        """Start a child proxy in a prepared session; raises PolicyError, stacking is not built."""
+        self._refuse_stacking()
+
+    def stackCustom(self, args):
+        """Start what a stacking backend offers; raises PolicyError, stacking is not built."""
+        self._refuse_stacking()
+
+    def _refuse_stacking(self):
+        raise PolicyError("Stacking is not built in this release, session refused",
+                          remedy="take the stacked proxy or program out of the policy")
+
+    # small helpers
+
+    def readPEM(self, filename):
+        """Return the whole text of a file; raises OSError."""
+        log(self.session.session_id, CORE_DEBUG, 6, "Reading PEM file; filename='%s'", (filename,))
+        with open(filename, encoding="latin-1") as file:
+            return file.read()
+
+    def notifyEvent(self, event, params):
+        """Report an event to a notification system; sites override it."""
+        log(self.session.session_id, CORE_DEBUG, 6, "Event reported; event='%s', params='%s'", (event, params))
+
+    def _hasMethod(self, obj, method):
+        """Return whether the class of `obj` itself, not one of its bases, defines this function."""
+        return callable(vars(type(obj)).get(method))
+
+
+def _asks_for_authentication(service):
+    return getattr(service, "authentication_policy", None) or getattr(service, "auth_policy", None)
