@@ -15,12 +15,11 @@ Theory of operation
 from __future__ import annotations
 
 import contextlib
-import importlib
-import inspect
 import socket
 
 from test.api.walk import Check, Differs, member, module_of
 from test.support import api
+from test.support.logged import captured_log
 from test.support.world import policy_world
 
 # The class to ask about the attributes that a module's engine registers: the one whose config() changes none.
@@ -38,14 +37,6 @@ CONFIG, RUN = "config", "run"
 
 class _Stop(Exception):
     """The question is answered; the proxy need not go on."""
-
-
-class Logged(list):
-    """The messages of one run as (text, arguments)."""
-
-    def has(self, text, arguments):
-        """True when a message with this text and these arguments was logged."""
-        return any(message == text and tuple(given or ()) == arguments for message, given in self)
 
 
 def checks(module):
@@ -102,12 +93,12 @@ def ask(module, class_name, when, question):
         raise _Stop("asked")
 
     asked = type(f"Asked{class_name}", (base,), {"config": config, "startup": startup})
-    with policy_world() as names, _captured_log() as logged, contextlib.ExitStack() as sockets:
+    with policy_world() as names, captured_log() as logged, contextlib.ExitStack() as sockets:
         ends = [sockets.enter_context(end) for end in socket.socketpair()]
         service = names["Service"]("svc", asked)
         _run(asked, service, names, ends[0])
     if not answers:
-        raise Differs(f"{when} was never reached; log: {[text for text, _ in logged][-3:]}")
+        raise Differs(f"{when} was never reached; log: {logged.texts()[-3:]}")
     result, problem = answers[0]
     if problem is not None:
         raise problem
@@ -122,42 +113,6 @@ def _run(proxy_class, service, names, client):
     session = session_module.StackedSession(master, service.chainer)
     session.client_stream = stream
     proxy_class(session).run()
-
-
-@contextlib.contextmanager
-def _captured_log():
-    """Collect what is logged, whatever name the modules call log() by."""
-    logged = Logged()
-    log_module = importlib.import_module("Zorp.Log")
-    original = log_module.log
-
-    def capture(sessionid, logclass, verbosity, msg=None, args=None):
-        if msg is None:
-            sessionid, logclass, verbosity, msg = None, sessionid, logclass, verbosity
-        logged.append((msg, args if args is None or isinstance(args, (tuple, list)) else (args,)))
-
-    holders = [(module, name) for module in _zorp_modules() for name, value in vars(module).items()
-               if value is original]
-    enabled = log_module.enabled
-    switches = [(module, name) for module in _zorp_modules() for name, value in vars(module).items()
-                if value is enabled]
-    _set(holders, capture)
-    _set(switches, lambda tag, level: True)
-    try:
-        yield logged
-    finally:
-        _set(holders, original)
-        _set(switches, enabled)
-
-
-def _set(places, value):
-    for module, name in places:
-        setattr(module, name, value)
-
-
-def _zorp_modules():
-    sys_modules = dict(importlib.import_module("sys").modules)
-    return [module for name, module in sys_modules.items() if name.startswith("Zorp.") and inspect.ismodule(module)]
 
 
 # ------------------------------------------------------------------------------------- attributes
