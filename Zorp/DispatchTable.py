@@ -42,7 +42,7 @@ from Zorp.Constants import (
     CORE_DEBUG,
     CORE_ERROR,
     CORE_POLICY,
-    ZD_PROTO_AUTO,
+        ZD_PROTO_AUTO,
     ZD_PROTO_TCP,
     ZD_PROTO_UDP,
 )
@@ -53,6 +53,8 @@ from Zorp.Stream import Stream
 from Zorp.Subnet import Subnet
 from Zorp.transport.arrival import original_destination
 from Zorp.transport.hostaddr import is_own_address
+from Zorp.transport.proxy_header import read_source
+from Zorp.wire.errors import WireError
 
 NO_SESSION = "nosession"
 NOT_MINE = object()              # returned by a handler that leaves the connection to the next entry
@@ -155,6 +157,11 @@ class Chain:
                 (self.bind.sa if isinstance(self.bind, DBSockAddr) else local, local))
             stream.close()
             return
+        if self.params.proxy_protocol:
+            remote = self._announced_client(stream, remote)
+            if remote is None:
+                stream.close()
+                return
         fields = (self.protocol, remote, local, destination)
         for entry in self.entries:
             log(entry.session_id, CORE_DEBUG, 6, "Incoming connection; " + _CONNECTION, fields)
@@ -188,6 +195,20 @@ class Chain:
         if not (self.params.transparent or self.params.mark_tproxy):
             return True                              # without IP_TRANSPARENT nothing foreign gets here
         return local in self.addresses or _belongs_to_host(local)
+
+    def _announced_client(self, stream: Stream, remote):
+        """Return who a trusted load balancer says the client is; None when it sent no valid header."""
+        if not any(subnet.contains(remote) for subnet in self.params.proxy_protocol):
+            return remote
+        try:
+            source = read_source(stream)
+        except (WireError, OSError) as problem:
+            log(self._session_id(), "core.violation", 2,
+                "No valid PROXY protocol header, dropping connection; remote='%s', error='%s'", (remote, problem))
+            return None
+        if source is None:
+            return remote
+        return from_sockaddr(socket.AF_INET6 if ":" in source[0] else socket.AF_INET, source)
 
     @property
     def bound_port(self) -> int:

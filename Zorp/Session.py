@@ -269,6 +269,7 @@ class MasterSession(AbstractSession):
         self.session_id = self.master_session_id = _BASE_SESSION_ID
         self._lock = threading.Lock()
         self._holders = 1
+        self._at_end = []
         if isinstance(service, int):
             self._init_from_release_5(service, client_stream, client_local, client_listen)
             return
@@ -348,11 +349,17 @@ class MasterSession(AbstractSession):
         if ended:
             self._end()
 
+    def call_at_end(self, function, *args):
+        """Have function(*args) called when the session ends, after the service has its instance back."""
+        self._at_end.append((function, args))
+
     def _end(self):
         self._attempt(self.destroy)
         self._attempt(self.logVerdict, self.summary_info)
         if self.service is not None:
             self._attempt(self.service.stopInstance, self)
+        for function, args in self._at_end:
+            self._attempt(function, *args)
 
     def _attempt(self, step, *args):
         """Run one step of the end; each counts on its own, and stopInstance() may be a policy's."""

@@ -1,0 +1,580 @@
+"""Dispatchers: which service gets a connection that arrives at an address.
+
+Theory of operation
+    A dispatcher is declared in the function of an instance, with bind objects and a way to
+    choose services.  It registers with the dispatch table; connections come back through
+    accepted(), in the thread that will own the session:
+
+        _getSession     a MasterSession with client data and zone, then getService(session)
+        startService    Service.startInstance(), its exceptions become verdicts
+        release         from here on only the proxies keep the session alive
+
+    Dispatcher, ZoneDispatcher and CSZoneDispatcher choose by address and zone;
+    NDimensionDispatcher by rules of its own; RuleDispatcher, made once when the policy has
+    rules, by those.  Sites override getService(session), which may look at the session as
+    release 3 or at a ClientInfo as release 5 did, for both have the same attributes; or
+    _getSession() as in release 6; or accepted() altogether.
+
+Deviations
+    A refused connection leaves a summary line even when no service was found; its session id
+    is "svc" then.  Addresses without a zone are refused and logged.  Misses are not cached.
+    Service names in tables are checked when the policy has loaded.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import threading
+import time
+
+from Zorp import Globals
+from Zorp.Bind import DBSockAddr, DispatchBindType
+from Zorp.Cache import ShiftCache
+from Zorp.Config import config
+from Zorp.Constants import (
+    CORE_DEBUG,
+    CORE_ERROR,
+    CORE_POLICY,
+    CORE_SESSION,
+    FALSE,
+    TRUE,
+    ZD_PROTO_AUTO,
+    ZD_PROTO_TCP,
+    ZD_PROTO_UDP,
+)
+from Zorp.DispatchTable import NO_SESSION, Dispatch, DispatchParams
+from Zorp.Exceptions import PolicyError, ServiceException, ZoneException
+from Zorp.InstanceNumbers import getInstanceId
+from Zorp.KZorp import packet_of
+from Zorp.Log import log
+from Zorp.PolicyCaller import policy_caller
+from Zorp.Rule import RuleSet
+from Zorp.Service import AbstractService, PFService
+from Zorp.Session import MasterSession
+from Zorp.SockAddr import SockAddrInet, SockAddrInet6, SockAddrType
+from Zorp.Verdict import DENIED_BY_LIMIT, DENIED_BY_POLICY, refuse
+from Zorp.Zone import Zone
+
+ZD_PRI_LISTEN = 100
+ZD_PRI_NORMAL = 0
+ZD_PRI_RELATED = -100
+
+dispatch_id = 0              # the number of the next dispatcher
+listen_hook = None           # assigned by old site code; nothing calls them
+unlisten_hook = None
+
+_IPPROTO = {ZD_PROTO_TCP: socket.IPPROTO_TCP, ZD_PROTO_UDP: socket.IPPROTO_UDP}
+_PORT_RANGE = re.compile(r"\s*([0-9]{1,5})(?::([0-9]{1,5}))?\s*", re.ASCII)
+_ANY_ZONE = "*"
+_REFUSAL_LOG_S = 1.0         # at most one line on refused clients in this time
+
+
+# ---------------------------------------------------------------------------- conversions
+
+def convertDBProtoToIPProto(dbproto):
+    """Return the IP protocol number of ZD_PROTO_TCP or ZD_PROTO_UDP; raises ValueError for others."""
+    if dbproto not in _IPPROTO:
+        raise ValueError("Unknown dispatch bind protocol")
+    return int(_IPPROTO[dbproto])
+
+
+def convertIPProtoToDBProto(ipproto):
+    """Return ZD_PROTO_TCP or ZD_PROTO_UDP for an IP protocol number; raises ValueError for others."""
+    for dbproto, number in _IPPROTO.items():
+        if number == ipproto:
+            return dbproto
+    raise ValueError(f"IP protocol not representable in DBProto; protocol='{ipproto}'")
+
+
+def convertSockAddrToDB(sa, protocol):
+    """Return the bind object for a SockAddr or bind object, or a list of them for a sequence.
+
+    A bind object without protocol gets this one.  Raises ValueError when it has another, and
+    for a bare SockAddr without a protocol.
+    """
+    if isinstance(sa, (list, tuple)):
+        return [convertSockAddrToDB(item, protocol) for item in sa]
+    if isinstance(sa, SockAddrType):
+        if protocol == ZD_PROTO_AUTO:
+            raise PolicyError("No preferred protocol specified",
+                              remedy="wrap the address: DBSockAddr(sa, ZD_PROTO_TCP)")
+        return DBSockAddr(sa, protocol)
+    if not isinstance(sa, DispatchBindType):
+        raise PolicyError(f"Expected SockAddr; bindto='{sa}'",
+                          remedy="give a SockAddrInet, SockAddrInet6, DBSockAddr, DBIface or DBIfaceGroup")
+    if sa.protocol == ZD_PROTO_AUTO:
+        sa.protocol = protocol
+    elif sa.protocol != protocol and protocol != ZD_PROTO_AUTO:
+        raise PolicyError(f"Protocol number mismatch ({sa.protocol} != {protocol})",
+                          remedy="leave the protocol out of the bind object, or use a Dispatcher")
+    return sa
+
+
+def parsePortString(s):
+    """Return the (from, to) pairs of a port list: an int, "80", "80,443", "1024:2048,8080"; "" is none."""
+    if isinstance(s, int):
+        return [(s, s)]
+    if not s:
+        return []
+    ports = []
+    for part in s.split(","):
+        found = _PORT_RANGE.fullmatch(part)
+        low, high = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+        if not low <= high <= 0xFFFF:
+            raise PolicyError(f"Invalid port range: '{s}'",
+                              remedy="write rule_port as \"80\", \"80,443\" or \"1024:2048\"")
+        ports.append((low, high))
+    return ports
+
+
+# ---------------------------------------------------------------------------- limits per client
+
+class ConnectionsPerClient:
+    """The open sessions of every client address, for config.options.max_connections_per_client.
+
+    Any thread may call.  _lock guards all fields; log lines are written outside it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: dict[str, int] = {}
+        self._suppressed = 0
+        self._silent_until_s = 0.0
+
+    def admit(self, session, maximum: int) -> bool:
+        """Count the session until its end, or log the refusal and return False when `maximum` are open."""
+        client = getattr(session.client_address, "ip_s", "")
+        with self._lock:
+            running = self._open.get(client, 0)
+            if running < maximum:
+                self._open[client] = running + 1
+                suppressed = None
+            else:
+                suppressed = self._suppressed_locked()
+        if running < maximum:
+            session.call_at_end(self._leave, client)
+            return True
+        if suppressed is not None:
+            log(session.session_id, CORE_ERROR, 2,
+                "Too many connections, refusing; client_address='%s', max_connections='%d', suppressed='%d'",
+                (session.client_address, maximum, suppressed))
+        return False
+
+    def _suppressed_locked(self) -> int | None:
+        """Return the number of unlogged refusals when it is time for a line, None when it is not."""
+        now_s = time.monotonic()
+        if now_s < self._silent_until_s:
+            self._suppressed += 1
+            return None
+        self._silent_until_s = now_s + _REFUSAL_LOG_S
+        suppressed, self._suppressed = self._suppressed, 0
+        return suppressed
+
+    def _leave(self, client: str) -> None:
+        with self._lock:
+            if self._open[client] == 1:
+                del self._open[client]
+            else:
+                self._open[client] -= 1
+
+
+_clients = ConnectionsPerClient()
+
+
+# ---------------------------------------------------------------------------- base
+
+class BaseDispatch:
+    """What all dispatchers do: listen, accept, start the chosen service.
+
+    Arguments:
+        session_id: name of the instance, the first part of the dispatcher's own session id.
+        bindto: a bind object or a sequence of them, all of one protocol; a bare SockAddr is TCP.
+        **kw: prio, transparent, mark_tproxy, threaded, backlog, accept_one, rcvbuf,
+            session_limit, rule_port, proxy_protocol.
+
+    Raises RuntimeError outside an instance function, ValueError for bad binds, TypeError for
+    unknown keywords.
+    """
+
+    def __init__(self, session_id, bindto=None, **kw):
+        if not Globals.parsing:
+            raise RuntimeError("Parsing phase has not completed yet, Dispatcher must be defined in the instance"
+                               " init() function.")
+        binds = _binds(bindto)
+        prio = kw.pop("prio", ZD_PRI_LISTEN)
+        self.rule_port = parsePortString(kw.pop("rule_port", ""))
+        self.transparent = kw.get("transparent", FALSE)
+        self.protocol = binds[0].protocol
+        self.session_id = _next_session_id(session_id)
+        self._bind_text = ", ".join(str(bind) for bind in binds)
+        params = self._params(kw)
+        # the handler is looked up again for every connection: sites replace accepted() on objects, too
+        self.dispatches = [
+            Dispatch(self.session_id, bind, prio, lambda *connection: self.accepted(*connection), params)
+            for bind in binds]
+        Globals.dispatches.append(self)
+
+    def _params(self, keywords) -> DispatchParams:
+        return DispatchParams.from_keywords(self.protocol, keywords)
+
+    def accepted(self, stream, client_address, client_local, client_listen):
+        """Serve a connection: TRUE when a service took it over, None when it is refused.
+
+        Called in the thread that will own the session.  The stream is closed when it is refused.
+        """
+        if stream is None:
+            return None
+        session = self._getSession(stream, client_local, client_listen, client_address)
+        if session is None:
+            stream.close()
+            return None
+        try:
+            stream.name = session.session_id
+            log(NO_SESSION, CORE_DEBUG, 8, "Connection accepted; client_address='%s'", (client_address,))
+            maximum = config.options.max_connections_per_client
+            if maximum and not _clients.admit(session, maximum):
+                session.verdict = DENIED_BY_LIMIT
+                return None
+            return self.startService(session.service, session)
+        finally:
+            session.release()
+
+    def _getSession(self, client_stream, client_local, client_listen, client_address):
+        """Return the MasterSession, bound to the chosen service, or None to refuse the connection."""
+        session = MasterSession(None, client_stream, client_local, client_listen, client_address)
+        try:
+            service = self.getService(session)
+        except (Exception, SystemExit) as problem:
+            refuse(session, problem)
+            service = None
+        else:
+            if service is None:
+                session.verdict = DENIED_BY_POLICY
+        if service is None:
+            session.release()
+            return None
+        session.setService(service)
+        return session
+
+    def getService(self, session):
+        """Return the service for a connection, None (or an exception of Zorp.Exceptions) to refuse it."""
+        raise NotImplementedError
+
+    @staticmethod
+    def startService(service, session):
+        """Start the service: TRUE, or None after the reason was logged and the client's side closed."""
+        log(session.session_id, CORE_SESSION, 5, "Starting service; name='%s'", (service.name,))
+        try:
+            service.startInstance(session)
+        except (Exception, SystemExit) as problem:
+            refuse(session, problem)
+            session.destroy()
+            return None
+        return TRUE
+
+    def destroy(self):
+        """Stop accepting connections; those that are served go on."""
+        for dispatch in self.dispatches:
+            dispatch.destroy()
+        self.dispatches = []
+        if self in Globals.dispatches:
+            Globals.dispatches.remove(self)
+
+
+AbstractDispatch = BaseDispatch
+
+
+def _binds(bindto):
+    """Return the bind objects of a dispatcher: at least one, all with the same explicit protocol."""
+    if bindto is None or (isinstance(bindto, (list, tuple)) and not bindto):
+        raise PolicyError("bindto is required argument and must be a sequence",
+                          remedy="give bindto=DBSockAddr(SockAddrInet('192.0.2.1', 50080), ZD_PROTO_TCP)")
+    items = bindto if isinstance(bindto, (list, tuple)) else (bindto,)
+    binds = [convertSockAddrToDB(item, ZD_PROTO_TCP if isinstance(item, SockAddrType) else ZD_PROTO_AUTO)
+             for item in items]
+    if any(bind.protocol == ZD_PROTO_AUTO for bind in binds):
+        raise PolicyError("No preferred protocol is specified", remedy="give the bind object protocol=ZD_PROTO_TCP")
+    if len({bind.protocol for bind in binds}) > 1:
+        raise PolicyError("Inconsistent protocol specified in dispatch addresses",
+                          remedy="use one dispatcher for TCP and another one for UDP")
+    return binds
+
+
+def _next_session_id(instance):
+    global dispatch_id
+    number = dispatch_id
+    dispatch_id += 1
+    return f"{instance}/dsp/dispatch:{number}" if instance else f"dsp/dispatch:{number}"
+
+
+def _warn_deprecated(cls, instead):
+    """Say once per class that there is a better one."""
+    if cls.deprecated_warning:
+        cls.deprecated_warning = False
+        log(None, CORE_DEBUG, 3, "Use of %s class is deprecated, %s should be used instead.", (cls.__name__, instead))
+
+
+# ---------------------------------------------------------------------------- dispatchers of policies
+
+class Dispatcher(BaseDispatch):
+    """Start one fixed service for every connection.
+
+        Dispatcher(DBSockAddr(SockAddrInet('10.1.0.1', 50080), ZD_PROTO_TCP), 'office_http', transparent=TRUE)
+
+    `service` is the name of a service that exists already (or the object); raises
+    ServiceException "Service NAME not found".
+    """
+
+    def __init__(self, bindto=None, service=None, **kw):
+        if service is not None:
+            self.service = _existing_service(service)
+        elif type(self).getService is Dispatcher.getService:
+            raise ServiceException(f"Service {service} not found")
+        else:
+            self.service = None                  # a site's own getService() chooses
+        self.bindto = bindto
+        super().__init__(Globals.instance_name, bindto, **kw)
+
+    def getService(self, session):
+        """Return the fixed service."""
+        return self.service
+
+
+def _existing_service(service):
+    if isinstance(service, AbstractService):
+        return service
+    if service not in Globals.services:
+        raise ServiceException(f"Service {service} not found")
+    return Globals.services[service]
+
+
+class _TableDispatcher(Dispatcher):
+    """Choose among the services of a table by zones; what both zone dispatchers share."""
+
+    def __init__(self, bindto, services, cache_name, kw):
+        if not hasattr(services, "keys"):
+            raise PolicyError(f"services must be a mapping; services='{services}'",
+                              remedy="write services={'office': 'office_http', '*': 'other_http'}")
+        self.services = services
+        self.follow_parent = kw.pop("follow_parent", FALSE)
+        self._declared_at = policy_caller()
+        BaseDispatch.__init__(self, Globals.instance_name, bindto, **kw)
+        self.bindto = bindto
+        self.cache = ShiftCache(f"{cache_name}({self._bind_text})", config.options.zone_dispatcher_shift_threshold)
+
+    def checkReferences(self):
+        """Raise PolicyError when the finished policy lacks a service of the table."""
+        for name in self.services.values():
+            if not isinstance(name, AbstractService) and name not in Globals.services:
+                raise PolicyError(f"No such service; service='{name}', dispatcher='{self._declared_at}'",
+                                  remedy="define the service, or correct the name in the table of the dispatcher")
+
+    def _candidates(self, zone):
+        """Return the names under which a zone may stand in the table, the best first."""
+        names = [zone.getName()]
+        while self.follow_parent and (zone := zone.admin_parent) is not None:
+            if (name := zone.getName()) != names[-1]:
+                names.append(name)
+        names.append(_ANY_ZONE)
+        return names
+
+    def _choose(self, key, candidates):
+        """Return the service of the first candidate in the table, from the cache when it was chosen before."""
+        service = self.cache.lookup(key)
+        if service is not None:
+            return service
+        for candidate in candidates():
+            if candidate in self.services:
+                name = self.services[candidate]
+                service = name if isinstance(name, AbstractService) else Globals.services.get(name)
+                if service is None:
+                    log(None, CORE_POLICY, 2, "No such service; service='%s'", (name,))
+                    return None
+                self.cache.store(key, service)
+                return service
+        return self._no_service(key)
+
+    def _no_service(self, key):
+        raise NotImplementedError
+
+
+def _zone_of(address):
+    zone = Zone.lookup(address)
+    if zone is None:
+        raise ZoneException(str(address))
+    return zone
+
+
+class ZoneDispatcher(_TableDispatcher):
+    """Choose the service by the client's zone.
+
+    `services` maps zone names, or "*" for any, to service names.  With follow_parent=TRUE the
+    entry of an administrative parent serves its children, too; the nearest one wins.
+    """
+
+    deprecated_warning = True
+
+    def __init__(self, bindto=None, services=None, **kw):
+        _warn_deprecated(ZoneDispatcher, "Rule")
+        super().__init__(bindto, services, "sdispatch", kw)
+
+    def getService(self, session):
+        """Return the service of the client's zone; raises ZoneException when it has none."""
+        zone = session.client_zone or _zone_of(session.client_address)
+        return self._choose(zone.getName(), lambda: self._candidates(zone))
+
+    def _no_service(self, key):
+        log(None, CORE_POLICY, 2, "No applicable service found for this client zone; bindto='%s', client_zone='%s'",
+            (self._bind_text, key))
+
+
+class CSZoneDispatcher(_TableDispatcher):
+    """Choose the service by the zones of the client and of the server it asked for.
+
+    `services` maps (client zone, server zone) to service names; "*" stands for any zone.  The
+    nearest client zone wins, among those the nearest server zone.
+    """
+
+    deprecated_warning = True
+
+    def __init__(self, bindto=None, services=None, **kw):
+        _warn_deprecated(CSZoneDispatcher, "Rule")
+        super().__init__(bindto, services, "csdispatch", kw)
+
+    def getService(self, session):
+        """Return the service of the pair of zones; raises ZoneException when one has none."""
+        client_zone = session.client_zone or _zone_of(session.client_address)
+        session.server_zone = server_zone = _zone_of(session.client_local)
+        return self._choose(
+            (client_zone.getName(), server_zone.getName()),
+            lambda: ((client, server) for client in self._candidates(client_zone)
+                     for server in self._candidates(server_zone)))
+
+    def _no_service(self, key):
+        log(None, CORE_POLICY, 2,
+            "No applicable service found for this client & server zone; bindto='%s', client_zone='%s',"
+            " server_zone='%s'", (self._bind_text, *key))
+
+
+class NDimensionDispatcher(Dispatcher):
+    """Choose the service by rules of its own, as release 3.9.0 wrote them.
+
+    `rules` is a dictionary or a sequence of them with the keys service, rule_id, iface, ifgroup,
+    proto, src_port, dst_port, src_subnet, src_zone, dst_subnet, dst_zone (`auth` is ignored).
+    """
+
+    def __init__(self, bindto=None, rules=None, **kw):
+        self.rules = (rules,) if hasattr(rules, "keys") else rules
+        self._rule_set = RuleSet.from_descriptions(self.rules)
+        BaseDispatch.__init__(self, Globals.instance_name, bindto, **kw)
+        self.bindto = bindto
+
+    def getService(self, session):
+        """Return the service of the rule that fits best, None when none does."""
+        packet = packet_of(session.client_stream.sock, session.client_address, session.client_local)
+        decision = self._rule_set.evaluate(packet)
+        if decision is None:
+            log(None, CORE_POLICY, 2, "No applicable service found; bindto='%s'", (self._bind_text,))
+            return None
+        session.server_zone, session.rule_id = decision.server_zone, decision.rule_id
+        return Globals.services.get(decision.service_name)
+
+
+# ---------------------------------------------------------------------------- rules
+
+class RuleDispatcher(BaseDispatch):
+    """Choose the service by the rules of the policy; one per instance, made when there are rules.
+
+    Listens on the loopback addresses only: the packet filter diverts connections to it, and
+    whoever addresses it directly is refused.
+    """
+
+    _instance: RuleDispatcher | None = None
+
+    def __init__(self, **kw):
+        port = config.options.rule_listen_port
+        self.bindto = [DBSockAddr(address, ZD_PROTO_TCP) for address in _loopback_addresses(port)]
+        super().__init__(Globals.instance_name, self.bindto, **kw)
+
+    def _params(self, keywords):
+        return DispatchParams(transparent=True, rule_chain=True, proxy_protocol=DispatchParams.from_keywords(
+            ZD_PROTO_TCP, {"proxy_protocol": config.options.proxy_protocol}).proxy_protocol)
+
+    @classmethod
+    def createOneInstance(cls):
+        """Make the dispatcher of the instance; a second call does nothing."""
+        if RuleDispatcher._instance is None:
+            RuleDispatcher._instance = cls()
+
+    def _getSession(self, client_stream, client_local, client_listen, client_address):
+        packet = packet_of(client_stream.sock, client_address, client_local)
+        decision = Globals.rules.evaluate(packet)
+        if decision is None:
+            log(None, CORE_POLICY, 0, "Unable to determine service, KZorp service lookup failed; bindto='%s'",
+                (client_listen,))
+            client_zone, server_zone = Globals.rules.zones_of(packet)
+            values = {"client_zone": client_zone, "server_zone": server_zone}
+            service = None
+        else:
+            values = {"client_zone": decision.client_zone, "server_zone": decision.server_zone,
+                      "rule_id": decision.rule_id}
+            service = self._service_of(decision)
+        if service is not None:
+            values["instance_id"] = getInstanceId(service.name)
+        session = MasterSession(service, client_stream, client_local, client_listen, client_address, **values)
+        if service is not None:
+            return session
+        session.verdict = DENIED_BY_POLICY
+        client_stream.reset()
+        session.release()
+        return None
+
+    @staticmethod
+    def _service_of(decision):
+        """Return the service object; None when it vanished, or when the packet filter ought to have served it."""
+        service = Globals.services.get(decision.service_name)
+        if service is None:
+            log(None, CORE_POLICY, 2, "No such service; service='%s'", (decision.service_name,))
+        elif isinstance(service, PFService) and Globals.kzorp_available:
+            log(None, CORE_POLICY, 2, "Packet filter service reached the daemon; service='%s'", (service,))
+            return None
+        return service
+
+    def destroy(self):
+        super().destroy()
+        if RuleDispatcher._instance is self:
+            RuleDispatcher._instance = None
+
+
+def _loopback_addresses(port):
+    """Return the addresses rule chains listen on: those of the families that this host has."""
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError as problem:
+        log(None, CORE_ERROR, 3, "IPv6 is not available, rules serve IPv4 only; error='%s'", (problem,))
+        return [SockAddrInet("127.0.0.1", port)]
+    return [SockAddrInet("127.0.0.1", port), SockAddrInet6("::1", port)]
+
+
+# ---------------------------------------------------------------------------- life of a policy
+
+def _policy_parsed():
+    """After the instance functions: the dispatcher of the rules, and names that were used before they existed."""
+    if Globals.rules is not None and Globals.rules.length:
+        RuleDispatcher.createOneInstance()
+    for dispatcher in Globals.dispatches:
+        check = getattr(dispatcher, "checkReferences", None)
+        if check is not None:
+            check()
+
+
+def purgeDispatches():
+    """Stop every dispatcher of the policy."""
+    for dispatcher in list(Globals.dispatches):
+        dispatcher.destroy()
+
+
+Globals.parsed_callbacks.append(_policy_parsed)
+Globals.deinit_callbacks.append(purgeDispatches)
