@@ -176,5 +176,6 @@ def test_the_received_header_names_client_and_firewall(postfix, zorp):
     send(daemon.port, b"x\r\n")
     # then the stored mail names who sent it, through which door
     mail = postfix.wait_for_mails(before + 1)[-1]
-    assert re.search(rb"^Received: from client\.example\.org \(\[127\.0\.0\.1\]\)\s+by fw\.example with ESMTP id ", mail,
+    received = rb"^Received: from client\.example\.org \(\[127\.0\.0\.1\]\)\s+by fw\.example with ESMTP id "
+    assert re.search(received, mail, re.M)
                      re.M)
