@@ -178,4 +178,3 @@ def test_the_received_header_names_client_and_firewall(postfix, zorp):
     mail = postfix.wait_for_mails(before + 1)[-1]
     received = rb"^Received: from client\.example\.org \(\[127\.0\.0\.1\]\)\s+by fw\.example with ESMTP id "
     assert re.search(received, mail, re.M)
-                     re.M)
