@@ -2,15 +2,46 @@
 
 A zone has a name, subnets, host names and an administrative parent.  Names are registered in
 `BaseZone.zones`, which is Globals.zones; only loading a policy writes it.
+
+Nothing is registered before everything about the zone is known to be right.
 """
 
 from __future__ import annotations
+
+import re
 
 from Zorp import Globals
 from Zorp.Exceptions import PolicyError, ZoneException
 from Zorp.Subnet import Subnet
 
 __all__ = ["BaseZone", "BuiltinProxy"]
+
+MAX_DEPTH = 31                   # a root has depth 1; deeper zones would outweigh interfaces in the scores of rules
+MAX_NAME_BYTES = 1023
+_MAX_HOSTNAME = 253              # RFC 1035, 2.3.4, without the final dot
+_HOSTNAME = re.compile(r"[^\s/,;:@*]+")
+
+
+class ZoneDefinitionError(PolicyError, ZoneException):
+    """A zone that contradicts what was defined before."""
+
+    def __init__(self, problem, *, remedy):
+        super().__init__(problem, remedy=remedy)
+        self.detail = problem
+
+    def __str__(self):
+        return f"{self.problem}; {self.remedy}"
+
+
+class UnknownZoneError(PolicyError, KeyError):
+    """A zone name that is not defined; the only argument is that name, as of a KeyError."""
+
+    def __init__(self, name, *, remedy):
+        super().__init__(f"No zone was defined with that name; zone='{name}'", remedy=remedy)
+        self.args = (name,)
+
+    def __str__(self):
+        return f"{self.problem}; {self.remedy}"
 
 
 class BuiltinProxy:
@@ -21,28 +52,45 @@ class BaseZone:
     """A named part of the network.
 
     Arguments:
-        name: unique.
+        name: unique, not empty, at most 1023 bytes.
         addrs: one subnet as text, or a sequence of them; IPv4 and IPv6 may be mixed.
         hostnames: one host name or a sequence of them, whose addresses belong to the zone.
-        admin_parent: name of a zone that is defined already.
+        admin_parent: name of a zone that is defined already, or that zone.
 
-    Raises ZoneException for a name that is taken, KeyError for an unknown parent, ValueError
-    for a text that is not a subnet.
+    Raises ZoneException (also a PolicyError) for a name that is taken, KeyError for an unknown
+    parent, ValueError for a text that is not a subnet.
     """
 
     zones = Globals.zones
 
     def __init__(self, name, addrs=(), hostnames=(), admin_parent=None):
-        if name in self.zones:
-            raise ZoneException(f"Zone {name} duplicate name")
-        self.name = name
-        self.subnets = list(dict.fromkeys(Subnet.create(addr) for addr in _texts(addrs)))
-        self.hostnames = _texts(hostnames)
+        self.name = checked_name(name)
+        self.subnets = subnets_of(name, addrs)
+        self.hostnames = hostnames_of(name, hostnames)
         self.admin_children = []
-        self.admin_parent = None if admin_parent is None else self.zones[admin_parent]
+        self.admin_parent = self._parent(admin_parent)
+        self._check_depth()
+        self._register()
+
+    def _parent(self, parent):
+        if parent is None or isinstance(parent, BaseZone):
+            return parent
+        if parent not in self.zones:
+            raise UnknownZoneError(parent, remedy=f"define it above its child, zone '{self.name}'")
+        return self.zones[parent]
+
+    def _check_depth(self):
+        depth = self.getDepth() + 1
+        if depth > MAX_DEPTH:
+            raise ZoneDefinitionError(f"Zone tree is too deep; zone='{self.name}', depth='{depth}'",
+                                      remedy=f"at most {MAX_DEPTH} zones may stand above each other")
+
+    def _register(self):
+        if self.name in self.zones:
+            raise ZoneDefinitionError(f"Zone {self.name} duplicate name", remedy="give each zone a name of its own")
         if self.admin_parent is not None:
             self.admin_parent.admin_children.append(self)
-        self.zones[name] = self
+        self.zones[self.name] = self
 
     def __str__(self):
         return f"Zone({self.name})"
@@ -59,13 +107,34 @@ class BaseZone:
         return depth
 
 
-def _texts(value):
-    """Return one text or a sequence of texts as a tuple; nothing for None and the empty text."""
-    if not value:
+def checked_name(name):
+    """Return a zone's name; raises PolicyError for what cannot be one."""
+    if not isinstance(name, str) or not 1 <= len(name.encode(errors="surrogateescape")) <= MAX_NAME_BYTES:
+        raise PolicyError(f"Invalid zone name; name={name!r}", remedy=f"give a text of 1 to {MAX_NAME_BYTES} bytes")
+    return name
+
+
+def subnets_of(name, addrs):
+    """Return the subnets that a zone was given, each once, in the order given; raises ValueError."""
+    if addrs is None:
+        return []
+    single = isinstance(addrs, (str, bytes, Subnet))
+    subnets = []
+    for item in (addrs,) if single else addrs:
+        if not isinstance(item, (str, Subnet)):
+            raise PolicyError(f"Invalid subnet specification: value='{item}'",
+                              remedy=f"zone '{name}': write address/bits in quotes")
+        subnets.append(item if isinstance(item, Subnet) else Subnet.create(item))
+    return subnets
+
+
+def hostnames_of(name, hostnames):
+    """Return a zone's host names as a tuple, lower case, without a final dot; raises PolicyError."""
+    if not hostnames:
         return ()
-    texts = (value,) if isinstance(value, str) else tuple(value)
+    texts = (hostnames,) if isinstance(hostnames, (str, bytes)) else tuple(hostnames)
     for text in texts:
-        if not isinstance(text, str):
-            raise PolicyError(f"Addresses and host names of a zone are texts; value={text!r}",
-                              remedy="write them in quotes")
-    return texts
+        if not isinstance(text, str) or len(text) > _MAX_HOSTNAME or not _HOSTNAME.fullmatch(text):
+            raise PolicyError(f"Invalid host name; zone='{name}', hostname={text!r}",
+                              remedy="give names as the DNS knows them, in quotes")
+    return tuple(dict.fromkeys(text.rstrip(".").lower() for text in texts))

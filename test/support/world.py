@@ -13,10 +13,6 @@ import contextlib
 import copy
 import importlib
 
-# Class attributes and module variables where policy objects register beside Zorp.Globals.
-_EVERYTHING = "0.0.0.0/0"
-
-
 @contextlib.contextmanager
 def policy_world(*, zones=True):
     """Yield the names of a policy in empty registries; with a zone `internet` unless told otherwise."""
@@ -29,22 +25,24 @@ def policy_world(*, zones=True):
     names = {name: value for name, value in vars(core).items() if not name.startswith("_")}
     names["PlugProxy"] = importlib.import_module("Zorp.Plug").PlugProxy
     try:
-        if zones:
-            names["Zone"]("internet", [_EVERYTHING, "::/0"])
-        yield names
+        with _own_zone_table():
+            if zones:
+                names["Zone"]("internet", ["0.0.0.0/0", "::/0"])
+            yield names
     finally:
         _restore(registries, saved)
 
 
 def _empty(registries, saved):
     for name, (value, _) in saved.items():
+        if name.endswith("_callbacks"):
+            continue                     # registered by modules, not by policies
         if isinstance(value, (dict, list)):
             value.clear()
         elif name == "dispatch_table" and value is not None:
             registries.dispatch_table = type(value)()
         elif name == "rules" and value is not None:
             registries.rules = type(value)()
-    _forget_zones()
 
 
 def _restore(registries, saved):
@@ -55,12 +53,17 @@ def _restore(registries, saved):
         elif isinstance(value, list):
             value[:] = content
         setattr(registries, name, value)
-    _forget_zones()
 
 
-def _forget_zones():
-    """Compiled look-up tables belong to the zones of one policy."""
-    zone = importlib.import_module("Zorp.Zone").Zone
-    forget = getattr(zone, "forget", None)
-    if forget is not None:
-        forget()
+@contextlib.contextmanager
+def _own_zone_table():
+    """Zones register in a look-up table beside the registries: one for this world."""
+    module = importlib.import_module("Zorp.Zone")
+    saved = module._table, module.Zone.has_dynamic_subnet
+    module._table = module.Zone.zone_subnet_tree = type(module._table)()
+    module.Zone.has_dynamic_subnet = False
+    try:
+        yield
+    finally:
+        module._table, module.Zone.has_dynamic_subnet = saved
+        module.Zone.zone_subnet_tree = saved[0]
