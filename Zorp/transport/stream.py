@@ -44,7 +44,8 @@ def _timeval(milliseconds: int | None) -> bytes:
 class SocketStream:
     """One connected stream socket; owns the descriptor until close()."""
 
-    __slots__ = ("_aborted", "_deadline_set", "_pushed_back", "_timeout_ms", "bytes_recvd", "bytes_sent", "sock")
+    __slots__ = ("_aborted", "_deadline_set", "_on_close", "_pushed_back", "_timeout_ms", "bytes_recvd", "bytes_sent",
+                 "sock")
 
     def __init__(self, sock: socket.socket) -> None:
         if sock.gettimeout() is not None:
@@ -56,6 +57,7 @@ class SocketStream:
         self._timeout_ms: int | None = None
         self._deadline_set = False
         self._aborted = False
+        self._on_close = None
 
     def fileno(self) -> int:
         return self.sock.fileno()
@@ -139,9 +141,20 @@ class SocketStream:
     def close(self) -> None:
         """Close the descriptor; a second call does nothing."""
         self.sock.close()
+        self._closed()
 
     def reset(self) -> None:
         """Close with a TCP reset instead of an orderly end."""
         with contextlib.suppress(OSError):
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
         self.sock.close()
+        self._closed()
+
+    def on_close(self, callback) -> None:
+        """Have `callback()` called once, when the stream is closed; a later one replaces it."""
+        self._on_close = callback
+
+    def _closed(self) -> None:
+        callback, self._on_close = self._on_close, None
+        if callback is not None:
+            callback()
