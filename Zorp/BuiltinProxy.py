@@ -466,6 +466,11 @@ class BuiltinProxy:
             self.session.server_stream = None
             _close(stream, self._ends_lock)
 
+    def _reset(self, stream) -> None:
+        """Close a stream with a TCP reset."""
+        with self._ends_lock:
+            stream.reset()
+
     # other threads
 
     @property

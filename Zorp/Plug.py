@@ -1,0 +1,151 @@
+"""Plug: a proxy that passes bytes both ways and knows no protocol.
+
+    class Ssh(PlugProxy):
+        def config(self):
+            self.timeout = 3600000
+            self.shutdown_soft = TRUE
+
+Theory of operation
+    Connect to the server, ask requestStack() whether something is to look at the data, then
+    hand both streams to Zorp.transport.relay.  The engine's table below is the list of what a
+    policy may set; RelaySettings is what the relay makes of it.
+
+    A session ends by end of file (on one side, or with shutdown_soft on both), by an error, by
+    `timeout` milliseconds without a byte, by packetStats(), or by a stop request.  A side that
+    was reset makes the other side reset as well.
+
+Deviations
+    Reads are at least 64 KiB whatever buffer_size says, which matters to datagrams only.
+    An interval without a packetStats() method of the policy's own is reported once and
+    otherwise ignored; the original ended every such session.  Bandwidths are floats, and 0.0
+    in the first instant.  secondary_sessions and secondary_mask can be set and do nothing yet:
+    every connection has a proxy of its own.
+"""
+
+from __future__ import annotations
+
+from Zorp import StarNames
+from Zorp.Constants import CORE_DEBUG, CORE_ERROR, FALSE, TRUE, ZV_ACCEPT
+from Zorp.Exceptions import PolicyError
+from Zorp.Log import enabled
+from Zorp.Proxy import Proxy
+from Zorp.ProxyAttributes import ALIAS, ALWAYS, CUSTOM, INT, OBJECT, READ, Attr
+from Zorp.transport.relay import DRAIN_MS, End, Relay, RelaySettings
+
+PLUG_DEBUG = "plug.debug"
+_PLUG_SESSION = "plug.session"
+_PLUG_POLICY = "plug.policy"
+_PLUG_ERROR = "plug.error"
+
+_LEAST_READ_BYTES = 65536
+_MOST_READ_BYTES = 1 << 20
+
+
+class AbstractPlugProxy(Proxy):
+    """The engine of Plug with its attributes."""
+
+    name = "plug"
+    engine_attributes = (
+        Attr("copy_to_server", INT, default=TRUE),
+        Attr("copy_to_client", INT, default=TRUE),
+        Attr("timeout", INT, default=600_000),                     # ms; 0 and less: no limit
+        Attr("shutdown_soft", INT, default=FALSE),                 # TRUE when stacked
+        Attr("buffer_size", INT, default=1500),                    # bytes
+        Attr("packet_stats_interval_packet", INT, default=0),      # reads
+        Attr("packet_stats_interval_time", INT, default=0),        # ms
+        Attr("packet_stats_interval", ALIAS, ALWAYS, "packet_stats_interval_packet"),
+        Attr("bandwidth_to_client", CUSTOM, READ, lambda proxy: proxy._bandwidth("to_client")),
+        Attr("bandwidth_to_server", CUSTOM, READ, lambda proxy: proxy._bandwidth("to_server")),
+        Attr("stack_proxy", OBJECT, default=None),
+        Attr("secondary_sessions", INT, default=10),
+        Attr("secondary_mask", INT, default=0xF),
+    )
+    _relay = None
+
+    def __init_subclass__(cls, **keywords):
+        if cls.__dict__.get("stack_proxy") is not None:
+            raise PolicyError(f"Stacking is not built in this release; class='{cls.__name__}'",
+                              remedy="take stack_proxy out of the class")
+        super().__init_subclass__(**keywords)
+
+    # what policies override
+
+    def requestStack(self):
+        """Return what is to be stacked, None for nothing."""
+        return self.stack_proxy
+
+    def packetStats(self, client_bytes, client_pkts, server_bytes, server_pkts):
+        """Called at intervals with what was read so far; any result but ZV_ACCEPT ends the session.
+
+        client_*: from the server towards the client; server_*: towards the server.
+        """
+        raise NotImplementedError
+
+    # the engine
+
+    def _engine_start(self):
+        if self._parent is not None:
+            self._vars.shutdown_soft = TRUE
+
+    def _engine_main(self):
+        if not self._connect_server():
+            return
+        if self._call_policy(self.requestStack) is not None:
+            self._call_policy(self._refuse_stacking)
+        on_mask = self._log_mask if enabled(CORE_DEBUG, 7) else None
+        self._relay = Relay(self._client, self._server, self._relay_settings(), self._stats_allow, on_mask)
+        self._finish(self._relay.run())
+
+    def _relay_settings(self):
+        settings = self._vars
+        stats_reads, stats_ms = settings.packet_stats_interval_packet, settings.packet_stats_interval_time
+        if (stats_reads > 0 or stats_ms > 0) and type(self).packetStats is AbstractPlugProxy.packetStats:
+            self._log(CORE_ERROR, 3, "Packet stats timeout elapsed, and no timeout callback specified;")
+            stats_reads = stats_ms = 0
+        return RelaySettings(
+            settings.timeout if settings.timeout > 0 else None, settings.shutdown_soft != FALSE,
+            settings.copy_to_server != FALSE, settings.copy_to_client != FALSE,
+            min(max(settings.buffer_size, _LEAST_READ_BYTES), _MOST_READ_BYTES), stats_reads, stats_ms)
+
+    def _finish(self, end):
+        """Log why the relay ended, and reset the side that is still there when the other was reset."""
+        if end is End.TIMED_OUT:
+            self._log(_PLUG_SESSION, 3, "Connection timed out; timeout='%d'", (self._vars.timeout,))
+        elif end is End.CUT:
+            self._log(_PLUG_ERROR, 3, "Peer did not take the last bytes in time; timeout='%d'", (DRAIN_MS,))
+        elif end is End.CLIENT_FAILED:
+            self._reset(self._server)
+        elif end is End.SERVER_FAILED:
+            self._reset(self._client)
+
+    def _stats_allow(self):
+        """Ask packetStats() whether the session goes on."""
+        to_client, to_server = self._relay.to_client, self._relay.to_server
+        verdict = self._call_policy(self.packetStats, to_client.bytes, to_client.reads,
+                                    to_server.bytes, to_server.reads)
+        if not isinstance(verdict, int):
+            self._log(_PLUG_POLICY, 1, "Invalid return value of packetStats(), integer required;")
+            self._closed_by_abort()
+            return False
+        if verdict != ZV_ACCEPT:
+            self._log(_PLUG_POLICY, 1, "packetStats() requested to abort session; verdict='%d'", (verdict,))
+            self._closed_by_abort()
+            return False
+        return True
+
+    def _bandwidth(self, way):
+        """Return the average bytes per second of one direction since copying began."""
+        relay = self._relay
+        if relay is None or (elapsed_s := relay.elapsed_s) <= 0:
+            return 0.0
+        return getattr(relay, way).bytes / elapsed_s
+
+    def _log_mask(self, old, new):
+        self._log(CORE_DEBUG, 7, "eofmask updated; old_mask='%04x', eof_mask='%04x'", (old, new))
+
+
+class PlugProxy(AbstractPlugProxy):
+    """Pass bytes both ways; the class that policies use and derive from."""
+
+
+StarNames.complete(__name__)
