@@ -90,7 +90,7 @@ class Logged:
 
 
 def _frozen(value):
-    return value if value is None or isinstance(value, (int, str)) else str(value)
+    return value if value is None or isinstance(value, (int, float, str)) else str(value)
 
 
 @contextlib.contextmanager
