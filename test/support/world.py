@@ -13,6 +13,7 @@ import contextlib
 import copy
 import importlib
 
+
 @contextlib.contextmanager
 def policy_world(*, zones=True):
     """Yield the names of a policy in empty registries; with a zone `internet` unless told otherwise."""
