@@ -1,9 +1,13 @@
-"""The program zorp: command line, process mode, exit status.
+"""The program zorp: command line, process mode, set-up of the master, exit status.
 
     0      normal end, --version, --help
     1      bad command line, or the process cannot be set up
     2      the first policy could not be loaded
     n      quit(n) of the policy
+
+The order of the set-up: command line; leave the terminal; descriptor limit; connection to the
+log; names of user and group; root directory, user, capabilities; pid file locks; then the
+master begins.  What has to be reached from inside a new root is opened before.
 """
 
 from __future__ import annotations
@@ -12,15 +16,22 @@ import os
 import sys
 import time
 
-import Zorp
 from Zorp import Log
 from Zorp.Log import log
+from Zorp.runtime import daemonise, privileges
 from Zorp.runtime import options as command_line
-from Zorp.runtime.logsetup import LogSetup
-from Zorp.runtime.master import Master, Slot
-from Zorp.runtime.options import Options, UsageError
-from Zorp.runtime.pidfile import AlreadyRunning, PidFile
+from Zorp.runtime.control import ControlError
+from Zorp.runtime.logsetup import LogSetup, warn_about_shadowed_items
+from Zorp.runtime.master import Master, version
+from Zorp.runtime.notify import BadWatchdogTime, Notifier
+from Zorp.runtime.options import Mode, Options, UsageError
+from Zorp.runtime.pidfile import AlreadyRunning, Directory
+from Zorp.runtime.privileges import SetupError
+from Zorp.runtime.slots import Slot
+from Zorp.runtime.supervision import Reporter
 from Zorp.runtime.worker import EXIT_OK, EXIT_SETUP
+
+VERSION = version()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -36,44 +47,93 @@ def main(arguments: list[str] | None = None) -> int:
     if options.action != "run":
         print(command_line.help_text(options.action), end="")
         return EXIT_OK
+    for warning in options.warnings:
+        print(f"{options.instance}: {warning}", file=sys.stderr)
+    for option in options.obsolete:
+        print(f"{options.instance}: Obsolete command line option ignored; option='{option}'", file=sys.stderr)
     return _run(options)
 
 
 def version_text() -> str:
     """What --version prints; scripts cut field 2 of the first line."""
-    major = Zorp.__version__.partition(".")[0]
-    return f"Zorp {major} ({Zorp.__version__})\nPython: {sys.version.split()[0]}\nCaps: on"
+    return f"Zorp {VERSION}\nPython: {sys.version.split()[0]}\nCaps: on\n"
 
 
 def _run(options: Options) -> int:
-    for warning in options.warnings:
-        print(f"{options.instance}: {warning}", file=sys.stderr)
-    slots = [Slot(name, options.is_master if not options.processes else index == 0,
-                  PidFile(pid_path(options, name)))
-             for index, name in enumerate(options.process_names)]
+    report = daemonise.detach(options) if options.mode.detached else _report_nowhere
     try:
-        for slot in slots:
-            slot.pid_file.acquire()
-    except AlreadyRunning as problem:
-        print(f"{options.instance}: Another process of this name is running, not started; pid_file='{problem}'",
-              file=sys.stderr)
+        return _set_up(options, report).run()
+    except (SetupError, ControlError) as problem:
+        print(f"{options.instance}: {problem}", file=sys.stderr)
+        report(EXIT_SETUP)
         return EXIT_SETUP
-    except OSError as problem:
-        print(f"{options.instance}: Cannot write the pid directory, create it or give --pid-dir; "
-              f"file='{problem.filename}', error='{problem.strerror}'", file=sys.stderr)
-        return EXIT_SETUP
+
+
+def _report_nowhere(status: int) -> None:
+    """In the foreground the exit status says it."""
+
+
+def _set_up(options: Options, report) -> Master:
+    """Bring the process into its final shape.  Raises SetupError."""
+    complaints = [privileges.raise_descriptor_limit(options.fd_limit)]
+    if options.enable_core:
+        complaints.append(privileges.allow_core_dumps(os.getcwd()))
+    log_setup = _set_up_log(options)
+    reporter = Reporter(options.process_names[0], log_setup.sink)
     try:
-        LogSetup(options)
-    except Log.BadLogSpec:
-        print(f"{options.instance}: Error initializing logging subsystem", file=sys.stderr)
-        return EXIT_SETUP
-    major = Zorp.__version__.partition(".")[0]
+        notifier = Notifier()
+    except BadWatchdogTime as problem:
+        log(None, "core.error", 0, "WATCHDOG_USEC has invalid value; error='%s'", (problem,))
+        raise SetupError(f"WATCHDOG_USEC has invalid value; error='{problem}'") from None
+    wanted = privileges.prepare(options)
+    complaints.append(wanted.warning)
+    directory = _open_directory(options, wanted)
+    privileges.drop(wanted)
+    for complaint in filter(None, complaints):
+        reporter(complaint)
+    slots = _slots(options, directory)
     log(None, "core.debug", 0, "Starting up; verbose_level='%d', version='%s', startup_id='%d'",
-        (options.verbosity, f"{major} ({Zorp.__version__})", int(time.time())))
-    return Master(options, slots, lambda status: None).run()
+        (options.verbosity, VERSION, int(time.time())))
+    for option in options.obsolete:
+        log(None, "core.error", 2, "Obsolete command line option ignored; option='%s'", (option,))
+    warn_about_shadowed_items()
+    if options.mode.detached:
+        daemonise.set_title(f"supervising {options.process_names[0]}")
+    return Master(options, slots, directory, log_setup, reporter, notifier, report)
 
 
-def pid_path(options: Options, process_name: str) -> str:
-    """The pid file of one virtual process."""
-    name = options.pid_file if options.pid_file and not options.processes else f"zorp-{process_name}.pid"
-    return os.path.join(options.pid_dir, name)
+def _set_up_log(options: Options) -> LogSetup:
+    try:
+        return LogSetup(options)
+    except Log.BadLogSpec as problem:
+        log(None, "core.error", 0, "Invalid logspec; logspec='%s'", (options.log_spec,))
+        raise SetupError(f"Error initializing logging subsystem; logspec='{options.log_spec}', "
+                         f"error='{problem}'") from None
+
+
+def _open_directory(options: Options, wanted: privileges.Privileges) -> Directory:
+    """The directory of pid files and control sockets, made when it is missing and we may."""
+    try:
+        return Directory(options.pid_dir, wanted.uid, wanted.gid)
+    except OSError as problem:
+        raise SetupError("Cannot use the directory of pid files, create it or give --pid-dir; "
+                         f"dir='{options.pid_dir}', error='{problem.strerror}'") from None
+
+
+def _slots(options: Options, directory: Directory) -> list[Slot]:
+    """One slot per virtual process, each with its lock taken.  Raises SetupError."""
+    slots = []
+    for index, name in enumerate(options.process_names):
+        pid_file = directory.pid_file(options.pid_file if options.pid_file and not options.processes
+                                      else f"zorp-{name}.pid", kept=options.mode is not Mode.SYSTEMD_NOTIFY)
+        is_master = index == 0 if options.processes else options.is_master
+        try:
+            pid_file.acquire()
+        except AlreadyRunning:
+            raise SetupError("Another process of this name is running, this one is not started; "
+                             f"pid_file='{pid_file.path}'") from None
+        except OSError as problem:
+            raise SetupError("Cannot write the pid file's lock, look at the directory's owner and mode; "
+                             f"file='{pid_file.path}.lock', error='{problem.strerror}'") from None
+        slots.append(Slot(name, is_master, pid_file))
+    return slots

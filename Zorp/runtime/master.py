@@ -13,123 +13,122 @@ Theory of operation
     to retire and answer with session numbers and counters; then the successors are told to go.
     The listening sockets belong to the master and are open all the time.
 
+    A worker that ends without having been told to has crashed.  It is started again after a
+    second, as often as the restart budget of its slot allows; SIGKILL is a crash like any other,
+    because stopping is an order to the master.  A worker that exits with 0 by itself ends the
+    instance.
+
     The master never loads a policy, never reads from the network and has one thread, so that
     fork() is safe at any moment.
+
+Deviations: in the foreground modes, too, the master restarts crashed workers; only `background`
+never had that.  The failure of one of several slots leaves the others alone; with the last one
+the instance ends, status 1.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import enum
 import gc
 import os
 import selectors
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from Zorp.Log import log
+import Zorp
+from Zorp import Log
+from Zorp.Log import log, log_always
 from Zorp.runtime import channel as channels
-from Zorp.runtime.channel import Channel, ChannelClosed, Message
+from Zorp.runtime.channel import ChannelClosed, Message
+from Zorp.runtime.control import ControlServer
 from Zorp.runtime.listeners import ListenError, ListenerTable, ListenSpec
+from Zorp.runtime.liveness import Liveness
+from Zorp.runtime.logsetup import LogSetup
+from Zorp.runtime.notify import Notifier
 from Zorp.runtime.options import Options
-from Zorp.runtime.pidfile import PidFile
+from Zorp.runtime.pidfile import Directory
+from Zorp.runtime.reloading import Reloads, replaced_program
 from Zorp.runtime.signals import SignalPipe
-from Zorp.runtime.timers import Timer, Timers
+from Zorp.runtime.slots import Handle, Load, Purpose, Slot, State
+from Zorp.runtime.supervision import FailureHook, Reporter, RestartBudget
+from Zorp.runtime.timers import Timers
 from Zorp.runtime.worker import EXIT_OK, EXIT_SETUP, Identity, Worker, die_with_parent
 
 LOAD_DEADLINE_S = 300.0          # a policy that loads longer hangs
 HANDOVER_DEADLINE_S = 5.0        # a worker that does not hand over in time is left behind
 KILL_AFTER_S = 2.0               # from the order to end to SIGKILL
+RESTART_DELAY_S = 1.0
+_LOG_FLUSH_S = 0.1
+_CHANNEL_FLUSH_S = 0.05
 
 _SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
-
-
-class State(enum.Enum):
-    """The life of a worker, seen from the master."""
-
-    LOADING = "loading"
-    LOADED = "loaded"            # waits for its predecessor's handover
-    SERVING = "serving"
-    DRAINING = "draining"        # finishes its sessions after a reload
-    STOPPING = "stopping"        # told to end
-    FAILED = "failed"            # could not load; about to exit
-
-
-@dataclasses.dataclass(eq=False)
-class Handle:
-    """What the master knows of one worker process."""
-
-    pid: int
-    serial: int                  # unique; who uses which listener
-    slot: Slot
-    generation: int
-    channel: Channel
-    state: State = State.LOADING
-    kill_timer: Timer | None = None
-
-
-@dataclasses.dataclass(eq=False)
-class Slot:
-    """One virtual process."""
-
-    name: str
-    is_master: bool
-    pid_file: PidFile
-    serving: Handle | None = None
-    successor: Handle | None = None
-    handed_over: dict = dataclasses.field(default_factory=dict)
-
-
-class Purpose(enum.Enum):
-    INITIAL = "initial"
-    RELOAD = "reload"
-    RESTART = "restart"
-
-
-@dataclasses.dataclass(eq=False)
-class Load:
-    """One attempt to bring successors into service."""
-
-    purpose: Purpose
-    generation: int
-    slots: list[Slot]
-    waiting_for_handover: set[Slot] = dataclasses.field(default_factory=set)
-    deadline: Timer | None = None
 
 
 class Master:
     """See the module's text.  run() returns the exit status of the instance."""
 
-    def __init__(self, options: Options, slots: list[Slot], report_start: Callable[[int], None]) -> None:
-        """report_start is called once, with 0 when the first policy serves."""
+    def __init__(self, options: Options, slots: list[Slot], directory: Directory, log_setup: LogSetup,
+                 reporter: Reporter, notifier: Notifier, report_start: Callable[[int], None]) -> None:
+        """report_start is called once, with the result of the first start."""
         self._options = options
         self._slots = slots
-        self._report_start = report_start
+        self._log_setup = log_setup
+        self._reporter = reporter
+        self._notifier = notifier
+        self._report_start: Callable[[int], None] | None = report_start
         self._listeners = ListenerTable()
         self._workers: dict[int, Handle] = {}
         self._selector = selectors.DefaultSelector()
         self._timers = Timers()
         self._signals = SignalPipe(_SIGNALS)
         self._loads: list[Load] = []
-        self._reload_again = False
+        self._reloads = Reloads()
         self._generation = 0
         self._serial = 0
+        self._questions = 0
         self._stopping = False
         self._exit_status: int | None = None
+        self._budgets = {slot: RestartBudget(options.restart_max, options.restart_interval) for slot in slots}
+        self._failure_hook = FailureHook(options)
+        self._liveness = Liveness(self._timers, options.deadlock_timeout, self._serving, self._send, reporter)
+        self._control = ControlServer(directory, self._selector, self._timers, self)
 
     def run(self) -> int:
+        """Live until the instance ends; return its exit status.  Raises ControlError before anything is started."""
+        for slot in self._slots:
+            self._control.listen(slot)
         self._selector.register(self._signals, selectors.EVENT_READ, self._take_signals)
         self._begin_load(Purpose.INITIAL, self._slots)
         while self._exit_status is None or self._workers:
-            for key, _events in self._selector.select(self._timers.timeout()):
-                key.data()
+            for key, events in self._selector.select(self._sleep_s()):
+                key.data(events)
             self._timers.run_due()
+            if self._log_setup.sink.waiting:
+                self._log_setup.sink.flush()
+        self._clean_up()
+        return self._exit_status
+
+    def _sleep_s(self) -> float | None:
+        sleep_s = self._timers.timeout()
+        if self._log_setup.sink.waiting:
+            return _LOG_FLUSH_S if sleep_s is None else min(sleep_s, _LOG_FLUSH_S)
+        return sleep_s
+
+    def _clean_up(self) -> None:
         for slot in self._slots:
             slot.pid_file.remove()
+        self._control.close(remove=True)
         self._listeners.close()
-        return self._exit_status
+        if self._report_start is None:           # it had started
+            log_always("core.info", 3, f"Shutting down; version='{version()}'")
+        self._report_result(self._exit_status)
+
+    def _report_result(self, status: int) -> None:
+        """Tell whoever waits for the first start; once."""
+        if self._report_start is not None:
+            report, self._report_start = self._report_start, None
+            report(status)
 
     # ---- starting workers
 
@@ -138,6 +137,7 @@ class Master:
         load = Load(purpose, self._generation, list(slots))
         self._loads.append(load)
         for slot in load.slots:
+            self._budgets[slot].started()
             slot.successor = self._fork(slot, load)
         load.deadline = self._timers.after(LOAD_DEADLINE_S, lambda: self._load_failed(
             load, EXIT_SETUP, f"loading took longer than {LOAD_DEADLINE_S:.0f} seconds"))
@@ -157,57 +157,75 @@ class Master:
         self._serial += 1
         handle = Handle(pid, self._serial, slot, load.generation, ours)
         self._workers[pid] = handle
-        self._selector.register(ours, selectors.EVENT_READ, lambda: self._take_message(handle))
+        self._selector.register(ours, selectors.EVENT_READ, lambda events: self._take_message(handle))
         return handle
 
-    def _become_worker(self, identity: Identity, ours: Channel, theirs: Channel, master_pid: int) -> None:
+    def _become_worker(self, identity: Identity, ours: channels.Channel, theirs: channels.Channel,
+                       master_pid: int) -> None:
         """In the child: let go of everything that is the master's, then live; never returns."""
         status = EXIT_SETUP
         try:
             die_with_parent(master_pid)
             os.setpgid(0, 0)                 # a terminal's ^C is the master's business
             self._signals.close()
-            self._selector.close()
+            self._selector.close()           # before what is registered there: the epoll is shared with the master
             self._listeners.close()
+            self._control.close(remove=False)
+            self._notifier.close()
             ours.close()
             for handle in self._workers.values():
                 handle.channel.close()
             for slot in self._slots:
                 slot.pid_file.close()
-            status = Worker(self._options, identity, theirs).run()
+            status = Worker(self._options, identity, theirs, self._log_setup).run()
+        except BaseException:
+            Log.log_exception(None, 0)
         finally:
+            sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
+
+    def _serving(self) -> Iterator[Handle]:
+        return (slot.serving for slot in self._slots if slot.serving is not None)
 
     # ---- messages
 
     def _take_message(self, handle: Handle) -> None:
         try:
-            message = handle.channel.receive()
-            if message is not None:
+            while (message := handle.channel.receive()) is not None:
                 getattr(self, f"_on_{message.kind}")(handle, message)
         except ChannelClosed:
             self._hang_up(handle)
 
     def _hang_up(self, handle: Handle) -> None:
         """The worker's end is closed: it has ended or is about to; SIGCHLD tells the rest."""
-        if not handle.channel.closed:
-            self._selector.unregister(handle.channel)
-            handle.channel.close()
+        if handle.channel.closed:
+            return
+        self._selector.unregister(handle.channel)
+        handle.channel.close()
+        unanswered, handle.unanswered = handle.unanswered, {}
+        for done in unanswered.values():
+            done(None)
 
     def _send(self, handle: Handle, kind: str, **fields) -> None:
+        if handle.channel.closed:
+            return
         try:
             handle.channel.send(kind, **fields)
         except ChannelClosed:
             self._hang_up(handle)
             return
+        self._flush_later(handle)
+
+    def _flush_later(self, handle: Handle) -> None:
         if handle.channel.has_waiting:
-            self._timers.after(0.05, lambda: self._flush(handle))
+            self._timers.after(_CHANNEL_FLUSH_S, lambda: self._flush(handle))
 
     def _flush(self, handle: Handle) -> None:
-        with contextlib.suppress(ChannelClosed):
-            if not handle.channel.flush() and handle.pid in self._workers:
-                self._timers.after(0.05, lambda: self._flush(handle))
+        if not handle.channel.closed:
+            with contextlib.suppress(ChannelClosed):
+                handle.channel.flush()
+            self._flush_later(handle)
 
     def _on_listen(self, handle: Handle, message: Message) -> None:
         try:
@@ -219,7 +237,7 @@ class Master:
 
     def _on_loaded(self, handle: Handle, message: Message) -> None:
         load = self._load_of(handle)
-        if load is None:
+        if load is None or handle.state is not State.LOADING:
             return
         handle.state = State.LOADED
         if all(slot.successor.state is State.LOADED for slot in load.slots):
@@ -233,12 +251,11 @@ class Master:
 
     def _on_handover(self, handle: Handle, message: Message) -> None:
         handle.slot.handed_over = message["state"]
-        for load in self._loads:
-            if handle.slot in load.waiting_for_handover:
-                load.waiting_for_handover.discard(handle.slot)
-                if not load.waiting_for_handover:
-                    self._finish_switch(load)
-                return
+        load = next((load for load in self._loads if handle.slot in load.waiting_for_handover), None)
+        if load is not None:
+            load.waiting_for_handover.discard(handle.slot)
+            if not load.waiting_for_handover:
+                self._finish_switch(load)
 
     def _on_order(self, handle: Handle, message: Message) -> None:
         what = message["what"]
@@ -250,7 +267,12 @@ class Master:
             self.stop(EXIT_OK, urgent=message["urgent"])
 
     def _on_pong(self, handle: Handle, message: Message) -> None:
-        """The worker's loop turns."""
+        self._liveness.answered(handle)
+
+    def _on_answer(self, handle: Handle, message: Message) -> None:
+        done = handle.unanswered.pop(message["number"], None)
+        if done is not None:
+            done(message["text"])
 
     # ---- from one policy to the next
 
@@ -274,17 +296,42 @@ class Master:
         load.deadline.cancel()
         self._loads.remove(load)
         for slot in load.slots:
-            old, new = slot.serving, slot.successor
-            slot.serving, slot.successor = new, None
-            new.state = State.SERVING
-            slot.pid_file.write(new.pid)
-            self._send(new, "go", handover=slot.handed_over)
-            slot.handed_over = {}
-            if old is not None:
-                self._listeners.release(old.serial)
+            self._put_into_service(slot)
         if load.purpose is Purpose.INITIAL:
-            self._report_start(EXIT_OK)
+            self._started()
+        elif load.purpose is Purpose.RELOAD:
+            self._reloads.ended(True, "")
+            self._notifier.send("READY=1")
+        self._tell_info()
         self._next_reload()
+
+    def _put_into_service(self, slot: Slot) -> None:
+        old, new = slot.serving, slot.successor
+        slot.serving, slot.successor = new, None
+        slot.given_up = False
+        new.state = State.SERVING
+        try:
+            slot.pid_file.write(new.pid)
+        except OSError as problem:
+            log(None, "core.error", 0, "Cannot write pid file; file='%s', error='%s'",
+                (slot.pid_file.path, problem.strerror))
+        self._send(new, "go", handover=slot.handed_over)
+        slot.handed_over = {}
+        if old is not None:
+            self._listeners.release(old.serial)
+            self._kill_later(old, self._options.drain_timeout)
+        if slot.crashed is not None:
+            self._listeners.release(slot.crashed.serial)
+            slot.crashed = None
+        while slot.questions:
+            line, done = slot.questions.popleft()
+            self._ask_worker(new, line, done)
+
+    def _started(self) -> None:
+        self._report_result(EXIT_OK)
+        self._reporter.attached = not self._options.mode.detached
+        self._liveness.begin(self._notifier)
+        self._notifier.send("READY=1")
 
     def _load_failed(self, load: Load, status: int, reason: str) -> None:
         load.deadline.cancel()
@@ -297,41 +344,116 @@ class Master:
             log(None, "core.error", 0, "Error loading initial policy, exiting;")
             self._exit_status = status
         elif load.purpose is Purpose.RELOAD:
-            log(None, "core.error", 0, "Error reloading policy, reverting to old;")
+            self._reload_failed(reason)
+        else:
+            self._restart_failed(load.slots[0])
         self._next_reload()
 
-    def reload(self) -> None:
-        """Load the policy again; when a load is under way, once more after it."""
-        if self._stopping or self._exit_status is not None:
-            return
-        if self._loads:
-            self._reload_again = True
-            return
-        log(None, "core.info", 0, "Reloading policy; policy_file='%s', instance_name='%s'",
-            (self._options.policy, self._options.instance))
-        self._begin_load(Purpose.RELOAD, self._slots)
+    def _reload_failed(self, reason: str) -> None:
+        log(None, "core.error", 0, "Error reloading policy, reverting to old;")
+        self._notifier.send("READY=1")
+        for slot in self._slots:                 # whose restart the reload was to replace
+            if slot.serving is None and not slot.given_up:
+                self._restart_later(slot)
+        self._reloads.ended(False, reason)
+        self._tell_info()
 
     def _next_reload(self) -> None:
-        if self._reload_again and not self._loads:
-            self._reload_again = False
-            self.reload()
+        if self._reloads.wanted and not self._loads and not self._stopping and self._exit_status is None:
+            self._begin_reload()
 
-    # ---- the end
+    def _begin_reload(self) -> None:
+        self._reloads.begun()
+        log(None, "core.info", 0, "Reloading policy; policy_file='%s', instance_name='%s'",
+            (self._options.policy, self._options.instance))
+        replaced = replaced_program()
+        if replaced is not None:
+            log(None, "core.error", 0, "%s", (replaced,))
+            self._reload_failed(replaced)
+            return
+        self._notifier.send("RELOADING=1")
+        for slot in self._slots:
+            if slot.restart_timer is not None:
+                slot.restart_timer.cancel()
+                slot.restart_timer = None
+        self._begin_load(Purpose.RELOAD, self._slots)
+
+    def _tell_info(self) -> None:
+        """Let the workers publish what only the master knows."""
+        generations = len({handle.generation for handle in self._workers.values()
+                           if handle.state in (State.SERVING, State.DRAINING)})
+        for handle in self._serving():
+            self._send(handle, "info", leaves={
+                "policy__generations": generations, "reload_failures": self._reloads.failures,
+                "last_error": self._reloads.last_error})
+
+    # ---- what the control socket asks for (control.Actions)
+
+    def ask(self, slot: Slot, line: str, done: Callable[[str | None], None]) -> None:
+        if slot.serving is not None:
+            self._ask_worker(slot.serving, line, done)
+        else:
+            slot.questions.append((line, done))      # the client's patience bounds the wait
+
+    def _ask_worker(self, handle: Handle, line: str, done: Callable[[str | None], None]) -> None:
+        self._questions += 1
+        handle.unanswered[self._questions] = done
+        self._send(handle, "ask", number=self._questions, line=line)
+
+    def stop_session(self, slot: Slot, session_id: str, done: Callable[[str | None], None]) -> None:
+        asked = [handle for handle in self._workers.values()
+                 if handle.slot is slot and handle.state in (State.SERVING, State.DRAINING)]
+        counts: list[int] = []
+
+        def count(text: str | None) -> None:
+            counts.append(int(text or 0))
+            if len(counts) == len(asked):
+                done(f"OK Session stop requested; proxies='{sum(counts)}'" if any(counts)
+                     else "FAIL No such session")
+
+        for handle in asked:
+            self._ask_worker(handle, f"STOPSESSION {session_id}", count)
+        if not asked:
+            done("FAIL No such session")
+
+    def await_reload(self, done: Callable[[bool, str], None]) -> None:
+        self._reloads.when_ended(done)
+
+    def switch_deadlock_check(self, on: bool | None) -> bool:
+        if on is not None:
+            self._liveness.switch(on)
+        return self._liveness.enabled
+
+    def reload(self) -> None:
+        """Load the policy again; while a load is under way, once more after it."""
+        if not self._stopping:
+            self._reloads.want()
+            self._next_reload()
+
+    # ---- the end of workers
 
     def stop(self, status: int, urgent: bool = False) -> None:
         """End every worker, then the instance with this status.  A second, urgent order does not wait."""
         if not self._stopping:
             self._exit_status = status
+            self._notifier.send("STOPPING=1")
         self._stopping = True
         for load in self._loads:
             load.deadline.cancel()
         self._loads.clear()
+        self._reloads.ended(False, "the instance is being stopped")
         for handle in list(self._workers.values()):
             self._end_worker(handle, 0 if urgent else self._options.shutdown_grace)
 
     def _end_worker(self, handle: Handle, within_s: float) -> None:
+        """Let it end in its own way; one that is loading does not listen, and has nothing to lose."""
+        if handle.state is State.LOADING:
+            self._kill(handle)
         handle.state = State.STOPPING
         self._send(handle, "stop", within_s=within_s)
+        self._kill_later(handle, within_s)
+
+    def _kill_later(self, handle: Handle, within_s: float) -> None:
         if handle.kill_timer is not None:
             handle.kill_timer.cancel()
         handle.kill_timer = self._timers.after(within_s + KILL_AFTER_S, lambda: self._kill(handle))
@@ -341,7 +463,7 @@ class Master:
             os.kill(handle.pid, signal.SIGKILL)
 
     def _reap(self) -> None:
-        while self._workers:
+        while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
@@ -353,42 +475,113 @@ class Master:
                 self._ended(handle, status)
 
     def _ended(self, handle: Handle, status: int) -> None:
+        self._drain_messages(handle)
         self._hang_up(handle)
         if handle.kill_timer is not None:
             handle.kill_timer.cancel()
         slot = handle.slot
         load = self._load_of(handle)
-        if load is not None and slot.successor is handle:
-            slot.successor = None
-            self._load_failed(load, EXIT_SETUP, f"the process ended while loading, status {status}")
-        elif slot.serving is handle and not self._stopping:
+        if slot.serving is handle and not self._stopping:
             slot.serving = None
-            self._crashed(slot, status)
-        if slot.serving is not handle:
+            self._crashed(handle, status)
+        elif load is not None and slot.successor is handle:
+            slot.successor = None
+            self._load_failed(load, EXIT_SETUP, f"the process ended while loading, wait status {status}")
+        if slot.crashed is not handle:
             self._listeners.release(handle.serial)
+        self._tell_info()
 
-    def _crashed(self, slot: Slot, status: int) -> None:
-        log(None, "core.error", 0, "Worker ended; process='%s', status='%d'", (slot.name, status))
-        self._begin_load(Purpose.RESTART, [slot])
+    def _drain_messages(self, handle: Handle) -> None:
+        """What the worker said last: quit() of a policy, the reason of a failure."""
+        if not handle.channel.closed:
+            self._take_message(handle)
+
+    # ---- crashes
+
+    def _crashed(self, handle: Handle, status: int) -> None:
+        """A worker that served has ended; decide what becomes of its slot."""
+        slot = handle.slot
+        for load in self._loads:                 # it cannot hand over any more
+            if slot in load.waiting_for_handover:
+                load.waiting_for_handover.discard(slot)
+                if not load.waiting_for_handover:
+                    self._finish_switch(load)
+                return
+        if status == 0:
+            self._reporter("Daemon exited gracefully, not restarting; exitcode='0'")
+            self.stop(EXIT_OK)
+            return
+        reason = ("deadlock" if handle.hung else "signal" if os.WIFSIGNALED(status) else "failure")
+        budget = self._budgets[slot]
+        restarting = self._options.mode.restarts and not budget.exhausted
+        self._failure_hook.run(slot.name, slot.pid_file.path, _HOOK_REASON[reason], _detail(reason, status), restarting)
+        if restarting:
+            self._reporter(f"Daemon exited due to a {reason}, restarting; exitcode='{status}'")
+            slot.crashed = handle
+            self._restart_later(slot)
+        else:
+            self._reporter(f"Daemon exited due to a {reason}, not restarting; exitcode='{status}', "
+                           f"restart_count='{budget.count}'")
+            self._give_up(slot)
+
+    def _restart_later(self, slot: Slot) -> None:
+        def restart() -> None:
+            slot.restart_timer = None
+            if not self._stopping and slot.successor is None:
+                self._begin_load(Purpose.RESTART, [slot])
+
+        if slot.successor is None:               # else a reload replaces it anyway
+            slot.restart_timer = self._timers.after(RESTART_DELAY_S, restart)
+
+    def _restart_failed(self, slot: Slot) -> None:
+        budget = self._budgets[slot]
+        if budget.exhausted:
+            self._reporter(f"Daemon exited but not restarting; restart_count='{budget.count}'")
+            self._give_up(slot)
+        else:
+            self._restart_later(slot)
+
+    def _give_up(self, slot: Slot) -> None:
+        slot.given_up = True
+        slot.pid_file.remove()
+        if slot.crashed is not None:
+            self._listeners.release(slot.crashed.serial)
+            slot.crashed = None
+        if all(one.given_up for one in self._slots):
+            self.stop(EXIT_SETUP)
 
     # ---- signals
 
-    def _take_signals(self) -> None:
+    def _take_signals(self, events: int) -> None:
         for number in self._signals.arrived():
             if number == signal.SIGCHLD:
                 self._reap()
             elif number == signal.SIGHUP:
                 self.reload()
             elif number == signal.SIGUSR1:
-                self._tell_all("verbosity", change=1)
+                self._shift_verbosity(1)
             elif number == signal.SIGUSR2:
-                self._tell_all("verbosity", change=-1)
+                self._shift_verbosity(-1)
             else:
                 self.stop(EXIT_OK, urgent=self._stopping)
 
-    def _tell_all(self, kind: str, **fields) -> None:
-        for slot in self._slots:
-            if slot.serving is not None:
-                self._send(slot.serving, kind, **fields)
+    def _shift_verbosity(self, change: int) -> None:
+        """Every worker changes and says so; we change in silence."""
+        present = Log.current_filter()
+        Log.set_filter(Log.Filter(min(max(present.verbosity + change, 0), 10), present.spec))
+        for handle in self._serving():
+            self._send(handle, "verbosity", change=change)
 
 
+_HOOK_REASON = {"deadlock": "deadlock detected", "signal": "signalled", "failure": "non-zero exit code"}
+
+
+def _detail(reason: str, status: int) -> int | None:
+    if reason == "signal":
+        return os.WTERMSIG(status)
+    return os.WEXITSTATUS(status) if reason == "failure" else None
+
+
+def version() -> str:
+    """The version as the log shows it: major number, then all of it."""
+    return f"{Zorp.__version__.partition('.')[0]} ({Zorp.__version__})"

@@ -81,6 +81,7 @@ class Options:
     restart_max: int = 5
     restart_interval: int = 60
     notify_interval: int = 600
+    failure_hook: str = "/usr/libexec/libzorpll/failure_notify"
     deadlock_timeout: int = 60           # negative: no check
     shutdown_grace: int = 0
     drain_timeout: int = 86_400          # how long sessions of a replaced policy may go on
@@ -176,6 +177,7 @@ OPTIONS = (
     Option("restart-interval", "", "int", "restart_interval", None, "SEC", "see --restart-max (60)", "process"),
     Option("notify-interval", "", "int", "notify_interval", None, "SEC", "least time between failure hooks", "process"),
     Option("notify_interval", "", "int", "notify_interval"),
+    Option("failure-hook", "", "path", "failure_hook", None, "FILE", "program to run when a worker fails", "process"),
     Option("deadlock-check-timeout", "", "int", "deadlock_timeout", None, "SEC",
            "how soon a worker must answer; negative: do not ask", "process"),
     Option("shutdown-grace", "", "int", "shutdown_grace", (0, 1_000_000), "SEC",

@@ -9,12 +9,14 @@ Theory of operation
         from the master    go        accept; carries what the predecessor handed over
                            retire    stop accepting, hand over, finish the sessions, exit
                            stop      stop accepting, wait up to the grace, clean up, exit
+                           ask       a question of the control socket; the loop answers it
                            ping      answer at once: the loop turns
                            verbosity change the level
+                           info      facts for the `info` branch that only the master knows
         to the master      listen    needs a listening socket; the answer carries the descriptor
                            loaded    the policy is loaded and every bind made
                            failed    it is not; carries the exit status
-                           handover  session numbers and counters for the successor
+                           handover  session numbers, counters, log settings for the successor
                            order     a signal or the policy wants the instance to stop, reload, quit
 
     A worker without its master ends at once: the kernel kills it (parent-death signal), and the
@@ -33,26 +35,37 @@ import os
 import selectors
 import signal
 import socket
+import sys
 import threading
+import time
 
+import Zorp
 from Zorp import Config, Globals, Log
 from Zorp.InstanceNumbers import numbers
 from Zorp.Log import log
+from Zorp.runtime import privileges
 from Zorp.runtime.acceptor import Acceptor
+from Zorp.runtime.answers import Answers
 from Zorp.runtime.binding import listen_specs
 from Zorp.runtime.channel import Channel, ChannelClosed, Message
 from Zorp.runtime.loader import Loader, LoadFailed
-from Zorp.runtime.logsetup import change_verbosity
+from Zorp.runtime.logsetup import LogSetup, change_verbosity
+from Zorp.runtime.needs import unused_capabilities
 from Zorp.runtime.options import Options
 from Zorp.runtime.signals import SignalPipe
+from Zorp.runtime.stdio import CapturedOutput
 from Zorp.runtime.threads import PoolLimits, ThreadPool
 from Zorp.runtime.timers import Timers
 from Zorp.SockAddr import from_sockaddr
+from Zorp.Szig import statistics
 
 EXIT_OK = 0
 EXIT_SETUP = 1
 EXIT_POLICY = 2
 
+TICK_S = 5.0                     # the rates of the statistics
+_LOG_FLUSH_S = 0.1
+_BASE_THREADS = 3                # what an idle instance always showed: main loop, statistics, one more
 _SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
 _PR_SET_PDEATHSIG = 1
 
@@ -77,41 +90,45 @@ def die_with_parent(parent_pid: int) -> None:
 class Worker:
     """The process of one policy generation; everything here runs in its main thread unless it says otherwise."""
 
-    def __init__(self, options: Options, identity: Identity, channel: Channel) -> None:
+    def __init__(self, options: Options, identity: Identity, channel: Channel, log_setup: LogSetup) -> None:
         self._options = options
         self._identity = identity
         self._channel = channel
+        self._log_setup = log_setup
         self._put_aside: collections.deque[Message] = collections.deque()
+        self._selector = selectors.DefaultSelector()
         self._timers = Timers()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._bound: list[tuple[object, list[socket.socket]]] = []
         self._acceptor = Acceptor()
+        self._answers = Answers()
         self._exit_status: int | None = None
         self._terms = 0
-        self._idle_pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._sessions_over = False
+        self._retired = False
         self._loader = Loader(options.policy, options.names, identity.name, identity.is_master)
 
     def run(self) -> int:
         """Live; return the exit status."""
         self._signals = SignalPipe(_SIGNALS)
+        self._log_setup.after_fork()
+        sys.stdout.reconfigure(line_buffering=True)
         Globals.quit_handler = self._quit
         Globals.initial_policy_load = self._identity.initial
         Config.config.options.session_id_format = self._options.session_id_format
         try:
+            if not self._identity.initial:
+                self._capture_output()
             if not self._load():
                 return EXIT_POLICY
-            self._pool = ThreadPool(
-                PoolLimits(max_threads=self._options.threads, idle_threads=self._options.idle_threads,
-                           max_queued=getattr(Config.config.options, "max_queued_sessions", 1000)),
-                self._acceptor, stack_kib=self._options.stack_kib)
-            Globals.threads = self._pool
-            self._channel.send("loaded")
-            return self._loop()
+            return self._serve()
         except ChannelClosed:
             return EXIT_SETUP
 
     # ---- loading
 
     def _load(self) -> bool:
+        self._file_stamp = self._stamp_of_policy()
         try:
             self._loader.load()
             self._bind()
@@ -121,16 +138,28 @@ class Worker:
                 for line in complaint.traceback:
                     log(None, "core.error", 0, "Traceback: %s", (line,))
                 log(None, "core.error", 0, "%s", (complaint.text,))
+                self._tell_the_terminal(complaint.text)
             self._loader.call_if_defined("deinit", self._options.names, self._identity.name)
             self._channel.send("failed", status=EXIT_POLICY, reason=complaint.text if complaint else "")
             return False
         return True
 
+    def _stamp_of_policy(self) -> int:
+        """Taken before the file is read: an edit during the load must show as not reloaded."""
+        try:
+            return int(os.stat(self._options.policy).st_mtime)
+        except OSError:
+            return -1
+
+    def _tell_the_terminal(self, text: str) -> None:
+        """Whoever typed the start command reads standard error, not the system log."""
+        if self._options.syslog and self._identity.initial:
+            print(f"{self._identity.name}: {text}", file=sys.stderr)
+
     def _bind(self) -> None:
         """Get the sockets of every chain of the policy; nothing is accepted yet."""
         table = Globals.dispatch_table
-        chains = table.chains() if table is not None else []
-        for chain, specs in listen_specs(chains):
+        for chain, specs in listen_specs(table.chains() if table is not None else []):
             sockets = [self._ask_for_listener(chain, spec) for spec in specs]
             chain.bound([from_sockaddr(sock.family, sock.getsockname()) for sock in sockets])
             self._bound.append((chain, sockets))
@@ -140,13 +169,11 @@ class Worker:
         answer = self._wait_for("listener")
         if answer.get("error") is None:
             return socket.socket(fileno=answer.descriptors[0])
-        failed_call, error = answer["step"], answer["error"]
-        if failed_call == "socket":
+        step, error = answer["step"], answer["error"]
+        if step == "socket":
             log(None, "core.error", 2, "Cannot create socket; error='%s'", (error,))
-        elif failed_call == "listen":
-            log(None, "core.error", 3, "listen() failed; bind='%s', error='%s'", (chain.bind.format(), error))
         else:
-            log(None, "core.error", 3, "bind() failed; bind='%s', error='%s'", (chain.bind.format(), error))
+            log(None, "core.error", 3, "%s() failed; bind='%s', error='%s'", (step, chain.bind.format(), error))
         log(None, "core.error", 0, "Error binding to interface; bind='%s', error='%s'", (chain.bind.format(), error))
         raise LoadFailed(None)
 
@@ -161,17 +188,26 @@ class Worker:
 
     # ---- the loop
 
-    def _loop(self) -> int:
-        selector = selectors.DefaultSelector()
-        selector.register(self._channel, selectors.EVENT_READ, self._take_message)
-        selector.register(self._signals, selectors.EVENT_READ, self._take_signals)
-        selector.register(self._idle_pipe[0], selectors.EVENT_READ, self._sessions_are_over)
+    def _serve(self) -> int:
+        if not self._options.no_caps:
+            privileges.give_up(unused_capabilities())
+        queued = getattr(Config.config.options, "max_queued_sessions", 1000)
+        self._pool = ThreadPool(
+            PoolLimits(max_threads=self._options.threads, idle_threads=self._options.idle_threads, max_queued=queued),
+            self._acceptor, statistics, self._options.stack_kib)
+        Globals.threads = self._pool
+        self._log_setup.sink.on_backlog = self._wake_up
+        self._selector.register(self._channel, selectors.EVENT_READ, self._take_message)
+        self._selector.register(self._signals, selectors.EVENT_READ, self._take_signals)
+        self._selector.register(self._wake, selectors.EVENT_READ, self._woken)
+        self._channel.send("loaded")
         while self._put_aside:
             self._handle(self._put_aside.popleft())
         while self._exit_status is None:
-            for key, _events in selector.select(self._timers.timeout()):
+            for key, _events in self._selector.select(self._timers.timeout()):
                 key.data()
             self._timers.run_due()
+        self._log_setup.sink.flush()
         return self._exit_status
 
     def _take_message(self) -> None:
@@ -182,25 +218,68 @@ class Worker:
     def _handle(self, message: Message) -> None:
         getattr(self, f"_on_{message.kind}")(message)
 
+    def _wake_up(self) -> None:
+        """Any thread: the loop has something to do."""
+        os.eventfd_write(self._wake, 1)
+
+    def _woken(self) -> None:
+        os.eventfd_read(self._wake)
+        self._flush_log()
+        if self._sessions_over:
+            self._end()
+
+    def _flush_log(self) -> None:
+        if not self._log_setup.sink.flush():
+            self._timers.after(_LOG_FLUSH_S, self._flush_log)
+
+    def _tick(self) -> None:
+        self._timers.after(TICK_S, self._tick)
+        statistics.tick(TICK_S)
+        self._log_setup.tick()
+
+    # ---- orders of the master
+
     def _on_go(self, message: Message) -> None:
-        handed_over = message.get("handover") or {}
-        numbers.adopt(handed_over.get("numbers", {}))
+        self._adopt(message["handover"])
+        if self._identity.initial:
+            self._capture_output()
+        self._publish_info()
         for chain, sockets in self._bound:
             for sock in sockets:
                 log(None, "core.debug", 7, "Start to listen; fd='%d', address='%s'",
                     (sock.fileno(), from_sockaddr(sock.family, sock.getsockname())))
                 self._acceptor.add(sock, chain)
         Globals.initial_policy_load = False
+        for _thread in range(_BASE_THREADS + self._options.syslog):
+            statistics.thread_started()
+        self._tick()
         self._pool.begin()
+        log(None, "core.info", 4, "Accepting connections; process='%s', generation='%d', listeners='%d'",
+            (self._identity.name, self._identity.generation, sum(len(sockets) for _chain, sockets in self._bound)))
+
+    def _adopt(self, handed_over: dict) -> None:
+        if not handed_over:
+            return
+        numbers.adopt(handed_over["numbers"])
+        statistics.adopt_state(handed_over["statistics"])
+        Log.set_filter(Log.Filter(handed_over["verbosity"], handed_over["log_spec"]))
 
     def _on_retire(self, message: Message) -> None:
         self._acceptor.stop()
-        self._channel.send("handover", state={"numbers": numbers.snapshot()})
-        self._end_with_sessions(message["within_s"], clean_up=False)
+        present = Log.current_filter()
+        self._channel.send("handover", state={
+            "numbers": numbers.snapshot(), "statistics": statistics.export_state(),
+            "verbosity": present.verbosity, "log_spec": present.spec})
+        self._loader.call_if_defined("deinit", self._options.names, self._identity.name)
+        self._retired = True
+        self._end_with_sessions(message["within_s"])
 
     def _on_stop(self, message: Message) -> None:
         self._acceptor.stop()
-        self._end_with_sessions(message["within_s"], clean_up=True)
+        self._end_with_sessions(message["within_s"])
+
+    def _on_ask(self, message: Message) -> None:
+        self._channel.send("answer", number=message["number"], text=self._answers.answer(message["line"]))
 
     def _on_ping(self, message: Message) -> None:
         self._channel.send("pong")
@@ -208,28 +287,47 @@ class Worker:
     def _on_verbosity(self, message: Message) -> None:
         self._shift_verbosity(message["change"])
 
+    def _on_info(self, message: Message) -> None:
+        self._answers.set_info(**message["leaves"])
+
+    def _publish_info(self) -> None:
+        now = int(time.time())
+        self._answers.set_info(
+            policy__file=self._options.policy, policy__file_stamp=self._file_stamp, policy__reload_stamp=now,
+            version=Zorp.__version__, pid=os.getpid(), started=now, instance=self._options.instance,
+            process=self._identity.name)
+
+    def _capture_output(self) -> None:
+        """What is printed from now on goes to the log, when that is the system log."""
+        if self._options.syslog:
+            captured = CapturedOutput()
+            self._selector.register(captured, selectors.EVENT_READ,
+                                    lambda: captured.read() or self._selector.unregister(captured))
+
     # ---- the end
 
-    def _end_with_sessions(self, within_s: float, clean_up: bool) -> None:
-        self._clean_up = clean_up
+    def _end_with_sessions(self, within_s: float) -> None:
         if within_s <= 0:
             self._end()
             return
         self._timers.after(within_s, self._end)
-        self._pool.when_idle(lambda: os.write(self._idle_pipe[1], b"."))
+        self._pool.when_idle(self._note_sessions_over)
 
-    def _sessions_are_over(self) -> None:
-        os.read(self._idle_pipe[0], 1)
-        self._end()
+    def _note_sessions_over(self) -> None:
+        """The thread of the last session calls this."""
+        self._sessions_over = True
+        self._wake_up()
 
     def _end(self) -> None:
-        function, *arguments = ("cleanup", int(self._identity.is_master)) if self._clean_up else ("deinit",)
-        self._loader.call_if_defined(function, self._options.names, self._identity.name, *arguments)
+        if not self._retired:            # one generation cleans up, the last
+            self._loader.call_if_defined(
+                "cleanup", self._options.names, self._identity.name, int(self._identity.is_master))
         self._exit_status = EXIT_OK
 
     def _quit(self, exit_code) -> None:
         """quit() of the policy; any thread."""
-        log(threading.current_thread().name, "core.info", 0, "Policy ends the instance; exit_code='%s'", (exit_code,))
+        log(None, "core.info", 0, "Policy ends the instance; exit_code='%s', thread='%s'",
+            (exit_code, threading.current_thread().name))
         self._channel.send("order", what="quit", status=int(exit_code))
 
     # ---- signals

@@ -155,7 +155,8 @@ class Daemon:
                  arguments=(), environment=None, **values) -> None:
         self.directory = directory
         self.instance = instance
-        self.values = {"port": free_port(), "dir": str(directory), **values}
+        self.values = {"port": free_port(), "dir": str(directory), "word": "hello", **values}
+        self.values.setdefault("ports", self.values["port"])
         self.port = self.values["port"]
         self.policy = directory / "policy.py"
         self.write_policy(policy)

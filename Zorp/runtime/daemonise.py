@@ -1,0 +1,100 @@
+"""Leave the terminal, and let the command that started us know how it went.
+
+Theory of operation
+    In the detached modes the command forks.  The child becomes the master; the command waits at
+    a pipe and exits with the number that comes through it, so its exit status is the result of
+    the first start: 0, 1 (set-up) or 2 (policy).  A child that dies without a word means 1.
+
+    The child uses python-daemon for what every daemon does: close inherited descriptors, change
+    directory and file mode mask, forbid core dumps.  It must not fork again (we just did) nor
+    change user (capabilities have to survive that, Zorp.runtime.privileges).  Standard output
+    and error stay those of the command until the start has succeeded, so that the reason of a
+    failure reaches whoever typed it; then they become /dev/null.
+
+    python-daemon's pid file lock is not used: a lock that is a file knows nothing of the death
+    of its owner.  See Zorp.runtime.pidfile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import sys
+from collections.abc import Callable
+
+import daemon
+
+from Zorp.runtime.options import Options
+
+_FILE_MODE_MASK = 0o027
+_ARG_START, _ARG_END = 45, 46    # fields of /proc/self/stat, counted after the name's ")"
+
+
+def detach(options: Options) -> Callable[[int], None]:
+    """Fork; in the child return report(status), to be called once.  The parent never returns.
+
+    The parent exits with the reported status.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    read_end, write_end = os.pipe()
+    if os.fork():
+        os.close(write_end)
+        os._exit(_awaited_status(read_end))
+    os.close(read_end)
+    os.setsid()
+    context = daemon.DaemonContext(
+        detach_process=False, files_preserve=[write_end], prevent_core=not options.enable_core,
+        working_directory=working_directory(options), umask=_FILE_MODE_MASK, signal_map={},
+        stdin=None, stdout=sys.stdout, stderr=sys.stderr)
+    context.open()
+
+    def report(status: int) -> None:
+        if status == 0:
+            silence()
+        with contextlib.suppress(OSError):       # the command may have been interrupted
+            os.write(write_end, b"%d\n" % status)
+        os.close(write_end)
+
+    return report
+
+
+def _awaited_status(read_end: int) -> int:
+    text = b""
+    while not text.endswith(b"\n"):
+        try:
+            part = os.read(read_end, 16)
+        except InterruptedError:
+            continue
+        if not part:
+            return 1
+        text += part
+    return int(text)
+
+
+def working_directory(options: Options) -> str:
+    """Where a detached instance lives: the directory for core files, else the root."""
+    cores = os.path.join(options.state_dir, "cores")
+    return cores if os.path.isdir(cores) else "/"
+
+
+def silence() -> None:
+    """Give standard input, output and error to /dev/null."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(nothing, descriptor)
+    if nothing > 2:
+        os.close(nothing)
+
+
+def set_title(title: str) -> None:
+    """Show another command line in the process list, cut to the room that the old one took."""
+    with open("/proc/self/stat", encoding="ascii", errors="replace") as stat:
+        fields = stat.read().rpartition(")")[2].split()
+    start, end = int(fields[_ARG_START]), int(fields[_ARG_END])
+    room = end - start
+    if start and room > 1:
+        ctypes.memmove(start, title.encode()[:room - 1].ljust(room, b"\0"), room)

@@ -1,0 +1,105 @@
+"""When a crashed worker is started again, and who is told.
+
+Theory of operation
+    RestartBudget counts starts within a sliding interval; the first start counts too, so with
+    the default of 5 the fifth start inside 60 seconds is the last.  FailureHook runs the site's
+    executable at most once per notify interval, detached, with the arguments of the original.
+    Reporter writes what the supervisor of the original wrote: `NAME: text` on standard error
+    while that is attached, afterwards syslog daemon.crit with the ident `supervise/NAME`.
+
+    What is decided here is carried out by Zorp.runtime.master.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+from Zorp.runtime.logsinks import SyslogSink
+from Zorp.runtime.options import Options
+
+_IDENT_CHARS = 31
+_DAEMON_CRIT = 3 * 8 + 2
+
+
+class RestartBudget:
+    """How many starts the interval still allows; one per virtual process."""
+
+    def __init__(self, most: int, interval_s: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._most = most
+        self._interval_s = interval_s
+        self._clock = clock
+        self._starts: collections.deque[float] = collections.deque()
+
+    def started(self) -> None:
+        """Count a start."""
+        self._starts.append(self._clock())
+
+    @property
+    def count(self) -> int:
+        """Starts within the interval."""
+        while self._starts and self._starts[0] <= self._clock() - self._interval_s:
+            self._starts.popleft()
+        return len(self._starts)
+
+    @property
+    def exhausted(self) -> bool:
+        """True when the process must not be started again."""
+        return self.count >= self._most
+
+
+class Reporter:
+    """The supervisor's own messages."""
+
+    def __init__(self, name: str, sink: object) -> None:
+        """sink: the log's; only the system log can take over from standard error."""
+        self._name = name
+        self._syslog = sink if isinstance(sink, SyslogSink) else None
+        self.attached = True             # standard error still belongs to whoever started us
+
+    def __call__(self, text: str) -> None:
+        if self.attached or self._syslog is None:
+            print(f"{self._name}: {text}", file=sys.stderr, flush=True)
+            return
+        ident = f"supervise/{self._name}"[:_IDENT_CHARS]
+        date = time.strftime("%b %e %H:%M:%S")
+        packet = f"<{_DAEMON_CRIT}>{date} {ident}[{os.getpid()}]: {text}"
+        self._syslog.packet(packet.encode("utf-8", "backslashreplace"))
+
+
+class FailureHook:
+    """Runs the site's executable when a worker failed."""
+
+    def __init__(self, options: Options, clock: Callable[[], float] = time.monotonic) -> None:
+        self._options = options
+        self._path = options.failure_hook
+        self._clock = clock
+        self._last_s: float | None = None
+        self._suppressed = 0
+
+    def run(self, process_name: str, pid_file: str, reason: str, detail: int | None, restarting: bool) -> bool:
+        """Start it unless it ran within the notify interval or does not exist; True when started.
+
+        reason: "deadlock detected", "signalled" or "non-zero exit code"; detail: signal or status.
+        """
+        if not os.access(self._path, os.X_OK):
+            return False
+        now = self._clock()
+        if self._last_s is not None and now < self._last_s + self._options.notify_interval:
+            self._suppressed += 1
+            return False
+        suppressed, self._suppressed = self._suppressed, 0
+        self._last_s = now
+        options = self._options
+        details = "" if detail is None else f"{detail}; supressed_notifications={suppressed}"
+        arguments = [process_name, options.chroot, os.path.dirname(pid_file), pid_file, os.getcwd(),
+                     None if options.no_caps else options.caps, reason, details,
+                     "restarting" if restarting else "not-restarting"]
+        # The shell leaves its child behind at once: the hook is nobody's business afterwards.
+        subprocess.run(["/bin/sh", "-c", '"$@" </dev/null >/dev/null 2>&1 &', "sh", self._path,
+                        *("(null)" if argument is None else argument for argument in arguments)], check=False)
+        return True
