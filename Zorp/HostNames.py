@@ -182,6 +182,9 @@ class SystemNames:
             return self._hosts, self._resolver
 
 
+system_names = SystemNames()
+
+
 def _read_hosts(path) -> dict[str, list[Address]]:
     try:
         with open(path, encoding="latin-1") as file:

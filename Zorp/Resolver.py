@@ -17,18 +17,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from Zorp import Globals
+from Zorp import Globals, HostNames
 from Zorp.Constants import AF_INET, AF_INET6, AF_UNSPEC, CORE_POLICY, FALSE
 from Zorp.Exceptions import PolicyError
-from Zorp.HostNames import SystemNames, address_from_text
+from Zorp.HostNames import address_from_text
 from Zorp.Log import log
 from Zorp.SockAddr import from_ip_int, from_sockaddr
 
 __all__ = [
     "AbstractResolver", "DNSResolver", "HashResolver", "ResolverPolicy", "create_sockaddr", "getResolverPolicy",
 ]
-
-system_names = SystemNames()
 
 
 class AbstractResolver:
@@ -56,7 +54,7 @@ class DNSResolver(AbstractResolver):
 
     def resolve(self, host, port):
         """Return one SockAddr, or a list when `multi`; None when the name does not resolve."""
-        addresses = system_names.addresses(host, self.family)
+        addresses = HostNames.system_names.addresses(host, self.family)
         if not addresses:
             return None
         if self.multi:

@@ -278,12 +278,23 @@ class ResolverCache(AbstractHostnameCache):
             if entry is not None:
                 self._unlink(name, entry)
 
+    def put(self, name, addresses):
+        """Watch a name and take these addresses (texts) for it until the default timeout has passed."""
+        self.watch(name)
+        families = {4: [], 6: []}
+        for address in addresses:
+            families[6 if ":" in address else 4].append(address)
+        self._store(name, Answer(self.default_cache_timeout, tuple(families[4]), tuple(families[6])))
+
     # ------------------------------------------------------------------ looking up in this thread
 
     def updateHost(self, host):
         """Look a watched name up; return whether its addresses have changed."""
         log(None, CORE_INFO, 5, "Host not in DNS cache or has expired, doing lookup; host='%s'", (host,))
-        answer = self._ask(host)
+        return self._store(host, self._ask(host))
+
+    def _store(self, host, answer):
+        """Put an answer into the entry of a name that is still watched; return whether its addresses have changed."""
         with self._entries_lock:
             entry = self._entries.get(host)
             if entry is None:

@@ -65,9 +65,7 @@ def init(names, virtual_name="", is_master=1):
 def _check_references():
     """Look at what only the finished policy can tell: names that were used before they were defined."""
     for matcher in Globals.matchers.values():
-        check = getattr(matcher, "checkReferences", None)
-        if check is not None:
-            check()
+        matcher.validateMatcher()
     if Globals.rules is not None:
         Globals.rules.check()
 
