@@ -105,7 +105,8 @@ class Attach:
         if self._tos > 0:
             log(self._session_id, CORE_DEBUG, 6, "Setting socket ToS value; fd='%d', tos='%d'",
                 (sock.fileno(), self._tos))
-        log(self._session_id, CORE_DEBUG, 6, "Established connection; protocol='%d', remote='%s', local='%s', dest='%s'",
+        log(self._session_id, CORE_DEBUG, 6,
+            "Established connection; protocol='%d', remote='%s', local='%s', dest='%s'",
             (self._protocol, self._remote, self.local, self._remote))
         stream = Stream(sock)
         if self._keepalive:

@@ -30,7 +30,6 @@ from __future__ import annotations
 
 import socket
 
-from Zorp.Config import config
 from Zorp.Constants import (
     CORE_POLICY,
     FALSE,
@@ -98,10 +97,6 @@ class AbstractRouter:
         if forge_port in _PORT_WISHES:
             return getattr(session.client_address, "port", 0), *_PORT_WISHES[forge_port]
         return (0 if forge_port == Z_PORT_ANY else forge_port), FALSE, FALSE
-
-    def permitsLocalTargets(self):
-        """True when a target that the peer names may be the firewall itself, loopback, broadcast and the like."""
-        return bool(self.permit_local_targets or config.options.permit_local_targets)
 
     def _set_target(self, session, address):
         session.target_address_inband = self.overrideable
