@@ -490,8 +490,6 @@ class RuleDispatcher(BaseDispatch):
     whoever addresses it directly is refused.
     """
 
-    _instance: RuleDispatcher | None = None
-
     def __init__(self, **kw):
         port = config.options.rule_listen_port
         self.bindto = [DBSockAddr(address, ZD_PROTO_TCP) for address in _loopback_addresses(port)]
@@ -504,8 +502,8 @@ class RuleDispatcher(BaseDispatch):
     @classmethod
     def createOneInstance(cls):
         """Make the dispatcher of the instance; a second call does nothing."""
-        if RuleDispatcher._instance is None:
-            RuleDispatcher._instance = cls()
+        if not any(isinstance(dispatcher, RuleDispatcher) for dispatcher in Globals.dispatches):
+            cls()
 
     def _getSession(self, client_stream, client_local, client_listen, client_address):
         packet = packet_of(client_stream.sock, client_address, client_local)
@@ -540,11 +538,6 @@ class RuleDispatcher(BaseDispatch):
             log(None, CORE_POLICY, 2, "Packet filter service reached the daemon; service='%s'", (service,))
             return None
         return service
-
-    def destroy(self):
-        super().destroy()
-        if RuleDispatcher._instance is self:
-            RuleDispatcher._instance = None
 
 
 def _loopback_addresses(port):

@@ -22,6 +22,7 @@ import string
 import sys
 import textwrap
 import threading
+import time
 import types
 
 from test.support.logged import captured_log
@@ -38,6 +39,7 @@ class Gateway:
         self._text = string.Template(self._text).safe_substitute(values)
         self._instance = instance
         self._stack = contextlib.ExitStack()
+        self._clients = contextlib.ExitStack()
         self._threads = []
         self.seen = {}
         self.logged = None
@@ -57,9 +59,20 @@ class Gateway:
         return self
 
     def __exit__(self, *problem):
+        self._clients.close()
         for thread in self._threads:
             thread.join(DEADLINE_S)
+        self._wait_for_sessions()
         self._stack.close()
+
+    def _wait_for_sessions(self):
+        """Let every session end in its own world: its last lines belong to this test's log."""
+        deadline = time.monotonic() + DEADLINE_S
+        while time.monotonic() < deadline:
+            started, ended = (len(self.logged.find(f"{word} proxy instance")) for word in ("Starting", "Ending"))
+            if started <= ended:
+                return
+            time.sleep(0.005)
 
     def _load(self):
         self.policy = types.ModuleType("__main__")
@@ -95,7 +108,7 @@ class Gateway:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             client = socket.create_connection(listener.getsockname(), DEADLINE_S, (source, 0))
             accepted, peer = listener.accept()
-        self._stack.callback(client.close)
+        self._clients.callback(client.close)
         where = self.chains[chain]
         make = self.names["SockAddrInet"]
         local = where.bind.sa if to is None else make(*to)

@@ -1,0 +1,756 @@
+"""From an accepted connection to a running proxy: selection, limits, refusals, the log of one connection."""
+
+import socket
+import threading
+import time
+
+import pytest
+
+from Zorp.Szig import statistics
+
+from test.support.gateway import Gateway, Server, ended, exchange
+
+HEAD = """
+from Zorp.Core import *
+from Zorp.Plug import *
+
+Zone("local", "127.0.0.0/8")
+Zone("office", "10.0.0.0/8")
+Zone("lab", "10.7.0.0/16", admin_parent="office")
+Zone("internet", "0.0.0.0/0")
+
+class Plug(PlugProxy):
+    pass
+
+def service(name, **values):
+    return Service(name, Plug, router=DirectedRouter(SockAddrInet("127.0.0.1", $port)), **values)
+"""
+LISTENER = """
+def gateway():
+    service("plug")
+    Listener(SockAddrInet("127.0.0.1", 5001), "plug")
+"""
+
+
+@pytest.fixture
+def server():
+    with Server() as server:
+        yield server
+
+
+@pytest.fixture
+def gateway(server):
+    """Start a policy whose services connect to the echo server; policies begin with HEAD."""
+    running = []
+
+    def start(policy, **values):
+        gateway = Gateway(HEAD + policy, port=server.port, **values).__enter__()
+        running.append(gateway)
+        return gateway
+    yield start
+    for gateway in reversed(running):
+        gateway.__exit__(None, None, None)
+
+
+def verdicts(gateway):
+    return [message.text.partition("verdict='")[2].partition("'")[0]
+            for message in gateway.logged.find("Connection summary")]
+
+
+# ------------------------------------------------------------------ one connection
+
+ORDER = ["Incoming connection", "Connection accepted", "Starting service", "Starting proxy instance", "Proxy starting",
+         "Server connection established", "Proxy destroy", "Proxy ending", "Connection summary",
+         "Ending proxy instance"]
+
+
+@pytest.mark.parametrize("listener", [
+    'Listener(SockAddrInet("127.0.0.1", 5001), "plug")',
+    'Listener([SockAddrInet("127.0.0.1", 5001)], service="plug")',
+    'Dispatcher(DBSockAddr(SockAddrInet("127.0.0.1", 5001), ZD_PROTO_TCP), "plug")',
+    'Dispatcher(SockAddrInet("127.0.0.1", 5001), "plug")',
+    'Listener(DBSockAddr(SockAddrInet("127.0.0.1", 5001)), SERVICE)',
+    'ZoneListener(SockAddrInet("127.0.0.1", 5001), {"*": "plug"})',
+    'CSZoneListener(SockAddrInet("127.0.0.1", 5001), {("*", "*"): "plug"})',
+])
+def test_served_connection_logs_in_order(gateway, listener):
+    # given a listener in any of its forms
+    running = gateway(f"def gateway():\n    SERVICE = service('plug')\n    {listener}\n")
+    # when a client talks to the server and leaves
+    client = running.connect()
+    assert exchange(client) == b"ping"
+    client.close()
+    running.logged.wait_for("Ending proxy instance")
+    # then the log tells it in this order
+    found = [text for message in running.logged.messages for text in ORDER if message.text.startswith(text)]
+    assert found == ORDER
+    assert running.logged.has("Starting service; name='%s'", ("plug",))
+    assert verdicts(running) == ["ACCEPTED"]
+
+
+def test_start_line_names_the_client(gateway):
+    running = gateway(LISTENER.replace("plug", "start line"))
+    client = running.connect()
+    message = running.logged.wait_for("Starting proxy instance")
+    host, port = client.getsockname()
+    assert message.session == "svc/gateway/start<20>line:0"
+    assert (message.tag, message.level) == ("core.session", 3)
+    assert message.text.partition(", ")[2] == (
+        f"client_address='AF_INET({host}:{port})', client_zone='Zone(local)', "
+        "client_local='AF_INET(127.0.0.1:5001)', client_protocol='TCP'")
+
+
+def test_instance_numbers_count_per_service(gateway):
+    running = gateway("""
+def gateway():
+    service("n-one"), service("n-two")
+    Listener(SockAddrInet("127.0.0.1", 5001), "n-one")
+    Listener(SockAddrInet("127.0.0.1", 5002), "n-two")
+""")
+    for chain in (0, 0, 1, 0):
+        running.connect(chain=chain).close()
+    running.logged.wait_for("Ending proxy instance", 4)
+    numbers = sorted(message.session for message in running.logged.find("Starting proxy instance"))
+    assert numbers == ["svc/gateway/n-one:0", "svc/gateway/n-one:1", "svc/gateway/n-one:2", "svc/gateway/n-two:0"]
+
+
+def test_session_of_the_top_proxy(gateway):
+    # given a proxy that looks around
+    running = gateway("""
+class Plug(PlugProxy):
+    def config(self):
+        session = self.session
+        SEEN.update(stacked=type(session).__name__, master=type(session.owner).__name__, top=session.owner is
+                    session.getMasterSession(), proxy=session.plug is self, listen=session.client_listen.format(),
+                    missing=hasattr(session, "nosuch"), stream=session.client_stream.name)
+
+    def shutdown(self):
+        SEEN.update(server=str(self.session.server_address), local=str(self.session.client_local))
+""" + LISTENER)
+    client = running.connect(to=("203.0.113.80", 80))
+    assert exchange(client) == b"ping"
+    client.close()
+    running.logged.wait_for("Ending proxy instance")
+    number = running.logged.find("Starting proxy instance")[0].session
+    assert running.seen == {
+        "stacked": "StackedSession", "master": "MasterSession", "top": True, "proxy": True,
+        "listen": "SA(proto=1,addr=AF_INET(127.0.0.1:5001))", "missing": False, "stream": f"{number}/plug/client",
+        "server": f"AF_INET(127.0.0.1:{running.service('plug').router.dest_addr[0].port})",
+        "local": "AF_INET(203.0.113.80:80)"}
+
+
+# ------------------------------------------------------------------ limits
+
+def test_client_over_the_limit_is_closed_and_the_next_is_served(gateway):
+    # given a service for one connection at a time, and a client that holds it
+    running = gateway(LISTENER.replace('service("plug")', 'service("plug", max_instances=1)'))
+    first = running.connect()
+    assert exchange(first) == b"ping"
+    # when a second client connects
+    second = running.connect()
+    # then it is closed without a byte, and the log says why
+    assert ended(second)
+    running.logged.wait_for("Connection denied by policy")
+    assert running.logged.has("Connection over permitted limits; info='%s'", ("Limit error: Instance limit reached",))
+    assert verdicts(running) == ["DENIED_BY_LIMIT"]
+    # and after the first has left, a third is served
+    first.close()
+    running.logged.wait_for("Ending proxy instance")
+    assert exchange(running.connect()) == b"ping"
+
+
+def test_parallel_clients_never_exceed_the_limit(gateway, server):
+    # given fifty clients at once and ten instances
+    running = gateway(LISTENER.replace('service("plug")', 'service("plug", max_instances=10)'))
+    clients, barrier = [], threading.Barrier(50)
+
+    def connect():
+        barrier.wait()
+        clients.append(running.connect())
+    threads = [threading.Thread(target=connect) for _ in range(50)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    running.logged.wait_for("Connection over permitted limits", 40)
+    # then ten are served
+    assert running.service("plug").num_instances == 10
+    assert len(server.wait_for_peers(10)) == 10
+    for client in clients:
+        client.close()
+    running.logged.wait_for("Ending proxy instance", 10)
+    assert running.service("plug").num_instances == 0
+
+
+def test_every_started_session_ends_once(gateway):
+    running = gateway(LISTENER)
+    for _ in range(40):
+        client = running.connect()
+        assert exchange(client) == b"ping"
+        client.close()
+    running.logged.wait_for("Ending proxy instance", 40)
+    for text in ("Starting proxy instance", "Ending proxy instance", "Connection summary"):
+        assert len(running.logged.find(text)) == 40
+    assert running.service("plug").num_instances == 0
+    assert statistics.value(("service", "plug", "sessions_running")) == "0"
+    assert statistics.children(("conns", "plug")) == []
+
+
+def test_connections_per_client_are_limited(gateway, monkeypatch):
+    running = gateway(LISTENER)
+    monkeypatch.setattr(running.names["config"].options, "max_connections_per_client", 2)
+    held = [running.connect() for _ in range(2)]
+    assert all(exchange(client) == b"ping" for client in held)
+    # when a third connection comes from the same address, it is closed and counted as over the limit
+    assert ended(running.connect())
+    assert running.logged.wait_for("Too many connections, refusing; client_address='AF_INET(127.0.0.1:")
+    running.logged.wait_for("Connection summary")
+    assert verdicts(running) == ["DENIED_BY_LIMIT"]
+    # while another client is served, and the first again when one of its connections is gone
+    assert exchange(running.connect(source="127.0.0.7")) == b"ping"
+    held[0].close()
+    running.logged.wait_for("Ending proxy instance")
+    assert exchange(running.connect()) == b"ping"
+
+
+# ------------------------------------------------------------------ refusals
+
+def test_forbidden_server_zone_gets_no_packet(gateway, server):
+    running = gateway(LISTENER.replace('service("plug")', 'service("plug", limit_target_zones_to=["office"])'))
+    assert ended(running.connect())
+    running.logged.wait_for("Ending proxy instance")
+    assert running.logged.find("Outbound connection not permitted; service='plug'")
+    assert running.logged.find("DAC policy violation; info='DAC policy violation: Server connection is not permitted'")
+    assert verdicts(running) == ["DENIED_BY_POLICY"]
+    assert "server_zone='local'" in running.logged.find("Connection summary")[0].text
+    assert server.peers == []
+
+
+def test_dead_server(gateway, server):
+    running = gateway(LISTENER)
+    server.close()
+    assert ended(running.connect())
+    running.logged.wait_for("Ending proxy instance")
+    assert verdicts(running) == ["DENIED_BY_CONNECTION_FAIL"]
+    summary = running.logged.find("Connection summary")[0].text
+    assert "server_address='127.0.0.1'" in summary
+    assert "server_local='(NULL)'" in summary
+
+
+def test_failing_config_costs_the_session_only(gateway, server):
+    running = gateway("""
+class Plug(PlugProxy):
+    def config(self):
+        raise ValueError("defect")
+""" + LISTENER)
+    assert ended(running.connect())
+    running.logged.wait_for("Ending proxy instance")
+    assert verdicts(running) == ["ABORTED_BY_POLICY_ACTION"]
+    assert running.service("plug").num_instances == 0
+    assert server.peers == []
+
+
+@pytest.mark.parametrize(("raised", "verdict", "text"), [
+    ('ValueError("x")', "DENIED_BY_UNKNOWN_FAIL", "Traceback: ValueError: x"),
+    ('SystemExit(1)', "DENIED_BY_UNKNOWN_FAIL", "Traceback: SystemExit: 1"),
+    ('DACException("x")', "DENIED_BY_POLICY", "DAC policy violation; info='DAC policy violation: x'"),
+    ('RuntimeError("x")', "DENIED_BY_UNKNOWN_FAIL", "Unexpected runtime error occured; info='x'"),
+])
+def test_exception_of_a_router_refuses_the_connection(gateway, raised, verdict, text):
+    running = gateway(f"""
+from Zorp.Exceptions import *
+class Router(DirectedRouter):
+    def routeConnection(self, session):
+        raise {raised}
+
+def gateway():
+    Service("plug", Plug, router=Router(SockAddrInet("127.0.0.1", 9)))
+    Listener(SockAddrInet("127.0.0.1", 5001), "plug")
+""")
+    assert ended(running.connect())
+    running.logged.wait_for("Connection denied by policy")
+    assert running.logged.find(text)
+    assert verdicts(running) == [verdict]
+    assert not running.logged.find("Proxy starting")
+    assert running.service("plug").num_instances == 0
+
+
+def test_service_that_the_clients_zone_does_not_list_is_refused(server):
+    # given a policy of the times when zones listed services
+    policy = """
+from Zorp.Core import *
+from Zorp.Plug import *
+InetZone("local", ["127.0.0.0/8"], outbound_services=["other"], inbound_services=["*"])
+def gateway():
+    Service("plug", PlugProxy, router=DirectedRouter(SockAddrInet("127.0.0.1", $port)))
+    Listener(SockAddrInet("127.0.0.1", 5001), "plug")
+"""
+    with Gateway(policy, port=server.port) as running:
+        # when a client of the zone connects
+        client = running.connect()
+        # then it is closed without a byte, no proxy starts, no server is asked
+        assert ended(client)
+        running.logged.wait_for("Connection denied by policy")
+        assert running.logged.find("Outbound service not permitted; service='plug', client_zone='Zone(local")
+        assert running.logged.find(
+            "DAC policy violation; info='DAC policy violation: This service was not permitted outbound'")
+        assert verdicts(running) == ["DENIED_BY_POLICY"]
+        assert not running.logged.find("Proxy starting")
+        assert server.peers == []
+
+
+def test_client_that_leaves_during_the_start_is_accounted_for(gateway):
+    running = gateway(LISTENER)
+    client = running.connect()
+    client.close()
+    running.logged.wait_for("Ending proxy instance")
+    assert len(running.logged.find("Connection summary")) == 1
+
+
+def test_no_thread_for_the_proxy(gateway, monkeypatch):
+    # given a host that has no thread left
+    running = gateway(LISTENER)
+
+    class Full:
+        def start(self, name, job):
+            return False
+    monkeypatch.setattr(running.names["Globals"], "threads", Full())
+    # when a client connects
+    assert ended(running.connect())
+    # then both tries are logged and the session is over
+    running.logged.wait_for("Connection denied by policy")
+    assert len(running.logged.find("Error creating proxy thread;")) == 2
+    assert running.logged.find("Unexpected runtime error occured; info='Error starting proxy in group'")
+    assert verdicts(running) == ["DENIED_BY_UNKNOWN_FAIL"]
+    assert running.service("plug").num_instances == 0
+
+
+# ------------------------------------------------------------------ transparent listeners
+
+def test_transparent_listener_addressed_directly_consumes_no_session(gateway):
+    running = gateway("""
+def gateway():
+    Service("tplug", Plug)
+    Listener(SockAddrInet("127.0.0.1", 5001), "tplug", transparent=TRUE)
+""")
+    running.chains[0].bound([running.chains[0].bind.sa])
+    assert ended(running.connect())
+    running.logged.wait_for("Transparent listener connected directly, dropping connection")
+    assert not running.logged.find("Starting service")
+    # the next intercepted one is number 0
+    running.connect(to=("127.0.0.1", 1)).close()
+    assert running.logged.wait_for("Starting proxy instance").session == "svc/gateway/tplug:0"
+
+
+def test_release_1_service_is_transparent(gateway, server):
+    running = gateway("""
+from Zorp.Listener import Listen
+def gateway():
+    old = Service("old", TransparentChainer(), Plug)
+    Listen(SockAddrInet("127.0.0.1", 5001), old, transparent=TRUE)
+""")
+    assert exchange(running.connect(to=("127.0.0.1", server.port))) == b"ping"
+
+
+# ------------------------------------------------------------------ zones
+
+ZONES = """
+def gateway():
+    for name in "abcd":
+        service(name)
+    {dispatcher}
+"""
+
+
+def served_by(running, source="127.0.0.1", to=None):
+    """Return the service that takes a connection, None when it is refused."""
+    before = len(running.logged.messages)
+    client = running.connect(to=to, source=source)
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        for message in running.logged.messages[before:]:
+            if message.text.startswith("Starting service"):
+                client.close()
+                return message.arguments[0]
+            if message.text.startswith("Connection denied by policy"):
+                client.close()
+                return None
+        time.sleep(0.005)
+    raise AssertionError("neither served nor refused")
+
+
+CLIENT_ZONES = """
+Zone("nets", (), admin_parent="local")
+Zone("net1", "127.1.0.0/16", admin_parent="nets")
+Zone("net2", "127.2.0.0/16", admin_parent="nets")
+"""
+
+
+@pytest.mark.parametrize(("services", "follow", "source", "expected"), [
+    ("{'net1': 'a', '*': 'b'}", "FALSE", "127.1.0.1", "a"),
+    ("{'net1': 'a', '*': 'b'}", "FALSE", "127.2.0.1", "b"),
+    ("{'nets': 'a', '*': 'b'}", "FALSE", "127.1.0.1", "b"),
+    ("{'nets': 'a', '*': 'b'}", "TRUE", "127.1.0.1", "a"),
+    ("{'local': 'a', 'nets': 'b', 'net1': 'c'}", "TRUE", "127.1.0.1", "c"),
+    ("{'local': 'a', 'nets': 'b', 'net1': 'c'}", "TRUE", "127.2.0.1", "b"),
+    ("{'local': 'a', 'nets': 'b', 'net1': 'c'}", "TRUE", "127.0.0.1", "a"),
+    ("{'nets': 'a'}", "FALSE", "127.1.0.1", None),
+])
+def test_client_zone_decides(gateway, services, follow, source, expected):
+    running = gateway(CLIENT_ZONES + ZONES.format(
+        dispatcher=f"ZoneListener(SockAddrInet('127.0.0.1', 5001), {services}, follow_parent={follow})"))
+    assert served_by(running, source) == expected
+    assert served_by(running, source) == expected           # the second time from the cache
+    if expected is None:
+        assert running.logged.find("No applicable service found for this client zone; bindto='SockAddrInet(AF_INET("
+                                   "127.0.0.1:5001))', client_zone='net1'")
+        assert set(verdicts(running)) == {"DENIED_BY_POLICY"}
+
+
+@pytest.mark.parametrize(("services", "follow", "source", "to", "expected"), [
+    ("{('net1', 'internet'): 'a', ('*', '*'): 'b'}", "FALSE", "127.1.0.1", "203.0.113.80", "a"),
+    ("{('net1', 'internet'): 'a', ('*', '*'): 'b'}", "FALSE", "127.1.0.1", "10.0.0.1", "b"),
+    ("{('net1', 'internet'): 'a', ('*', '*'): 'b'}", "FALSE", "127.2.0.1", "203.0.113.80", "b"),
+    ("{('net1', '*'): 'a', ('*', 'internet'): 'b'}", "FALSE", "127.1.0.1", "203.0.113.80", "a"),
+    ("{('nets', 'lab'): 'a', ('nets', 'office'): 'b', ('local', 'lab'): 'c'}", "TRUE", "127.1.0.1", "10.7.0.1", "a"),
+    ("{('nets', 'office'): 'b', ('local', 'lab'): 'c'}", "TRUE", "127.1.0.1", "10.7.0.1", "b"),
+    ("{('nets', 'office'): 'b'}", "FALSE", "127.1.0.1", "10.7.0.1", None),
+])
+def test_both_zones_decide(gateway, services, follow, source, to, expected):
+    running = gateway(CLIENT_ZONES + ZONES.format(
+        dispatcher=f"CSZoneListener(SockAddrInet('127.0.0.1', 5001), {services}, follow_parent={follow})"))
+    assert served_by(running, source, (to, 80)) == expected
+    if expected is None:
+        assert running.logged.find("No applicable service found for this client & server zone; bindto='SockAddrInet("
+                                   "AF_INET(127.0.0.1:5001))', client_zone='net1', server_zone='lab'")
+
+
+def test_client_without_a_zone_is_refused_and_the_daemon_keeps_serving():
+    policy = """
+from Zorp.Core import *
+from Zorp.Plug import *
+Zone("here", "127.1.0.0/16")
+def gateway():
+    Service("a", PlugProxy)
+    ZoneListener(SockAddrInet("127.0.0.1", 5001), {"*": "a"})
+"""
+    with Gateway(policy) as running:
+        assert served_by(running, "127.2.0.1") is None
+        message, = running.logged.find("Zone not found; info='Zone not found: AF_INET(127.2.0.1:")
+        assert (message.session, message.tag, message.level) == ("svc", "core.policy", 1)
+        assert served_by(running, "127.1.0.1") == "a"
+
+
+# ------------------------------------------------------------------ rules
+
+def test_rules_choose_and_the_session_knows_which(gateway):
+    running = gateway(CLIENT_ZONES + """
+def gateway():
+    service("a"), service("b")
+    Rule(rule_id=7, src_zone="net1", dst_port=80, service="a")
+    Rule(rule_id=8, dst_port=[80, 81], service="b")
+""")
+    assert running.chains[0].bind.format() == "SA(proto=1,addr=AF_INET(127.0.0.1:0))"
+    assert all(chain.params.transparent and chain.params.rule_chain for chain in running.chains)
+    assert served_by(running, "127.1.0.1", ("203.0.113.80", 80)) == "a"
+    assert served_by(running, "127.2.0.1", ("203.0.113.80", 80)) == "b"
+    running.logged.wait_for("Connection summary; rule_id='7'")
+    assert running.logged.wait_for("Connection summary; rule_id='8'")
+    assert running.logged.has("Added value to the session; name='%s', value='%s'", ("rule_id", 7))
+
+
+def test_no_rule_means_no_service(gateway):
+    running = gateway("def gateway():\n    service('a')\n    Rule(dst_port=80, service='a')\n")
+    client = running.connect(to=("203.0.113.80", 81))
+    assert ended(client)
+    running.logged.wait_for("Connection denied by policy")
+    message, = running.logged.find("Unable to determine service, KZorp service lookup failed; bindto='SockAddrInet(")
+    assert (message.tag, message.level) == ("core.policy", 0)
+    assert verdicts(running) == ["DENIED_BY_POLICY"]
+    assert "client_zone='local'" in running.logged.find("Connection summary")[0].text
+    assert "server_zone='internet'" in running.logged.find("Connection summary")[0].text
+
+
+def test_one_rule_dispatcher_for_all_rules(gateway):
+    running = gateway("""
+def gateway():
+    service("a")
+    for port in (80, 81, 82):
+        Rule(dst_port=port, service="a")
+""")
+    assert len({chain.key.family for chain in running.chains}) == len(running.chains) <= 2
+
+
+def test_dictionaries_of_release_3_choose(gateway):
+    running = gateway("""
+def gateway():
+    service("a"), service("b")
+    NDimensionDispatcher(DBSockAddr(SockAddrInet("127.0.0.1", 5001), ZD_PROTO_TCP),
+        rules=({"rule_id": 5, "service": "a", "dst_port": "80,443", "dst_zone": "internet"},
+               {"rule_id": 6, "service": "b", "dst_zone": ("office",)}), transparent=TRUE)
+""")
+    assert served_by(running, to=("203.0.113.80", 443)) == "a"
+    assert served_by(running, to=("10.7.0.1", 25)) == "b"
+    assert served_by(running, to=("203.0.113.80", 25)) is None
+    running.logged.wait_for("Connection summary; rule_id='5'")
+
+
+# ------------------------------------------------------------------ services that are not proxies
+
+def test_packet_service_behind_a_listener_is_relayed(gateway):
+    running = gateway("""
+def gateway():
+    PFService("pf", router=DirectedRouter(SockAddrInet("127.0.0.1", $port)))
+    Listener(SockAddrInet("127.0.0.1", 5001), "pf")
+""")
+    client = running.connect()
+    assert exchange(client) == b"ping"
+    client.close()
+    running.logged.wait_for("Ending proxy instance")
+    assert verdicts(running) == ["ACCEPTED"]
+
+
+@pytest.mark.parametrize("logging", [True, False])
+def test_deny_service_behind_a_listener_resets(gateway, logging):
+    running = gateway(f"""
+def gateway():
+    DenyService("no", logging={logging})
+    Listener(SockAddrInet("127.0.0.1", 5001), "no")
+""")
+    client = running.connect()
+    with pytest.raises(ConnectionResetError):
+        client.recv(1)
+    running.logged.wait_for("Connection summary")
+    assert verdicts(running) == ["DENIED_BY_POLICY"]
+    assert bool(running.logged.find("DAC policy violation")) is logging
+
+
+# ------------------------------------------------------------------ override points
+
+@pytest.mark.parametrize("override", [
+    # release 3: a session with client data
+    "def getService(self, session):\n        SEEN['zone'] = session.client_zone.name\n"
+    "        return Globals.services['b'] if session.client_local.port == 80 else None",
+    # release 5: the same through ClientInfo
+    "def getService(self, client_info):\n        SEEN['zone'] = client_info.client_zone.name\n"
+    "        return Globals.services['b'] if client_info.client_local.port == 80 else None",
+    # release 6: the session itself
+    "def _getSession(self, client_stream, client_local, client_listen, client_address):\n"
+    "        if client_local.port != 80:\n            return None\n"
+    "        service = Globals.services['b']\n"
+    "        session = MasterSession(service, client_stream, client_local, client_listen, client_address,\n"
+    "                                instance_id=getInstanceId(service.name))\n"
+    "        SEEN['zone'] = session.client_zone.name\n        return session",
+    # any release: accepted()
+    "def accepted(self, stream, client_address, client_local, client_listen):\n"
+    "        SEEN['zone'] = Zone.lookup(client_address).name\n        self.service = Globals.services['b']\n"
+    "        if client_local.port != 80:\n            return None\n"
+    "        return Listener.accepted(self, stream, client_address, client_local, client_listen)",
+])
+def test_sites_override_the_selection(gateway, override):
+    running = gateway(f"""
+from Zorp.Session import MasterSession
+class Own(Listener):
+    {override}
+
+def gateway():
+    service("a"), service("b")
+    Own(SockAddrInet("127.0.0.1", 5001), "a")
+""")
+    assert served_by(running, to=("203.0.113.80", 80)) == "b"
+    assert running.seen == {"zone": "local"}
+    assert served_by(running, to=("203.0.113.80", 81)) is None
+
+
+def test_override_that_raises_refuses(gateway):
+    running = gateway("""
+from Zorp.Exceptions import *
+class Own(Listener):
+    def getService(self, session):
+        raise DACException("No applicable service found")
+
+def gateway():
+    service("a")
+    Own(SockAddrInet("127.0.0.1", 5001), "a")
+""")
+    assert served_by(running) is None
+    assert running.logged.find("DAC policy violation; info='DAC policy violation: No applicable service found'")
+
+
+def test_start_instance_of_a_subclass_gets_the_session(gateway):
+    running = gateway("""
+class Own(Service):
+    def startInstance(self, session):
+        SEEN["session"] = type(session).__name__
+        return Service.startInstance(self, session)
+
+def gateway():
+    Own("own", Plug, router=DirectedRouter(SockAddrInet("127.0.0.1", $port)))
+    Listener(SockAddrInet("127.0.0.1", 5001), "own")
+""")
+    assert exchange(running.connect()) == b"ping"
+    assert running.seen == {"session": "MasterSession"}
+
+
+def test_client_keepalive(gateway):
+    running = gateway("""
+class Plug(PlugProxy):
+    def config(self):
+        SEEN[self.session.service.name] = self.session.client_stream.keepalive
+
+def gateway():
+    for keepalive in (Z_KEEPALIVE_NONE, Z_KEEPALIVE_CLIENT, Z_KEEPALIVE_SERVER, Z_KEEPALIVE_BOTH):
+        Service(f"k{keepalive}", Plug, keepalive=keepalive)
+        Listener(SockAddrInet("127.0.0.1", 5001 + keepalive), f"k{keepalive}")
+""")
+    for chain in range(4):
+        running.connect(chain=chain).close()
+    running.logged.wait_for("Ending proxy instance", 4)
+    assert running.seen == {"k0": 0, "k1": 1, "k2": 0, "k3": 1}
+
+
+# ------------------------------------------------------------------ two on one address
+
+def test_later_definition_receives_the_connections(gateway):
+    running = gateway("""
+def gateway():
+    service("a"), service("b")
+    Listener(SockAddrInet("127.0.0.1", 5001), "a")
+    Listener(SockAddrInet("127.0.0.1", 5001), "b")
+""")
+    assert len(running.chains) == 1
+    assert served_by(running) == "b"
+
+
+def test_dispatcher_with_several_addresses(gateway):
+    running = gateway("""
+def gateway():
+    service("a")
+    SEEN["dispatcher"] = Dispatcher([DBSockAddr(SockAddrInet("127.0.0.1", port), ZD_PROTO_TCP) for port in (1, 2)],
+                                    "a", rule_port="80,1024:2048")
+""")
+    dispatcher = running.seen["dispatcher"]
+    assert len(running.chains) == len(dispatcher.dispatches) == 2
+    assert dispatcher.rule_port == [(80, 80), (1024, 2048)]
+    assert dispatcher.session_id.startswith("gateway/dsp/dispatch:")
+    assert (dispatcher.protocol, dispatcher.transparent) == (1, 0)
+    assert dispatcher.service is running.service("a")
+    dispatcher.destroy()
+    assert running.chains == []
+
+
+def test_deinit_destroys_the_dispatchers(gateway):
+    running = gateway(LISTENER)
+    running.names["deinit"](["gateway"])
+    assert running.chains == []
+
+
+# ------------------------------------------------------------------ refused at load
+
+REFUSED = {
+    "undefined service": ('Listener(SockAddrInet("127.0.0.1", 1), "nosuch")',
+                          Exception, "Service: Service nosuch not found"),
+    "mixed protocols": (
+        'Dispatcher([DBSockAddr(SockAddrInet("127.0.0.1", 1), ZD_PROTO_TCP),'
+        ' DBSockAddr(SockAddrInet("127.0.0.1", 1), ZD_PROTO_UDP)], "a")',
+        ValueError, "Inconsistent protocol specified in dispatch addresses"),
+    "no protocol": ('Dispatcher(DBSockAddr(SockAddrInet("127.0.0.1", 1)), "a")',
+                    ValueError, "No preferred protocol is specified"),
+    "no bind": ('Dispatcher(service="a")', ValueError, "bindto is required argument and must be a sequence"),
+    "empty bind": ('Dispatcher([], "a")', ValueError, "bindto is required argument and must be a sequence"),
+    "no address": ('Listener("127.0.0.1", "a")', ValueError, "Expected SockAddr"),
+    "protocol of a listener": ('Listener(DBSockAddr(SockAddrInet("127.0.0.1", 1), ZD_PROTO_UDP), "a")',
+                               ValueError, "Protocol number mismatch (2 != 1)"),
+    "unknown keyword": ('Listener(SockAddrInet("127.0.0.1", 1), "a", transparant=TRUE)', TypeError, "transparant"),
+    "UDP keyword": ('Listener(SockAddrInet("127.0.0.1", 1), "a", rcvbuf=1)', TypeError, "rcvbuf"),
+    "follow_parent without zones": ('Listener(SockAddrInet("127.0.0.1", 1), "a", follow_parent=TRUE)',
+                                    TypeError, "follow_parent"),
+    "bad rule port": ('Listener(SockAddrInet("127.0.0.1", 1), "a", rule_port="80-90")',
+                      ValueError, "Invalid port range: '80-90'"),
+    "no table": ('ZoneListener(SockAddrInet("127.0.0.1", 1), "a")', ValueError, "services must be a mapping"),
+    "unknown service in a table": ('ZoneListener(SockAddrInet("127.0.0.1", 1), {"*": "nosuch"})',
+                                   ValueError, "No such service; service='nosuch', dispatcher='policy.py:"),
+    "UDP receiver": ('Receiver(SockAddrInet("127.0.0.1", 1), "a")', ValueError, "UDP is not built yet"),
+    "keyword of TCP for a receiver": ('ZoneReceiver(SockAddrInet("127.0.0.1", 1), {"*": "a"}, backlog=1)',
+                                      TypeError, "backlog"),
+    "protocol of a receiver": ('Receiver(DBSockAddr(SockAddrInet("127.0.0.1", 1), ZD_PROTO_TCP), "a")',
+                               ValueError, "Protocol number mismatch (1 != 2)"),
+}
+
+
+@pytest.mark.parametrize(("declaration", "kind", "text"), REFUSED.values(), ids=REFUSED)
+def test_refused_at_load(gateway, declaration, kind, text):
+    with pytest.raises(kind) as refused:
+        gateway(f"def gateway():\n    service('a')\n    {declaration}\n")
+    assert text in str(refused.value)
+
+
+@pytest.mark.parametrize("declaration", ['Dispatcher(SockAddrInet("127.0.0.1", 1), "a")',
+                                         'ZoneListener(SockAddrInet("127.0.0.1", 1), {})'])
+def test_dispatchers_belong_into_instance_functions(gateway, monkeypatch, declaration):
+    with pytest.raises(RuntimeError, match="Parsing phase has not completed yet, Dispatcher must be defined"):
+        gateway(f"Globals.parsing = False\nservice('a')\n{declaration}\n")
+
+
+def test_service_of_a_table_may_be_defined_later(gateway):
+    running = gateway("""
+def gateway():
+    ZoneListener(SockAddrInet("127.0.0.1", 5001), {"*": "late"})
+    service("late")
+""")
+    assert served_by(running) == "late"
+
+
+def test_deprecated_classes_are_named_once(gateway):
+    import Zorp.Dispatch
+    import Zorp.Listener
+    for cls in (Zorp.Listener.Listener, Zorp.Dispatch.ZoneDispatcher):
+        cls.deprecated_warning = True
+    running = gateway("""
+def gateway():
+    service("a")
+    for port in (1, 2):
+        Listener(SockAddrInet("127.0.0.1", port), "a")
+        ZoneDispatcher(DBSockAddr(SockAddrInet("127.0.0.1", port), ZD_PROTO_TCP), {"*": "a"})
+""")
+    texts = running.logged.texts("core.debug")
+    assert texts.count("Use of Listener class is deprecated, Dispatcher should be used instead.") == 1
+    assert texts.count("Use of ZoneDispatcher class is deprecated, Rule should be used instead.") == 1
+
+
+def test_receivers_construct_where_udp_is_served(gateway, monkeypatch):
+    from Zorp.DispatchTable import DispatchTable
+    monkeypatch.setattr(DispatchTable, "serves_udp", True)
+    running = gateway("""
+def gateway():
+    service("a")
+    Receiver(SockAddrInet("127.0.0.1", 1), "a", rcvbuf=1000, session_limit=10)
+    ZoneReceiver(SockAddrInet("127.0.0.1", 2), {"*": "a"})
+    CSZoneReceiver(SockAddrInet("127.0.0.1", 3), {("*", "*"): "a"})
+""")
+    assert [chain.protocol for chain in running.chains] == [2, 2, 2]
+    assert running.chains[0].params.rcvbuf_bytes == 1000
+
+
+def test_protocol_numbers():
+    from Zorp.Dispatch import convertDBProtoToIPProto, convertIPProtoToDBProto
+    assert [convertDBProtoToIPProto(1), convertDBProtoToIPProto(2)] == [socket.IPPROTO_TCP, socket.IPPROTO_UDP]
+    assert [convertIPProtoToDBProto(6), convertIPProtoToDBProto(17)] == [1, 2]
+    with pytest.raises(ValueError, match="Unknown dispatch bind protocol"):
+        convertDBProtoToIPProto(0)
+    with pytest.raises(ValueError, match="IP protocol not representable in DBProto; protocol='1'"):
+        convertIPProtoToDBProto(1)
+
+
+@pytest.mark.parametrize(("text", "ports"), [(80, [(80, 80)]), ("80", [(80, 80)]), ("", []), (" 80 , 443", [(80, 80),
+                         (443, 443)]), ("1024:2048,8080", [(1024, 2048), (8080, 8080)])])
+def test_port_lists(text, ports):
+    from Zorp.Dispatch import parsePortString
+    assert parsePortString(text) == ports
+
+
+@pytest.mark.parametrize("text", ["a", "80-90", "2:1", "70000", "80,,90", "-1", ":80"])
+def test_bad_port_lists(text):
+    from Zorp.Dispatch import parsePortString
+    with pytest.raises(ValueError, match="Invalid port range: '"):
+        parsePortString(text)
