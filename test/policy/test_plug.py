@@ -1,0 +1,392 @@
+"""Plug: what client and server see, and what the log says."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+import time
+
+import pytest
+
+from test.support.proxies import serve
+from Zorp.Constants import FALSE, TRUE, Z_STACK_PROGRAM, Z_STACK_PROXY, ZV_ACCEPT, ZV_REJECT
+from Zorp.Plug import AbstractPlugProxy, PlugProxy
+from Zorp.transport import relay
+
+__all__ = ["serve"]
+
+
+def plug(base=PlugProxy, **settings):
+    """Return a class that sets these attributes in config()."""
+
+    class Configured(base):
+        def config(self):
+            super().config()
+            for name, value in settings.items():
+                setattr(self, name, value)
+
+    return Configured
+
+
+def receive_all(sock):
+    """Return everything until end of file."""
+    chunks = []
+    while chunk := sock.recv(65536):
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def exchange(session):
+    """One byte each way: from now on the proxy relays."""
+    session.client.sendall(b"c")
+    assert session.server.recv(1) == b"c"
+    session.server.sendall(b"s")
+    assert session.client.recv(1) == b"s"
+
+
+def test_bytes_pass_both_ways(serve):
+    with serve(PlugProxy) as session:
+        session.client.sendall(b"Haho")
+        assert session.server.recv(10) == b"Haho"
+        session.server.sendall(b"Hello")
+        assert session.client.recv(10) == b"Hello"
+
+
+def test_both_directions_at_once(serve):
+    there, back = bytes(range(256)) * 8000, bytes(range(255, -1, -1)) * 8000
+    with serve(plug(shutdown_soft=TRUE)) as session:
+
+        def send(sock, data):
+            sock.sendall(data)
+            sock.shutdown(socket.SHUT_WR)
+
+        senders = [threading.Thread(target=send, args=pair)
+                   for pair in ((session.client, there), (session.server, back))]
+        received = {}
+        readers = [threading.Thread(target=lambda name, sock: received.update({name: receive_all(sock)}), args=pair)
+                   for pair in (("client", session.client), ("server", session.server))]
+        for thread in (*senders, *readers):
+            thread.start()
+        for thread in (*senders, *readers):
+            thread.join(20)
+        assert received == {"client": back, "server": there}
+
+
+def test_counters_of_the_streams(serve):
+    with serve(PlugProxy) as session:
+        exchange(session)
+        session.client.sendall(b"12345")
+        assert session.server.recv(5) == b"12345"
+    texts = session.log.texts("core.accounting")
+    assert [text.partition("duration='0', ")[2] for text in texts] == [
+        "sent='1', received='6'", "sent='6', received='1'"]
+
+
+@pytest.mark.parametrize(("setting", "talker", "other"), [
+    ("copy_to_server", "client", "server"), ("copy_to_client", "server", "client")])
+def test_direction_that_is_not_copied(serve, setting, talker, other):
+    with serve(plug(**{setting: FALSE})) as session:
+        ends = {"client": session.client, "server": session.server}
+        ends[talker].sendall(b"unheard")
+        ends[other].sendall(b"heard")
+        assert ends[talker].recv(10) == b"heard"
+        # the session is up and the other direction still silent
+        ends[other].setblocking(False)
+        with pytest.raises(BlockingIOError):
+            ends[other].recv(1)
+
+
+def test_idle_session_is_closed_and_logged(serve):
+    with serve(plug(timeout=200)) as session:
+        exchange(session)
+        began = time.monotonic()
+        assert session.client.recv(1) == b""
+        assert session.server.recv(1) == b""
+        assert time.monotonic() - began >= 0.15
+        session.wait_for_end()
+    line = session.log.find("Connection timed out; timeout='200'")[0]
+    assert (line.tag, line.level) == ("plug.session", 3)
+
+
+def test_traffic_in_one_direction_keeps_the_session(serve):
+    with serve(plug(timeout=400)) as session:
+        exchange(session)
+        began = time.monotonic()
+        while time.monotonic() - began < 0.8:
+            session.client.sendall(b"x")
+            assert session.server.recv(1) == b"x"
+            time.sleep(0.1)                     # the traffic whose rhythm is tested
+        assert not session.log.find("Connection timed out")
+
+
+@pytest.mark.parametrize("timeout", [0, -1])
+def test_no_timeout(serve, timeout):
+    with serve(plug(timeout=timeout)) as session:
+        exchange(session)
+        settings = session.proxy._relay.settings
+        assert settings.idle_ms is None
+
+
+# packet statistics
+
+class Counting(PlugProxy):
+    calls = None
+
+    def packetStats(self, client_bytes, client_pkts, server_bytes, server_pkts):
+        self.calls.append((client_bytes, client_pkts, server_bytes, server_pkts))
+        return ZV_ACCEPT
+
+
+def send_one_by_one(session, count):
+    """Each message arrives before the next is sent: one read each."""
+    for _ in range(count):
+        session.client.sendall(b"m")
+        assert session.server.recv(1) == b"m"
+
+
+@pytest.mark.parametrize("name", ["packet_stats_interval_packet", "packet_stats_interval"])
+def test_packet_stats_that_accept(serve, name):
+    proxy_class = plug(type("Counted", (Counting,), {"calls": []}), **{name: 5})
+    with serve(proxy_class) as session:
+        send_one_by_one(session, 12)
+    assert proxy_class.calls == [(0, 0, 5, 5), (0, 0, 10, 10)]
+    assert session.verdict == "ACCEPTED"
+
+
+@pytest.mark.parametrize(("answer", "text"), [
+    (ZV_REJECT, "packetStats() requested to abort session; verdict='3'"),
+    (None, "Invalid return value of packetStats(), integer required;"),
+    ("1", "Invalid return value of packetStats(), integer required;"),
+])
+def test_packet_stats_that_refuse(serve, answer, text):
+    class Refusing(PlugProxy):
+        def packetStats(self, *counts):
+            return answer
+
+    with serve(plug(Refusing, packet_stats_interval_packet=5)) as session:
+        send_one_by_one(session, 5)
+        assert session.client.recv(1) == b""
+        assert session.verdict == "ABORTED_BY_POLICY_ACTION"
+    line = session.log.find(text)[0]
+    assert (line.tag, line.level) == ("plug.policy", 1)
+
+
+def test_packet_stats_that_raise(serve):
+    class Raising(PlugProxy):
+        def packetStats(self, *counts):
+            raise ValueError("counts")
+
+    with serve(plug(Raising, packet_stats_interval_packet=1)) as session:
+        session.client.sendall(b"m")
+        assert session.client.recv(1) == b""
+        assert session.verdict == "ABORTED_BY_POLICY_ACTION"
+
+
+def test_interval_without_a_method_is_reported_and_ignored(serve):
+    with serve(plug(packet_stats_interval_packet=1, packet_stats_interval_time=1)) as session:
+        send_one_by_one(session, 3)
+        exchange(session)
+    assert session.verdict == "ACCEPTED"
+    lines = session.log.find("Packet stats timeout elapsed, and no timeout callback specified;")
+    assert [(line.tag, line.level) for line in lines] == [("core.error", 3)]
+
+
+def test_abstract_method_says_so():
+    with pytest.raises(NotImplementedError):
+        AbstractPlugProxy.packetStats(None, 0, 0, 0, 0)
+
+
+def test_packet_stats_by_time(serve):
+    called = threading.Event()
+
+    class Timed(PlugProxy):
+        def packetStats(self, *counts):
+            if counts == (1, 1, 1, 1):
+                called.set()
+            return ZV_ACCEPT
+
+    with serve(plug(Timed, packet_stats_interval_time=50)) as session:
+        exchange(session)
+        assert called.wait(10)
+
+
+def test_idleness_is_noticed_between_two_statistics(serve):
+    with serve(plug(type("Counted", (Counting,), {"calls": []}), packet_stats_interval_time=30,
+                    timeout=200)) as session:
+        exchange(session)
+        assert session.client.recv(1) == b""
+        session.wait_for_end()
+    assert session.log.find("Connection timed out; timeout='200'")
+
+
+def test_bandwidth_is_seen_from_the_policy(serve):
+    class Measuring(PlugProxy):
+        seen = []
+
+        def config(self):
+            self.packet_stats_interval_packet = 1
+            self.seen.append(self.bandwidth_to_server)
+
+        def packetStats(self, *counts):
+            self.seen.append((self.bandwidth_to_server, self.bandwidth_to_client))
+            return ZV_ACCEPT
+
+    with serve(Measuring) as session:
+        session.client.sendall(b"x" * 1000)
+        assert session.server.recv(1)
+    assert Measuring.seen[0] == 0.0
+    assert Measuring.seen[1][0] > 0
+    assert Measuring.seen[1][1] == 0
+
+
+# the end
+
+def test_soft_shutdown_lets_the_answer_through(serve):
+    answer = b"0123456789abcdef" * 65536
+    with serve(plug(shutdown_soft=TRUE)) as session:
+        session.client.sendall(b"request")
+        session.client.shutdown(socket.SHUT_WR)
+        assert receive_all(session.server) == b"request"
+        sender = threading.Thread(target=lambda: (session.server.sendall(answer), session.server.close()))
+        sender.start()
+        assert receive_all(session.client) == answer
+        sender.join(10)
+
+
+def test_hard_shutdown_delivers_what_was_sent(serve):
+    with serve(PlugProxy) as session:
+        exchange(session)
+        session.server.sendall(b"x" * 100_000)
+        session.server.close()
+        assert receive_all(session.client) == b"x" * 100_000
+        session.wait_for_end()
+
+
+def test_hard_shutdown_delivers_to_a_client_that_is_still_talking(serve):
+    # given a client whose own bytes nobody reads any more, which would turn a close into a reset
+    with serve(PlugProxy) as session:
+        exchange(session)
+        session.server.sendall(b"y" * 50_000)
+        session.client.sendall(b"z" * 1000)
+        session.server.shutdown(socket.SHUT_WR)
+        assert receive_all(session.client) == b"y" * 50_000
+
+
+def test_hard_shutdown_ends_the_other_side(serve):
+    with serve(PlugProxy) as session:
+        exchange(session)
+        session.client.shutdown(socket.SHUT_WR)
+        assert session.server.recv(1) == b""
+        assert session.client.recv(1) == b""
+
+
+def test_peer_that_does_not_take_the_rest_is_not_waited_for(serve, monkeypatch):
+    monkeypatch.setattr(relay, "DRAIN_MS", 200)
+    with serve(PlugProxy) as session:
+        # given a client that reads nothing, until the proxy holds bytes for it
+        exchange(session)
+        session.server.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            session.server.sendall(b"x" * 50_000_000)
+        # when it closes its own direction
+        session.client.shutdown(socket.SHUT_WR)
+        # then the session ends soon, and says that bytes were lost
+        session.wait_for_end()
+    line = session.log.find("Peer did not take the last bytes in time;")[0]
+    assert (line.tag, line.level) == ("plug.error", 3)
+
+
+def reset(sock):
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+@pytest.mark.parametrize("breaker", ["client", "server"])
+@pytest.mark.parametrize("soft", [TRUE, FALSE])
+def test_reset_is_passed_on_as_reset(serve, breaker, soft):
+    with serve(plug(shutdown_soft=soft)) as session:
+        exchange(session)
+        ends = {"client": session.client, "server": session.server}
+        reset(ends.pop(breaker))
+        (other,) = ends.values()
+        with pytest.raises(ConnectionResetError):
+            other.recv(1)
+
+
+def test_end_of_file_mask_is_logged(serve):
+    with serve(plug(shutdown_soft=TRUE)) as session:
+        exchange(session)
+        session.client.shutdown(socket.SHUT_WR)
+        assert session.server.recv(1) == b""
+        session.server.close()
+        assert session.client.recv(1) == b""
+        session.wait_for_end()
+    lines = session.log.find("eofmask updated")
+    assert [line.text for line in lines] == [
+        "eofmask updated; old_mask='0000', eof_mask='0009'", "eofmask updated; old_mask='0009', eof_mask='004f'"]
+    assert (lines[0].tag, lines[0].level) == ("core.debug", 7)
+
+
+# settings and refusals
+
+def test_bytes_that_were_read_before_are_passed_first(serve):
+    class Peeking(PlugProxy):
+        def startup(self):
+            data = self.client_stream.read(6)
+            self.client_stream.unread(data.encode("latin-1"))
+
+    with serve(Peeking) as session:
+        session.client.sendall(b"before")
+        assert session.server.recv(6) == b"before"
+        session.client.sendall(b"after")
+        assert session.server.recv(5) == b"after"
+
+
+def test_small_buffer_size_does_not_make_small_reads(serve):
+    with serve(plug(buffer_size=10)) as session:
+        exchange(session)
+        assert session.proxy._relay.settings.read_bytes == 65536
+
+
+@pytest.mark.parametrize("stack", [PlugProxy, (Z_STACK_PROXY, PlugProxy), (Z_STACK_PROGRAM, "tr a-z A-Z"), "cat"])
+def test_stacking_is_refused(serve, stack):
+    with serve(plug(stack_proxy=stack)) as session:
+        session.client.sendall(b"abc")
+        # the server sees an end without a byte
+        assert session.server.recv(1) == b""
+        assert session.verdict == "ABORTED_BY_POLICY_ACTION"
+    assert session.log.find("Policy cannot be used; error='Stacking is not built")[0].tag == "core.policy"
+
+
+def test_request_stack_that_raises_ends_the_session(serve):
+    class Raising(PlugProxy):
+        def requestStack(self):
+            raise ValueError("stack")
+
+    with serve(Raising) as session:
+        assert session.client.recv(1) == b""
+        assert session.verdict == "ABORTED_BY_POLICY_ACTION"
+
+
+def test_plug_of_a_parent_shuts_down_softly(serve):
+    class Parent(PlugProxy):
+        softness = []
+
+        def startup(self):
+            # a stacked proxy is one that has a parent
+            child = PlugProxy.__new__(PlugProxy)
+            child._parent = self
+            child._vars = PlugProxy._table.new_vars()
+            child._engine_start()
+            self.softness += [self.shutdown_soft, child._vars.shutdown_soft]
+
+    with serve(Parent) as session:
+        exchange(session)
+    assert Parent.softness == [FALSE, TRUE]
+
+
+def test_attributes_of_secondary_sessions_can_be_set(serve):
+    with serve(plug(secondary_sessions=100, secondary_mask=0xC)) as session:
+        exchange(session)
+    assert session.verdict == "ACCEPTED"
