@@ -131,9 +131,19 @@ class _Table:
             return default
 
     def update(self, entries: Mapping) -> None:
-        """Set every entry of a mapping."""
+        """Set every entry of a mapping; another table of the same kind is the quick way."""
+        if type(entries) is type(self) and entries._fits(self):
+            self._take_over(entries)
+            return
         for key, value in entries.items():
             self[key] = value
+
+    def _fits(self, other: _Table) -> bool:
+        """True when keys of this table are stored by `other` in the same form."""
+        raise NotImplementedError
+
+    def _take_over(self, entries: _Table) -> None:
+        self._entries.update(entries._entries)
 
 
 class PolicyHash(_Table):
@@ -158,6 +168,9 @@ class PolicyHash(_Table):
         elif not isinstance(key, str):
             raise TypeError(f"Hash key must be a string; key='{key!r}'")
         return _ascii_lower(key) if self._fold else key
+
+    def _fits(self, other: PolicyHash) -> bool:
+        return self._fold == other._fold
 
     def __getitem__(self, key: Any) -> Any:
         return self._entries[self._key(key)]
@@ -215,6 +228,14 @@ class DimHash(_Table):
             raise TypeError(f"Hash key must be a string or a sequence; key='{key!r}'")
         return tuple(_ANY if part == "*" else part for part in parts)
 
+    def _fits(self, other: DimHash) -> bool:
+        return self._flags == other._flags and self._least_parts == other._least_parts
+
+    def _take_over(self, entries: DimHash) -> None:
+        super()._take_over(entries)
+        self._longest = max(self._longest, entries._longest)
+        self._remembered.clear()
+
     def _allows(self, parts: tuple) -> bool:
         return self._least_parts <= len(parts) <= len(self._flags)
 
@@ -252,8 +273,10 @@ class DimHash(_Table):
     def _find(self, parts: tuple[str, ...]) -> tuple | None:
         if not self._entries or not self._allows(parts):
             return None
-        tries = [self._weakened(part, flag) for part, flag in zip(parts, self._flags, strict=False)]
         entries = self._entries
+        if parts in entries and _ANY not in parts:
+            return (entries[parts],)              # the strongest key of all
+        tries = [self._weakened(part, flag) for part, flag in zip(parts, self._flags, strict=False)]
         for count in range(len(parts), 0, -1):
             for candidate in itertools.product(*tries[:count]):
                 if candidate in entries:

@@ -13,8 +13,6 @@ Theory of operation
     for sites that depend on odd addresses (empty atoms, "#12", any byte inside a literal), which
     still refuses control bytes and whatever has no end.
 
-    PathError carries the texts of the log, most specific first: `problems`.
-
 Which domain counts
     `domain` is what follows the last "@" outside quotes: "x@ok.example"@evil is at evil.
 """
@@ -60,11 +58,16 @@ _HELO_NAME = re.compile(rb"[A-Za-z0-9_.\x80-\xff-]+")
 
 
 class PathError(WireError):
-    """Not an address.  `problems` are (text, path) for the log."""
+    """Not an address.
 
-    def __init__(self, path: bytes, *problems: str) -> None:
+    problems      (text, path) for the log, most specific first
+    unterminated  a quoted local part has no end
+    """
+
+    def __init__(self, path: bytes, *problems: str, unterminated: bool = False) -> None:
         super().__init__(problems[0], to_policy(path))
         self.problems = [(text, (to_policy(path),)) for text in problems]
+        self.unterminated = unterminated
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +132,8 @@ def _address(path: bytes, start: int, grammar: _Grammar, rules: PathRules) -> tu
     """Return the address that begins at `start`, as forwarded, and the position behind it."""
     local = grammar.local.match(path, start)
     if local is None:
-        raise PathError(path, "Error parsing local part; path='%s'", "Invalid address information; path='%s'")
+        raise PathError(path, "Error parsing local part; path='%s'", "Invalid address information; path='%s'",
+                        unterminated=path.startswith(b'"', start))
     end = local.end()
     if not path.startswith(b"@", end):
         address = _without_domain(path, local[0], rules)

@@ -46,6 +46,11 @@ class Reply:
         return encode_reply(self.code, self.texts)
 
 
+def clean_text(text: bytes, *, eight_bit: bool = False) -> bytes:
+    """Return reply text with "?" for every byte that must not reach a client."""
+    return text.translate(_CLEAN_8BIT if eight_bit else _CLEAN_7BIT)
+
+
 def encode_reply(code: int, texts: tuple[bytes, ...]) -> bytes:
     """Return the bytes of a reply; an empty last text gives a bare code."""
     *first, last = texts
@@ -101,7 +106,7 @@ class ReplyReader:
         if len(self._texts) >= limits.reply_lines or self._bytes > limits.reply_bytes:
             raise ReplyError("Response too long; line='%s', lines='%d', bytes='%d'",
                              to_policy(line), len(self._texts) + 1, self._bytes)
-        self._texts.append(text.translate(_CLEAN_8BIT if self.eight_bit else _CLEAN_7BIT))
+        self._texts.append(clean_text(text, eight_bit=self.eight_bit))
         if mark == b"-":
             self._code = code
             return None

@@ -90,6 +90,8 @@ class Logged:
 
 
 def _frozen(value):
+    if isinstance(value, (bytes, bytearray)):
+        return value.decode("latin-1")               # as log() writes it
     return value if value is None or isinstance(value, (int, float, str)) else str(value)
 
 

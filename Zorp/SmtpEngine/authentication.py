@@ -1,0 +1,94 @@
+"""The SASL dialogue after AUTH (RFC 4954).
+
+Client lines are forwarded without being understood, but only lines that SASL can have, only
+while the server's last answer was 334, and never into a log.  Any other answer ends the
+dialogue, whatever the policy says of it: the next line of the client is a command again.
+"""
+
+from __future__ import annotations
+
+from Zorp.SmtpEngine.decisions import Decisions
+from Zorp.SmtpEngine.session import INVALID, Refusal, SessionOver, SmtpSession
+from Zorp.SmtpEngine.sides import SideLost
+from Zorp.wire.smtp_commands import is_sasl_line
+from Zorp.wire.smtp_replies import Reply
+
+GO_ON, DONE = 334, 235
+
+
+class SaslDialogue:
+    """The authentication of one session; for one thread."""
+
+    def __init__(self, session: SmtpSession, decisions: Decisions) -> None:
+        self._session = session
+        self._decisions = decisions
+        self._log = session.log
+        self._mechanism = ""
+        self._rounds = 0
+
+    def begin(self, parameter: bytes) -> None:
+        """An AUTH command is about to be forwarded."""
+        self._mechanism = parameter.partition(b" ")[0].decode("latin-1").upper()
+        self._rounds = 0
+
+    def one_line(self) -> None:
+        """Take one line of the client to the server and the answer back; raises Refusal."""
+        session, limits = self._session, self._session.limits
+        session.trace("Fetching authentication request;")
+        line = session.client.read_sasl_line()
+        self._rounds += 1
+        if len(line) > limits.sasl_line_bytes:
+            self._log("smtp.violation", 2, "Auth request line too long; length='%d', max='%d'",
+                      (len(line), limits.sasl_line_bytes))
+            self._give_up("500", INVALID)
+        if not is_sasl_line(line) or self._rounds > limits.sasl_rounds:
+            self._log("smtp.violation", 2, "Invalid authentication request; rounds='%d'", (self._rounds,))
+            self._give_up("501", "Invalid authentication request")
+        session.trace("Copying authentication request to server;")
+        try:
+            session.server.send(line + b"\r\n")
+        except SideLost:
+            self._log("smtp.error", 3, "Error sending authentication request;")
+            raise
+        self.replied("", session.read_reply(hide=True))
+
+    def replied(self, parameter: str, reply: Reply) -> None:
+        """Decide about the server's answer to AUTH or to a line; raises Refusal or SessionOver."""
+        session = self._session
+        if reply.code == DONE:
+            session.authenticated = True
+            self._log("smtp.info", 3, "Authentication successful; mechanism='%s'", (self._mechanism,))
+        elif reply.code >= 400:
+            self._log("smtp.error", 3, "Authentication failed; mechanism='%s', response='%d'",
+                      (self._mechanism, reply.code))
+        decision = self._decisions.reply("AUTH", parameter, reply)
+        if decision.refusal is not None:
+            self._told_no(reply.code, decision.refusal)
+        session.state.replied("AUTH", reply.code)
+        if reply.code == GO_ON and decision.reply.code != GO_ON:
+            self._cancel()
+        session.client.send(decision.reply.encode())
+        if reply.code == DONE and decision.reply.code >= 300:
+            raise SessionOver("")                   # the server believes in a login that the client knows nothing of
+
+    def _told_no(self, code: int, refusal: Refusal) -> None:
+        """The policy keeps the server's answer from the client."""
+        if code == GO_ON:
+            self._cancel()
+        self._session.state.replied("AUTH", 500)
+        if code == DONE:
+            raise SessionOver(refusal.code, refusal.info)
+        raise refusal
+
+    def _give_up(self, code: str, info: str) -> None:
+        self._cancel()
+        raise Refusal(code, info)
+
+    def _cancel(self) -> None:
+        """End the dialogue at the server; its answer to that is nobody's business."""
+        session = self._session
+        session.server.send(b"*\r\n")
+        if session.server.read_reply().code < 400:
+            self._log("smtp.violation", 2, "Server goes on with a cancelled authentication;")
+            raise SessionOver
+        session.state.replied("AUTH", 500)

@@ -1,0 +1,228 @@
+"""What each verb needs: checks and rewriting before the policy is asked, bookkeeping after the reply.
+
+    do_VERB(parameter) -> parameter     before; raises Refusal
+    done_VERB(reply) -> reply           after, for replies that the policy accepted
+
+Methods are found by name; a verb without them is passed on as it is.  Where the original let
+addresses and arguments pass that mean two things, these refuse; see the grammar in Zorp.wire.
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from Zorp.SmtpEngine.decisions import Decisions
+from Zorp.SmtpEngine.session import Refusal, SmtpSession, Transaction
+from Zorp.wire.smtp_addresses import Path, PathError, PathRules, is_helo_argument, parse_path
+from Zorp.wire.smtp_commands import CommandError, is_etrn_argument, parse_auth
+from Zorp.wire.smtp_extensions import NEEDS, bits_of, ehlo_keyword, keep_mechanisms, lower_limits, lower_size
+from Zorp.wire.smtp_parameters import ParameterError, Parameters, check_parameters
+from Zorp.wire.smtp_replies import Reply
+from Zorp.wire.text import to_policy
+
+_MOST_RECIPIENTS = 10_000           # when the policy sets no limit: the list is kept in memory
+# offered only when both sides can do it, which takes TLS
+_NEED_TLS = frozenset({"STARTTLS", "REQUIRETLS"})
+
+
+class Commands:
+    """The verbs of one session; for one thread."""
+
+    def __init__(self, session: SmtpSession, decisions: Decisions) -> None:
+        self._session = session
+        self._decisions = decisions
+        self._vars = session.vars
+        self._log = session.log
+        self._compat = session.vars.address_syntax == "compat"
+        self._mechanisms = frozenset(name.upper() for name in session.vars.auth_mechanisms)
+
+    # greeting
+
+    def do_HELO(self, parameter: bytes) -> bytes:
+        return self._greeting("HELO", "SMTP", parameter)
+
+    def do_EHLO(self, parameter: bytes) -> bytes:
+        return self._greeting("EHLO", "ESMTP", parameter)
+
+    def _greeting(self, verb: str, protocol: str, parameter: bytes) -> bytes:
+        self._vars.helo_string, self._vars.protocol = to_policy(parameter), protocol
+        if not is_helo_argument(parameter, compat=self._compat):
+            self._invalid(verb, parameter)
+        return parameter
+
+    def done_HELO(self, reply: Reply) -> Reply:
+        self._session.set_active(frozenset(), 0)
+        if len(reply.texts) > 1:
+            self._log("smtp.violation", 2, "Invalid SMTP response; request='%s', response='%d'", ("HELO", reply.code))
+            raise Refusal
+        if reply.code < 300:
+            self._session.forget_message()
+        return reply
+
+    def done_EHLO(self, reply: Reply) -> Reply:
+        session = self._session
+        session.set_active(frozenset(), 0)
+        if reply.code >= 300:
+            return reply
+        session.forget_message()
+        first, *lines = reply.texts
+        kept = self._permitted(lines)
+        keywords = frozenset(kept)
+        session.set_active(keywords, bits_of(keywords))
+        session.client.long_auth = "AUTH" in keywords
+        return Reply(reply.code, (first, *(line for group in kept.values() for line in group)))
+
+    def _permitted(self, lines: list[bytes]) -> dict[str, list[bytes]]:
+        """Return the lines of an EHLO reply that the client may see, by keyword."""
+        kept: dict[str, list[bytes]] = {}
+        for line in lines:
+            keyword = ehlo_keyword(line)
+            if keyword and keyword not in _NEED_TLS and self._decisions.extension(keyword):
+                line = self._adjusted(keyword, line)
+                if line:
+                    kept.setdefault(keyword, []).append(line)
+        for keyword, needed in NEEDS.items():
+            if needed not in kept:
+                kept.pop(keyword, None)
+        return kept
+
+    def _adjusted(self, keyword: str, line: bytes) -> bytes:
+        """Return an EHLO line with our own limits in it; b"": nothing is left of it."""
+        limits = self._session.limits
+        if keyword == "SIZE" and limits.message_bytes:
+            return lower_size(line, limits.message_bytes)
+        if keyword == "LIMITS":
+            return lower_limits(line, limits.recipients)
+        if keyword == "AUTH":
+            if self._vars.auth_requires_tls:
+                return b""                          # no client of this release is encrypted
+            if self._mechanisms:
+                return keep_mechanisms(line, self._mechanisms)
+        return line
+
+    # the envelope
+
+    def do_MAIL(self, parameter: bytes) -> bytes:
+        session = self._session
+        path, parameters = self._path("MAIL", b"FROM:", parameter)
+        if session.limits.message_bytes and parameters.size > session.limits.message_bytes:
+            raise Refusal("552", "Message size exceeds fixed limit")
+        if not path.address.isascii() and not parameters.utf8:
+            raise Refusal("553", "Address needs SMTPUTF8")
+        session.transaction = Transaction(utf8=parameters.utf8, binary=parameters.binary)
+        self._vars.sender = to_policy(path.address)
+        return _argument(b"From:", path, parameters)
+
+    def done_MAIL(self, reply: Reply) -> Reply:
+        self._report_envelope(reply, "sender", self._vars.sender)
+        if reply.code < 300:
+            self._vars.recipients = ""
+        return reply
+
+    def do_RCPT(self, parameter: bytes) -> bytes:
+        session = self._session
+        path, parameters = self._path("RCPT", b"TO:", parameter)
+        if not path.address.isascii() and not session.transaction.utf8:
+            raise Refusal("553", "Address needs SMTPUTF8")
+        if session.transaction.recipients >= (session.limits.recipients or _MOST_RECIPIENTS):
+            raise Refusal("452", "Too many recipients")
+        self._recipient = to_policy(path.address)
+        return _argument(b"To:", path, parameters)
+
+    def done_RCPT(self, reply: Reply) -> Reply:
+        self._report_envelope(reply, "recipient", self._recipient)
+        if reply.code < 300:
+            self._session.transaction.recipients += 1
+            earlier = self._vars.recipients
+            self._vars.recipients = f"{earlier} {self._recipient}" if earlier else self._recipient
+        return reply
+
+    def _path(self, verb: str, keyword: bytes, parameter: bytes) -> tuple[Path, Parameters]:
+        """Return what stands in a MAIL or RCPT argument; logs and raises Refusal when it does not fit."""
+        variables, active = self._vars, self._session.active
+        if parameter[:len(keyword)].upper() != keyword:
+            self._invalid(verb, parameter)
+        rules = PathRules(
+            compat=self._compat, brackets_optional=bool(variables.permit_omission_of_angle_brackets),
+            append_domain=variables.append_domain.encode("latin-1") if variables.append_domain else b"",
+            utf8="SMTPUTF8" in active, null=verb == "MAIL", postmaster=verb == "RCPT")
+        try:
+            path = parse_path(parameter[len(keyword):], rules)
+            return path, check_parameters(verb, path.rest, active)
+        except PathError as problem:
+            for text, fields in problem.problems:
+                self._log("smtp.violation", 2, text, fields)
+            self._invalid(verb, parameter, "501" if problem.unterminated else "500")
+        except ParameterError as problem:
+            self._log("smtp.violation", 2, problem.text, problem.fields)
+            self._invalid(verb, parameter, str(problem.reply_code))
+
+    def _report_envelope(self, reply: Reply, what: str, address: str) -> None:
+        outcome, tag, level = ("accepted", "smtp.info", 4) if reply.code < 300 else ("rejected", "smtp.error", 3)
+        self._log(tag, level, f"Server {outcome} the {what}; {what}='%s', response='%s', response_param='%s'",
+                  (address, str(reply.code), reply.texts[0]))
+
+    # the rest
+
+    def do_DATA(self, parameter: bytes) -> bytes:
+        if parameter:
+            self._invalid("DATA", parameter, "501")
+        if self._session.transaction.binary:
+            raise Refusal("503", "BODY=BINARYMIME needs BDAT")      # RFC 3030, 3
+        return parameter
+
+    def do_RSET(self, parameter: bytes) -> bytes:
+        if parameter:
+            self._invalid("RSET", parameter)
+        return parameter
+
+    def done_RSET(self, reply: Reply) -> Reply:
+        if reply.code < 300:
+            self._session.forget_message()
+        return reply
+
+    def do_QUIT(self, parameter: bytes) -> bytes:
+        if parameter:
+            self._invalid("QUIT", parameter)
+        return parameter
+
+    def do_ETRN(self, parameter: bytes) -> bytes:
+        if "ETRN" not in self._session.active or not is_etrn_argument(parameter):
+            self._invalid("ETRN", parameter)
+        return parameter
+
+    def do_AUTH(self, parameter: bytes) -> bytes:
+        session = self._session
+        if session.authenticated:
+            raise Refusal("503", "Already authenticated")
+        try:
+            authentication = parse_auth(parameter)
+        except CommandError as problem:
+            self._log("smtp.violation", 2, problem.text, problem.fields)
+            raise Refusal("501") from problem
+        if "AUTH" not in session.active:
+            self._log("smtp.violation", 2, "Invalid SMTP command; request='%s', param='%s'", ("AUTH", ""))
+            raise Refusal
+        if self._mechanisms and authentication.mechanism not in self._mechanisms:
+            self._log("smtp.policy", 3, "Authentication mechanism not permitted; mechanism='%s'",
+                      (authentication.mechanism,))
+            raise Refusal("504", "Authentication mechanism not permitted", "5.5.4")
+        return parameter
+
+    def do_STARTTLS(self, parameter: bytes) -> bytes:
+        """Refuse: no side can be encrypted in this release, so the extension is never in force."""
+        if parameter:
+            self._log("smtp.violation", 2, "Invalid SMTP command; request='%s', param='%s'", ("STARTTLS", parameter))
+            raise Refusal("501", "Syntax error (no parameters allowed)")
+        self._log("smtp.violation", 4, "Server does not support the STARTTLS extension;")
+        raise Refusal("454", "TLS not available due to temporary reason")
+
+    def _invalid(self, verb: str, parameter: bytes, code: str = "500") -> NoReturn:
+        self._log("smtp.violation", 2, "Invalid SMTP command; request='%s', param='%s'", (verb, parameter))
+        raise Refusal(code)
+
+
+def _argument(keyword: bytes, path: Path, parameters: Parameters) -> bytes:
+    argument = keyword + b"<" + path.address + b">"
+    return argument + b" " + parameters.wire if parameters.wire else argument
+

@@ -1,0 +1,281 @@
+"""What the policy says: the tables `request`, `response`, `extensions` and their callbacks.
+
+    request[VERB]            exact verb, then "*"
+    response[VERB, CODE]     the verb with ever shorter codes, then any verb with ever shorter codes
+    extensions[KEYWORD]      exact keyword, then "*"
+
+An entry is an action number or a sequence that begins with one.  What cannot be used ends the
+session: a policy that we misunderstand must not let anything pass.  Values that a callback sets
+are checked again before they go on the wire.
+
+Added to the original
+    A reply code without any entry gets a reply of its own class: a temporary failure at the
+    server stays one for the client.  BDAT is decided like DATA unless the policy names it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import NamedTuple, NoReturn
+
+from Zorp.BuiltinProxy import PolicyCallFailed
+from Zorp.PolicyHash import ActionError, parse_action, parse_policy_action
+from Zorp.SmtpEngine.session import INVALID, Refusal, SessionOver, SmtpSession
+from Zorp.wire.errors import WireError
+from Zorp.wire.smtp_commands import parse_command
+from Zorp.wire.smtp_extensions import EXTENSION_BITS
+from Zorp.wire.smtp_replies import Reply
+from Zorp.wire.smtp_states import RULES
+from Zorp.wire.text import TextError, to_policy, to_wire
+
+ACCEPT, REJECT, ABORT, POLICY = 1, 3, 4, 6
+
+# reverse the roles, carry data of their own, or change who the client seems to be
+NAMED_ONLY = frozenset({
+    "TURN", "ATRN", "XCLIENT", "XFORWARD", "XEXCH50", "BURL", "VERB", "ONEX", "CHECKPOINT", "CONPERM",
+})
+_STARTS_A_DIALOGUE = frozenset({"AUTH", "BDAT", "DATA", "STARTTLS"})
+_REPLY_CODE = re.compile(r"[2-5][0-9][0-9]")
+_BY_CLASS = {4: ("451", "Requested action aborted"), 5: ("550", "Requested action not taken")}
+_MOST_REJECT_ITEMS = 2
+
+
+class Request(NamedTuple):
+    """A request as it is forwarded."""
+
+    verb: str
+    parameter: bytes
+
+    def line(self) -> bytes:
+        """Return its bytes."""
+        verb = self.verb.encode("ascii")
+        return verb + b" " + self.parameter + b"\r\n" if self.parameter else verb + b"\r\n"
+
+
+class ReplyDecision(NamedTuple):
+    """What becomes of a reply."""
+
+    reply: Reply                    # as the client gets it, when accepted
+    refusal: Refusal | None         # instead of it
+
+
+class Decisions:
+    """The policy of one session; for one thread."""
+
+    def __init__(self, session: SmtpSession) -> None:
+        self._session = session
+        self._vars = session.vars
+        self._log = session.log
+
+    # requests
+
+    def request(self, verb: str, parameter: bytes) -> Request:
+        """Return the request that the policy lets pass; raises Refusal or SessionOver."""
+        entry = self._request_entry(verb, parameter)
+        if type(entry) is int and entry == ACCEPT:
+            return Request(verb, parameter)
+        try:
+            action = parse_action(entry)
+        except ActionError:
+            raise self._unusable("Invalid request policy type; request='%s'", verb)
+        if action.verdict == ACCEPT:
+            return Request(verb, parameter)
+        if action.verdict == POLICY:
+            return self._ask_about_request(verb, parameter, action)
+        if action.verdict == REJECT:
+            self._set_error(action, "Error in request policy; request='%s'", verb)
+            self._refuse_request(verb, REJECT)
+        if action.verdict == ABORT:
+            self._refuse_request(verb, ABORT)
+        raise self._unusable("Invalid request policy type; request='%s'", verb)
+
+    def request_without_callbacks(self, verb: str, parameter: bytes) -> None:
+        """The same while there is no server: whatever the policy would have to be asked about passes."""
+        entry = self._request_entry(verb, parameter)
+        try:
+            action = parse_action(entry)
+        except ActionError:
+            raise self._unusable("Invalid request policy type; request='%s'", verb)
+        if action.verdict == REJECT:
+            self._set_error(action, "Error in request policy; request='%s'", verb)
+        if action.verdict not in (ACCEPT, POLICY):
+            self._refuse_request(verb, action.verdict)
+
+    def _request_entry(self, verb: str, parameter: bytes):
+        table = self._vars.request
+        entry = table.search(verb)
+        if verb in NAMED_ONLY and verb not in table:
+            self._unknown(verb)
+            self._log("smtp.policy", 2, "Request not allowed by policy; request='%s', verdict='%d'", (verb, REJECT))
+            raise Refusal("502", "Command not implemented")
+        if verb == "BDAT" and verb not in table and "CHUNKING" in self._session.active:
+            entry = table.search("DATA")
+        if entry is not None:
+            return entry
+        if self._vars.permit_unknown_command and verb not in RULES and parameter.isascii():
+            return ACCEPT
+        return REJECT
+
+    def _ask_about_request(self, verb: str, parameter: bytes, action) -> Request:
+        variables = self._vars
+        try:
+            callback = parse_policy_action(action)
+        except ActionError:
+            raise self._unusable("Error in request policy; request='%s'", verb)
+        before = variables.request_cmd, variables.request_param = verb, to_policy(parameter)
+        verdict = self._call(callback, *before)
+        if not isinstance(verdict, int):
+            raise self._no_verdict("The verdict returned by the policy is not an int; request='%s'", verb)
+        if verdict != ACCEPT:
+            self._refuse_request(verb, REJECT if verdict == REJECT else ABORT)
+        after = variables.request_cmd, variables.request_param
+        if after == before:
+            return Request(verb, parameter)
+        return self._changed_request(verb, *after)
+
+    def _changed_request(self, verb: str, new_verb: str, new_parameter: str) -> Request:
+        """Return what the policy made of a request; an unusable value ends the session."""
+        session = self._session
+        try:
+            line = Request(to_wire(new_verb).decode("ascii"), to_wire(new_parameter)).line()[:-2]
+            changed = parse_command(line, utf8="SMTPUTF8" in session.active)
+        except (TextError, UnicodeError, WireError):
+            changed = None
+        if changed is None or (changed.verb != verb and changed.verb in _STARTS_A_DIALOGUE):
+            self._log("smtp.policy", 1, "Invalid request set by policy; request='%s', new_request='%s'",
+                      (verb, new_verb))
+            raise self._aborted()
+        return Request(changed.verb, changed.parameter)
+
+    def _refuse_request(self, verb: str, verdict: int) -> NoReturn:
+        """Say no to the client, in the words that error_code and error_info hold."""
+        self._log("smtp.policy", 2, "Request not allowed by policy; request='%s', verdict='%d'", (verb, verdict))
+        self._unknown(verb)
+        if verdict != REJECT:
+            raise self._aborted()
+        raise Refusal(self._vars.error_code, self._vars.error_info)
+
+    def _unknown(self, verb: str) -> None:
+        if verb not in RULES and not self._vars.permit_unknown_command:
+            self._log("smtp.violation", 2, "Unknown command; request='%s'", (verb,))
+
+    # replies
+
+    def reply(self, verb: str, parameter: str, reply: Reply) -> ReplyDecision:
+        """Return what becomes of a reply to `verb`; raises SessionOver.  Sets response_code, response_param."""
+        variables = self._vars
+        code = str(reply.code)
+        variables.response_code, variables.response_param = code, to_policy(reply.texts[0])
+        entry = self._reply_entry(verb, code)
+        if type(entry) is int and entry == ACCEPT:
+            return ReplyDecision(reply, None)
+        if entry is None:
+            variables.error_code, variables.error_info = _BY_CLASS.get(reply.code // 100, ("500", INVALID))
+            return self._refuse_reply(verb, reply)
+        try:
+            action = parse_action(entry)
+        except ActionError:
+            raise self._unusable("Invalid response policy; request='%s', response='%s'", verb, code)
+        if action.verdict == ACCEPT:
+            return ReplyDecision(reply, None)
+        if action.verdict == POLICY:
+            return self._ask_about_reply(verb, parameter, reply, action)
+        if action.verdict == REJECT:
+            self._set_error(action, "Error in response policy; request='%s', response='%s'", verb, code)
+            return self._refuse_reply(verb, reply)
+        if action.verdict == ABORT:
+            self._log("smtp.policy", 2, "Response not allowed by policy; request='%s', response='%s'", (verb, code))
+            raise self._aborted()
+        raise self._unusable("Invalid response policy; request='%s', response='%s'", verb, code)
+
+    def _reply_entry(self, verb: str, code: str):
+        entry = self._vars.response.search(verb, code)
+        if entry is None and verb == "BDAT":
+            entry = self._vars.response.search("DATA", code)
+        return entry
+
+    def _ask_about_reply(self, verb: str, parameter: str, reply: Reply, action) -> ReplyDecision:
+        variables = self._vars
+        try:
+            callback = parse_policy_action(action)
+        except ActionError:
+            raise self._unusable("Error in response policy; request='%s', response='%s'", verb, str(reply.code))
+        before = variables.response_code, variables.response_param
+        verdict = self._call(callback, verb, parameter, *before)
+        if not isinstance(verdict, int):
+            raise self._no_verdict("The verdict returned by the policy is not an int; request='%s', response='%s'",
+                             verb, before[0])
+        if verdict == REJECT:
+            return self._refuse_reply(verb, reply)
+        if verdict != ACCEPT:
+            self._log("smtp.policy", 2, "Response not allowed by policy; request='%s', response='%s'",
+                      (verb, before[0]))
+            raise self._aborted()
+        after = variables.response_code, variables.response_param
+        return ReplyDecision(reply if after == before else self._changed_reply(verb, reply, *after), None)
+
+    def _changed_reply(self, verb: str, reply: Reply, code: str, text: str) -> Reply:
+        """Return what the policy made of a reply; an unusable value ends the session."""
+        try:
+            first = to_wire(text)
+        except TextError:
+            first = None
+        becomes_a_dialogue = code[:1] == "3" and code != str(reply.code)
+        if first is None or not _REPLY_CODE.fullmatch(code) or becomes_a_dialogue:
+            self._log("smtp.policy", 1,
+                      "Invalid response set by policy; request='%s', response='%d', new_response='%s'",
+                      (verb, reply.code, code))
+            raise self._aborted()
+        return replace(reply, code=int(code), texts=(first, *reply.texts[1:]))
+
+    def _refuse_reply(self, verb: str, reply: Reply) -> ReplyDecision:
+        self._log("smtp.policy", 2, "Response not allowed by policy; request='%s', response='%d'", (verb, reply.code))
+        return ReplyDecision(reply, Refusal(self._vars.error_code, self._vars.error_info))
+
+    # extensions
+
+    def extension(self, keyword: str) -> bool:
+        """Tell whether the client may see a keyword of the server's EHLO reply."""
+        variables = self._vars
+        bit = EXTENSION_BITS.get(keyword, 0)
+        if bit & variables.permit_extensions:
+            return True
+        if not bit and keyword not in variables.extensions:
+            return False                            # "*" means the extensions that we understand
+        try:
+            return parse_action(variables.extensions.search(keyword)).verdict == ACCEPT
+        except ActionError:
+            return False
+
+    # endings
+
+    def _call(self, callback, *arguments):
+        try:
+            return self._session.proxy._call_policy(callback, *arguments)
+        except PolicyCallFailed as problem:         # logged, and the policy was told
+            raise SessionOver from problem
+
+    def _set_error(self, action, problem: str, *fields) -> None:
+        """Take code and text of a REJECT entry; what is not given keeps its default."""
+        if len(action.args) > _MOST_REJECT_ITEMS:
+            raise self._unusable(problem, *fields)
+        variables = self._vars
+        values = [to_policy(item) if isinstance(item, bytes) else str(item) for item in action.args]
+        variables.error_code = values[0] if values else "500"
+        variables.error_info = values[1] if len(values) > 1 else INVALID
+
+    def _no_verdict(self, text: str, *fields) -> SessionOver:
+        self._log("smtp.policy", 1, text, fields)
+        return self._aborted()
+
+    def _unusable(self, text: str, *fields) -> SessionOver:
+        """Return the end of the session for a malformed entry: nobody knows what the administrator wanted."""
+        self._log("smtp.policy", 1, text, fields)
+        self._session.proxy._invalid_policy_call()
+        return SessionOver()
+
+    def _aborted(self) -> SessionOver:
+        """Return the end of the session that the policy wants."""
+        self._session.proxy._closed_by_abort()
+        return SessionOver()

@@ -1,0 +1,319 @@
+"""The dialogue: greeting, one command after the other, the end.
+
+One command, from top to bottom: read a line, understand it, may it come now, is its argument
+sound, what does the policy say, forward, read the reply, what does the policy say, move the
+state, copy the reply.  Refusal from any of these steps answers the client and goes on;
+SessionOver, a lost side or a server that sends no replies ends the session.
+"""
+
+from __future__ import annotations
+
+from Zorp.BuiltinProxy import PolicyCallFailed
+from Zorp.Log import enabled
+from Zorp.SmtpEngine.authentication import SaslDialogue
+from Zorp.SmtpEngine.commands import Commands
+from Zorp.SmtpEngine.decisions import Decisions, Request
+from Zorp.SmtpEngine.received import keyword
+from Zorp.SmtpEngine.session import INVALID, Refusal, SessionOver, SmtpSession
+from Zorp.SmtpEngine.sides import ClientSide, ServerSide, SideLost
+from Zorp.SmtpEngine.transfer import MessageTransfer
+from Zorp.wire.errors import WireError
+from Zorp.wire.limits import MAIL_BYTES_ADDED, RCPT_BYTES_ADDED, SmtpLimits
+from Zorp.wire.smtp_commands import Command, CommandError, is_sasl_line, parse_command
+from Zorp.wire.smtp_replies import Reply
+from Zorp.wire.smtp_states import RULES, OutOfSequence, State
+from Zorp.wire.text import to_policy
+
+WRONG_STATE = "Invalid command in this state"
+NO_SERVER = "Server not available"
+_GREETING = "Null"
+_STANDARD_COMMAND_BYTES = 512           # RFC 5321 4.5.3.1.4: what extensions add is added to this
+_ADDED_BYTES = {"MAIL": MAIL_BYTES_ADDED, "RCPT": RCPT_BYTES_ADDED}
+
+
+class Dialogue:
+    """One session from greeting to end; for one thread."""
+
+    def __init__(self, proxy, limits: SmtpLimits) -> None:
+        self._session = session = SmtpSession(proxy, limits)
+        self._vars = session.vars
+        self._limits = limits
+        self._log = session.log
+        self._trace = session.trace
+        self._decisions = Decisions(session)
+        self._commands = Commands(session, self._decisions)
+        self._sasl = SaslDialogue(session, self._decisions)
+        self._transfer = MessageTransfer(session, self._decisions)
+        self._server_refused = False        # its greeting said 4xx or 5xx
+        self._after_auth = False            # the last command was AUTH: the next line may be a late secret
+        self._commands_without_server = 0
+
+    def run(self) -> None:
+        """Speak until somebody leaves."""
+        session, variables, proxy = self._session, self._vars, self._session.proxy
+        session.client = ClientSide(proxy._client, self._limits, require_crlf=bool(variables.require_crlf))
+        try:
+            if proxy._connect_server():
+                session.server = ServerSide(proxy._server, self._limits, require_crlf=bool(variables.require_crlf),
+                                            cut_long_lines=bool(variables.permit_long_responses))
+                self._greet()
+            else:
+                session.answer(str(variables.unconnected_response_code), NO_SERVER)
+            while session.state.state is not State.QUIT:
+                self._step()
+        except SessionOver as over:
+            self._say_goodbye(over)
+        except SideLost:
+            self._say_goodbye(SessionOver())
+        except WireError as problem:
+            self._log("smtp.violation", 2, problem.text, problem.fields)
+            self._say_goodbye(SessionOver())
+        except PolicyCallFailed:
+            self._say_goodbye(SessionOver())
+            raise
+        self._log("smtp.debug", 6, "Exiting SMTP loop;")
+
+    def protocol_keyword(self) -> str:
+        """Return what a Received line says behind "with"."""
+        session = self._session
+        return keyword(self._vars.protocol, authenticated=session.authenticated, utf8=session.transaction.utf8)
+
+    def _say_goodbye(self, over: SessionOver) -> None:
+        if not over.code:
+            return
+        try:
+            self._session.answer(over.code, over.info, over.status)
+        except SideLost:
+            self._log("smtp.debug", 6, "Client has gone without waiting for the last reply;")
+
+    # the beginning
+
+    def _greet(self) -> None:
+        session = self._session
+        reply = session.read_reply()
+        self._check_early_client()
+        decision = self._decisions.reply(_GREETING, "", reply)
+        self._server_refused = reply.code >= 400
+        if reply.code // 100 == 3:
+            self._out_of_step(_GREETING, reply)
+        elif decision.refusal is not None:
+            session.answer(decision.refusal.code, decision.refusal.info)
+        else:
+            self._copy(decision.reply)
+
+    def _check_early_client(self) -> None:
+        """Wait as long as the policy wants before the greeting; a client that cannot wait may be refused."""
+        variables = self._vars
+        early = variables.greeting_delay and self._session.client.talks_within(variables.greeting_delay)
+        if variables.refuse_early_talkers and (early or self._session.client.talks_within(0)):
+            self._log("smtp.violation", 2, "Client talks before the greeting;")
+            raise SessionOver("554", "Protocol error, talking before the greeting")
+
+    # one command
+
+    def _step(self) -> None:
+        session = self._session
+        self._vars.error_code, self._vars.error_info = "500", INVALID
+        try:
+            if session.server is None:
+                self._without_server()
+            elif session.state.state is State.AUTH:
+                self._sasl.one_line()
+            else:
+                self._perform(self._read_command())
+        except Refusal as refusal:
+            session.answer_refusal(refusal)
+
+    def _read_command(self) -> Command:
+        """Return the client's next command; raises Refusal when it is none, SideLost when there is none."""
+        self._session.tracing = enabled("smtp.debug", 6)
+        self._trace("Fetching request;")
+        line = self._session.client.read_line()
+        after_auth, self._after_auth = self._after_auth, False
+        if not line:
+            raise Refusal
+        try:
+            command = parse_command(line, utf8="SMTPUTF8" in self._session.active)
+        except CommandError as problem:
+            self._log("smtp.violation", 2, problem.text, ("(hidden)",) if after_auth else problem.fields)
+            raise Refusal from problem
+        if after_auth and is_sasl_line(line) and command.verb not in RULES and command.verb not in self._vars.request:
+            self._log("smtp.violation", 2, "Invalid command verb in request; line='%s'", ("(hidden)",))
+            raise Refusal
+        self._check_length(command.verb, len(line))
+        self._log("smtp.request", 7, "Request parsed; request='%s', param='%s'",
+                  (command.verb, self._shown(command.verb, command.parameter)))
+        return command
+
+    def _check_length(self, verb: str, length: int) -> None:
+        limit = self._limits.command_bytes
+        if length <= limit:
+            return
+        if verb in _ADDED_BYTES:
+            active = self._session.active
+            added = sum(count for keyword, count in _ADDED_BYTES[verb].items() if keyword in active)
+            limit = max(limit, _STANDARD_COMMAND_BYTES + added) if added else limit
+        elif verb == "AUTH":
+            limit = max(limit, self._limits.sasl_line_bytes)
+        if length > limit:
+            self._log("smtp.violation", 2, "Request line too long; length='%d', max='%d'", (length, limit))
+            if verb == "BDAT":                      # nobody knows how many octets follow
+                raise SessionOver("501", "Invalid BDAT command, closing transmission channel")
+            raise Refusal
+
+    def _perform(self, command: Command) -> None:
+        """Do what a command wants, as far as policy and protocol permit."""
+        verb, parameter = command
+        variables = self._vars
+        variables.request_cmd, variables.request_param = verb, to_policy(parameter)
+        self._trace("Processing request;")
+        if self._server_refused and verb != "QUIT":
+            self._refuse_for_the_server()
+        if verb == "BDAT":
+            self._transfer.chunk(parameter)
+            return
+        parameter = self._checked(verb, parameter)
+        variables.request_param = to_policy(parameter)
+        request = self._decisions.request(verb, parameter)
+        if verb == "DATA":
+            self._transfer.prepare()
+        elif verb == "AUTH":
+            self._after_auth = True
+            self._sasl.begin(request.parameter)
+        self._exchange(verb, request)
+
+    def _checked(self, verb: str, parameter: bytes) -> bytes:
+        """Return the argument as it is forwarded; raises Refusal when state or syntax forbid the command."""
+        try:
+            self._session.state.check(verb)
+        except OutOfSequence as problem:
+            self._log("smtp.violation", 4, problem.text, problem.fields)
+            raise Refusal("503", WRONG_STATE) from problem
+        check = getattr(self._commands, "do_" + verb, None)
+        return parameter if check is None else check(parameter)
+
+    def _exchange(self, verb: str, request: Request) -> None:
+        """Forward a request and take the reply back."""
+        session = self._session
+        line = request.line()
+        self._check_length(verb, len(line) - 2)
+        self._check_server_silent()
+        shown = self._shown(verb, request.parameter)
+        if session.tracing:
+            self._log("smtp.debug", 6, "Copying request to server; request='%s', param='%s'", (request.verb, shown))
+        try:
+            session.server.send(line)
+        except SideLost:
+            self._log("smtp.error", 3, "Error sending request; request='%s', param='%s'", (request.verb, shown))
+            raise
+        reply = session.read_reply(hide=verb == "AUTH")
+        if reply.code // 100 == 3 and (verb, reply.code) not in (("DATA", 354), ("AUTH", 334)):
+            self._out_of_step(verb, reply)
+        if verb == "AUTH":
+            self._sasl.replied(to_policy(request.parameter), reply)
+            return
+        self._conclude(verb, request, reply)
+
+    def _conclude(self, verb: str, request: Request, reply: Reply) -> None:
+        """Decide about a reply, move the state, tell the client."""
+        session = self._session
+        accepted, refusal = self._decisions.reply(request.verb, to_policy(request.parameter), reply)
+        finish = getattr(self._commands, "done_" + verb, None)
+        if refusal is None and finish is not None:
+            try:
+                accepted = finish(accepted)
+            except Refusal as problem:
+                refusal = problem
+        if refusal is not None:
+            self._told_no(verb, reply.code)
+            if (verb, reply.code) == ("DATA", 354):
+                raise SessionOver(refusal.code, refusal.info, refusal.status)
+            raise refusal
+        if accepted.code // 100 != reply.code // 100 and accepted.code >= 400:
+            self._told_no(verb, reply.code)
+        else:
+            session.state.replied(verb, accepted.code)
+        self._copy(accepted)
+        if verb == "DATA":
+            self._after_data(reply, accepted)
+
+    def _after_data(self, reply: Reply, accepted: Reply) -> None:
+        if accepted.code == 354:
+            self._transfer.run()
+        elif reply.code == 354:
+            raise SessionOver("")                   # the policy told the client otherwise; the server waits for a body
+        else:
+            self._transfer.refused(accepted)
+
+    def _told_no(self, verb: str, code: int) -> None:
+        """The client was told no, the server said `code`: make both agree again."""
+        session = self._session
+        if code >= 300:
+            session.state.replied(verb, code)
+        elif verb in ("MAIL", "RCPT"):
+            session.reset_server()
+        elif verb in ("HELO", "EHLO"):
+            session.state.ungreeted()
+            session.set_active(frozenset(), 0)
+            session.forget_message()
+        elif verb == "RSET":
+            session.state.replied(verb, code)
+            session.forget_message()
+        if verb == "QUIT":
+            session.state.replied(verb, code)
+
+    # the server
+
+    def _check_server_silent(self) -> None:
+        """A reply that nobody asked for would answer the next command; raises SessionOver."""
+        server = self._session.server
+        if not server.speaks():
+            return
+        reply = server.unasked()
+        if reply is None or reply.code != 421:
+            self._log("smtp.violation", 2, "Unsolicited response; response='%s', response_param='%s'",
+                      (reply.code, reply.texts[0]) if reply else ("", ""))
+        raise SessionOver
+
+    def _refuse_for_the_server(self) -> None:
+        """The server's greeting refused the session; the client may only leave."""
+        server = self._session.server
+        if server.speaks():
+            server.unasked()                        # raises SideLost when it hung up
+        raise Refusal("503", WRONG_STATE)
+
+    def _out_of_step(self, verb: str, reply: Reply) -> None:
+        self._log("smtp.violation", 2, "Invalid SMTP response; request='%s', response='%d'", (verb, reply.code))
+        raise SessionOver
+
+    def _copy(self, reply: Reply) -> None:
+        self._trace("Copying response to client;")
+        try:
+            self._session.client.send(reply.encode())
+        except SideLost:
+            self._log("smtp.error", 3, "Error sending SMTP reply;")
+            raise
+
+    # no server
+
+    def _without_server(self) -> None:
+        """Check a command as far as that goes without asking the policy's functions, then send it away."""
+        self._commands_without_server += 1
+        if self._commands_without_server > self._limits.unconnected_commands:
+            raise SessionOver
+        verb, parameter = self._read_command()
+        self._vars.request_cmd, self._vars.request_param = verb, to_policy(parameter)
+        if verb == "BDAT":
+            self._transfer.chunk_without_server(parameter)
+        parameter = self._checked(verb, parameter)
+        self._decisions.request_without_callbacks(verb, parameter)
+        if verb == "QUIT":
+            raise SessionOver("221", "Bye")
+        raise Refusal("503", NO_SERVER)
+
+    # small things
+
+    @staticmethod
+    def _shown(verb: str, parameter: bytes) -> bytes:
+        """Return what a log may hold of an argument: credentials never."""
+        return parameter.partition(b" ")[0] if verb == "AUTH" else parameter

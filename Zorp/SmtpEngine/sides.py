@@ -1,0 +1,195 @@
+"""The two connections of an SMTP session, as lines, replies and blocks instead of bytes.
+
+Theory of operation
+    Each side owns the parser of what its peer sends and works on a Stream, which may be
+    replaced between two reads (that is how TLS gets in).  Every wait is bounded: the first byte
+    of a line or reply may take `idle_ms`, everything up to its end `command_ms` more.
+
+    What goes wrong with a connection becomes SideLost, after it was logged.  The log names the
+    stream, not the proxy, as every reader of lines does here.
+
+    Whole lines and replies go out in one write, with TCP_NODELAY: nothing waits for a timer.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+
+from Zorp.Log import log
+from Zorp.Stream import Stream, StreamTimeout
+from Zorp.wire.errors import WireError
+from Zorp.wire.limits import SmtpLimits
+from Zorp.wire.smtp_lines import LineError, LineReader
+from Zorp.wire.smtp_replies import Reply, ReplyReader
+
+_LINE_RECV_BYTES = 8192
+_BLOCK_BYTES = 65536
+_LINE_END_BYTES = 2
+_IP_FAMILIES = (socket.AF_INET, socket.AF_INET6)
+
+
+class SideLost(Exception):
+    """The connection is gone, silent for too long, or sends what has no meaning."""
+
+    def __init__(self, *, timed_out: bool = False) -> None:
+        super().__init__()
+        self.timed_out = timed_out
+
+
+class _Side:
+    """What both sides have."""
+
+    def __init__(self, stream: Stream, limits: SmtpLimits, *, require_crlf: bool) -> None:
+        self._limits = limits
+        self._lines = LineReader(require_crlf=require_crlf)
+        self.use(stream)
+
+    def use(self, stream: Stream) -> None:
+        """Talk over this stream from now on."""
+        self._stream = stream
+        stream.timeout_ms = self._limits.idle_ms
+        if stream.sock.family in _IP_FAMILIES:
+            stream.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def send(self, data: bytes) -> None:
+        """Send all of it; raises SideLost."""
+        try:
+            self._stream.send(data)
+        except OSError as problem:
+            raise SideLost(timed_out=isinstance(problem, StreamTimeout)) from problem
+
+    def _recv(self, limit_bytes: int, deadline: float | None = None) -> bytes:
+        try:
+            data = self._stream.recv(limit_bytes, deadline)
+        except OSError as problem:
+            self._report(problem)
+            raise SideLost(timed_out=isinstance(problem, StreamTimeout)) from problem
+        if not data:
+            raise SideLost
+        return data
+
+    def _deadline(self) -> float:
+        return time.monotonic() + self._limits.command_ms / 1000
+
+    def _report(self, problem: object) -> None:
+        log(self._stream.name, "core.error", 3, "Error while fetching line; error='%s'", (problem,))
+
+
+class ClientSide(_Side):
+    """The client: command lines, and the blocks of a message.
+
+    long_auth: an AUTH command may be longer than other lines; the dialogue sets it.
+    """
+
+    long_auth = False
+
+    @property
+    def pending(self) -> int:
+        """Number of bytes received and not looked at yet."""
+        return self._lines.pending
+
+    def read_line(self) -> bytes:
+        """Return the next line, without its end; raises SideLost."""
+        return self._read_line(self._command_limit)
+
+    def read_sasl_line(self) -> bytes:
+        """Return the next line of a SASL dialogue; may be one byte longer than the limit says."""
+        return self._read_line(lambda: self._limits.sasl_line_bytes + 1 + _LINE_END_BYTES)
+
+    def _command_limit(self) -> int:
+        limit = self._limits.line_bytes
+        if self.long_auth and self._lines.starts_with(b"AUTH "):
+            limit = max(limit, self._limits.sasl_line_bytes + _LINE_END_BYTES)
+        return limit
+
+    def _read_line(self, limit_bytes) -> bytes:
+        deadline = None
+        try:
+            while (line := self._lines.next_line(limit_bytes())) is None:
+                self._lines.feed(self._recv(_LINE_RECV_BYTES, deadline))
+                deadline = deadline or self._deadline()
+        except LineError as problem:
+            self._report(problem)
+            raise SideLost from problem
+        return line
+
+    def read_block(self) -> bytes:
+        """Return what has come, at least one byte, whatever it is; raises SideLost."""
+        return self._lines.take() if self._lines.pending else self._recv(_BLOCK_BYTES)
+
+    def read_octets(self, count: int) -> bytes:
+        """Return at least one and at most `count` bytes; raises SideLost."""
+        if self._lines.pending:
+            return self._lines.take_at_most(count)
+        return self._recv(min(count, _BLOCK_BYTES))
+
+    def put_back(self, data: bytes) -> None:
+        """Give back what was read with a block and belongs to the next command."""
+        if data:
+            self._lines.feed(data)
+
+    def talks_within(self, wait_ms: int) -> bool:
+        """Wait for up to `wait_ms`; tell whether the client sent something."""
+        return self._lines.pending > 0 or _readable(self._stream.fileno(), wait_ms)
+
+
+class ServerSide(_Side):
+    """The server: replies, and whether it speaks without being asked."""
+
+    def __init__(self, stream: Stream, limits: SmtpLimits, *, require_crlf: bool, cut_long_lines: bool) -> None:
+        super().__init__(stream, limits, require_crlf=require_crlf)
+        self._replies = ReplyReader(self._lines, limits, cut_long_lines=cut_long_lines)
+
+    def use(self, stream: Stream) -> None:
+        super().use(stream)
+        self._poll = select.poll()
+        self._poll.register(stream.fileno(), select.POLLIN)
+
+    @property
+    def eight_bit(self) -> bool:
+        """Bytes above 0x7E stay in replies."""
+        return self._replies.eight_bit
+
+    @eight_bit.setter
+    def eight_bit(self, stays: bool) -> None:
+        self._replies.eight_bit = stays
+
+    @property
+    def lines_cut(self) -> int:
+        """How many reply lines were too long and were cut, since the start."""
+        return self._replies.lines_cut
+
+    def read_reply(self) -> Reply:
+        """Return the next reply; raises SideLost, or ReplyError when it is none."""
+        deadline = None
+        try:
+            while (reply := self._replies.next_reply()) is None:
+                self._lines.feed(self._recv(_LINE_RECV_BYTES, deadline))
+                deadline = deadline or self._deadline()
+        except LineError as problem:
+            self._report(problem)
+            raise SideLost from problem
+        return reply
+
+    def speaks(self) -> bool:
+        """Tell, without waiting, whether the server said something that nobody asked for, or hung up."""
+        return self._replies.pending or bool(self._poll.poll(0))
+
+    def unasked(self) -> Reply | None:
+        """Return the reply that nobody asked for, None when what came is no complete reply.  Raises SideLost."""
+        try:
+            if (reply := self._replies.next_reply()) is None and self._poll.poll(0):
+                self._lines.feed(self._recv(_LINE_RECV_BYTES))
+                reply = self._replies.next_reply()
+        except WireError as problem:
+            self._report(problem)
+            return None
+        return reply
+
+
+def _readable(fd: int, wait_ms: int) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(wait_ms))

@@ -1,0 +1,346 @@
+"""The message itself: DATA with its end, BDAT with its sizes.
+
+Theory of operation
+    DATA: what BodyReader lets pass goes to the server in the blocks in which it came; the end
+    of data is part of the last block and leaves only when the whole body was sound, complete and
+    small enough, and the server had nothing to say against it meanwhile.  Otherwise the server's
+    connection is closed without it, and the server forgets the message.
+
+    BDAT: the announced number of octets belongs to the command, whatever becomes of it; it is
+    passed on, or read and dropped, before the next command is looked for.
+
+    Afterwards the accounting line is written, always, and the transaction is over.
+
+prepare() is where a stacked child would get between the client and the server.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import NoReturn
+
+from Zorp.SmtpEngine.decisions import Decisions
+from Zorp.SmtpEngine.received import header_for
+from Zorp.SmtpEngine.session import CLOSING, FAILED, Refusal, SessionOver, SmtpSession
+from Zorp.SmtpEngine.sides import SideLost
+from Zorp.wire.errors import WireError
+from Zorp.wire.smtp_body import BodyError, BodyReader
+from Zorp.wire.smtp_commands import Chunk, CommandError, parse_bdat
+from Zorp.wire.smtp_replies import Reply
+from Zorp.wire.smtp_states import OutOfSequence
+from Zorp.wire.text import to_policy
+
+BODY_ERROR = "Mail body error (probably incorrect CRLF sequence)"
+TOO_LARGE = "Message size exceeds fixed limit"
+_PACE_GRACE_SECONDS = 30
+
+
+class _ServerFailed(Exception):
+    """The server's side broke while the message was on its way to it, or it refused the message early."""
+
+    def __init__(self, reply: Reply | None = None) -> None:
+        super().__init__()
+        self.reply = reply
+
+
+class MessageTransfer:
+    """The messages of one session, one after the other; for one thread."""
+
+    def __init__(self, session: SmtpSession, decisions: Decisions) -> None:
+        self._session = session
+        self._decisions = decisions
+        self._vars = session.vars
+        self._log = session.log
+
+    def prepare(self) -> None:
+        """Ask the policy where the body goes, before DATA or the first BDAT is forwarded; raises SessionOver."""
+        proxy = self._session.proxy
+        if proxy._call_policy(proxy.requestStack) is not None:
+            self._log("core.error", 3, "Could not start stacked proxy, rejecting transfer;")
+            raise SessionOver
+
+    # DATA
+
+    def refused(self, reply: Reply) -> None:
+        """The server answered DATA with something else than 354."""
+        self._log("smtp.response", 4, "Server rejected our message; response='%d', response_param='%s'",
+                  (reply.code, reply.texts[0]))
+        self._account(str(reply.code), to_policy(reply.texts[0]), success=False)
+
+    def run(self) -> None:
+        """Take the body from the client to the server and the acknowledgement back; raises SessionOver."""
+        variables = self._vars
+        body = BodyReader(require_crlf=bool(variables.require_crlf), permit_nul=bool(variables.permit_nul_in_body),
+                          line_limit_bytes=variables.max_body_line_length)
+        try:
+            kept = self._copy(body)
+        except _ServerFailed as failure:
+            self._server_failed(body, failure.reply)
+            return
+        except BodyError as problem:
+            self._log("smtp.violation", 2, problem.text, problem.fields)
+            self._log("smtp.violation", 2, "Transaction aborted, some data may have been sent;")
+            self._fail("550", BODY_ERROR, "5.6.0")
+        except SideLost as lost:
+            self._client_lost(lost)
+        self._session.client.put_back(body.rest)
+        if kept:
+            self._acknowledge("DATA", ".")
+        else:
+            self._too_large()
+
+    def _copy(self, body: BodyReader) -> bool:
+        """Pass the body on; return False when it was larger than permitted and not completed."""
+        session, limit = self._session, self._session.limits.message_bytes
+        waiting = header_for(session.proxy) if self._vars.add_received_header else b""
+        pace, total = _Pace(self._vars.min_data_rate), 0
+        while not body.finished:
+            block = session.client.read_block()
+            pace.check(len(block))
+            passed = body.feed(block)
+            total += len(passed)
+            if limit and total > limit:
+                self._swallow(body)
+                return False
+            if body.finished:
+                self._check_early_reply()
+            if passed:
+                self._send(waiting + passed if waiting else passed)
+                waiting = b""
+        return True
+
+    def _send(self, data: bytes) -> None:
+        try:
+            self._session.server.send(data)
+        except SideLost as lost:
+            self._report_timeout(lost)
+            raise _ServerFailed(self._early_reply()) from lost
+
+    def _check_early_reply(self) -> None:
+        """Raise _ServerFailed when the server spoke, or left, before it has the whole message."""
+        if self._session.server.speaks():
+            raise _ServerFailed(self._early_reply())
+
+    def _early_reply(self) -> Reply | None:
+        """Return what the server said against a message that it does not have yet; never waits for it."""
+        server = self._session.server
+        try:
+            reply = server.unasked() if server.speaks() else None
+        except SideLost:
+            reply = None
+        return reply if reply is not None and reply.code >= 400 else None
+
+    def _swallow(self, body: BodyReader) -> None:
+        """Read the rest of the body and drop it."""
+        while not body.finished:
+            body.feed(self._session.client.read_block())
+
+    def _server_failed(self, body: BodyReader, reply: Reply | None) -> None:
+        """Answer with what the server said, if anything, after the client has said all."""
+        self._log("smtp.error", 2, "Transaction failed, some data may have been sent;")
+        self._leave_server()
+        code, info = "421", FAILED
+        try:
+            self._swallow(body)
+        except BodyError as problem:
+            self._log("smtp.violation", 2, problem.text, problem.fields)
+            self._fail("550", BODY_ERROR, "5.6.0")
+        except SideLost as lost:
+            self._client_lost(lost)
+        self._session.client.put_back(body.rest)
+        if reply is not None:
+            decision = self._decisions.reply("DATA", "", reply)
+            code, info = str(decision.reply.code), to_policy(decision.reply.texts[0])
+            if decision.refusal is not None:
+                code, info = decision.refusal.code, decision.refusal.info
+        self._account(code, info, success=False)
+        self._session.forget_message()
+        self._session.answer(code, info)
+
+    def _too_large(self) -> None:
+        self._log("smtp.violation", 2, "Message too large; max='%d'", (self._session.limits.message_bytes,))
+        self._leave_server()
+        self._account("552", TOO_LARGE, success=False)
+        self._session.forget_message()
+        raise Refusal("552", TOO_LARGE)
+
+    def _client_lost(self, lost: SideLost) -> NoReturn:
+        if not self._report_timeout(lost):
+            self._log("smtp.violation", 2, "Transaction aborted, some data may have been sent;")
+        self._fail("421", FAILED)
+
+    def _report_timeout(self, lost: SideLost) -> bool:
+        if lost.timed_out:
+            self._log("core.error", 3, "Data transfer timed out; timeout='%d'", (self._session.limits.idle_ms,))
+        return lost.timed_out
+
+    def _fail(self, code: str, info: str, status: str = "") -> NoReturn:
+        """The end of the body was not seen: nothing that follows can be a command."""
+        self._leave_server()
+        self._account(code, info, success=False)
+        raise SessionOver(code, info, status)
+
+    def _leave_server(self) -> None:
+        """Close the server's connection; the message it has begun to receive has no end."""
+        self._session.server = None
+        self._session.state.ungreeted()
+        self._session.proxy._disconnect_server()
+
+    # BDAT
+
+    def chunk(self, parameter: bytes) -> None:
+        """Take one BDAT with its octets to the server; raises Refusal or SessionOver."""
+        try:
+            chunk = parse_bdat(parameter)
+        except CommandError as problem:
+            self._log("smtp.violation", 2, problem.text, problem.fields)
+            raise SessionOver("501", "Invalid BDAT command, closing transmission channel") from problem
+        try:
+            command = self._permitted_chunk(chunk, parameter)
+        except Refusal:
+            self._drop_octets(chunk.size)
+            raise
+        self._forward_chunk(chunk, command)
+        self._session.transaction.chunk_bytes += chunk.size
+        self._acknowledge("BDAT", "BDAT LAST" if chunk.last else "BDAT")
+
+    def chunk_without_server(self, parameter: bytes) -> None:
+        """Read and drop the octets of a BDAT; raises SessionOver when their number is unknown."""
+        try:
+            chunk = parse_bdat(parameter)
+        except CommandError as problem:
+            raise SessionOver("501", "Invalid BDAT command, closing transmission channel") from problem
+        self._drop_octets(chunk.size)
+
+    def _permitted_chunk(self, chunk: Chunk, parameter: bytes) -> bytes:
+        """Return the command to forward; raises Refusal or SessionOver."""
+        session = self._session
+        if "CHUNKING" not in session.active:
+            raise Refusal("503", "Invalid command in this state")
+        try:
+            session.state.check("BDAT LAST" if chunk.last else "BDAT")
+        except OutOfSequence as problem:
+            self._log("smtp.violation", 4, problem.text, problem.fields)
+            raise Refusal("503", "Invalid command in this state") from problem
+        request = self._decisions.request("BDAT", parameter)
+        if request.parameter != parameter:
+            self._log("smtp.policy", 1, "Invalid request set by policy; request='%s', new_request='%s'",
+                      ("BDAT", request.verb))
+            raise SessionOver
+        limit = session.limits.message_bytes
+        if limit and session.transaction.chunk_bytes + chunk.size > limit:
+            self._session.reset_server()
+            raise Refusal("552", TOO_LARGE)
+        if session.transaction.header_sent or session.transaction.chunk_bytes:
+            return request.line()
+        self.prepare()
+        if not self._vars.add_received_header:
+            return request.line()
+        session.transaction.header_sent = True
+        header = header_for(session.proxy)
+        return b"BDAT %d%b\r\n" % (chunk.size + len(header), b" LAST" if chunk.last else b"") + header
+
+    def _forward_chunk(self, chunk: Chunk, command: bytes) -> None:
+        session, left = self._session, chunk.size
+        if session.server.speaks():
+            self._log("smtp.violation", 2, "Unsolicited response;")
+            raise SessionOver
+        pace, waiting = _Pace(self._vars.min_data_rate), command
+        try:
+            while left:
+                octets = session.client.read_octets(left)
+                left -= len(octets)
+                pace.check(len(octets))
+                self._send(waiting + octets)
+                waiting = b""
+            if waiting:
+                self._send(waiting)
+        except _ServerFailed:
+            self._log("smtp.error", 2, "Transaction failed, some data may have been sent;")
+            self._fail("421", CLOSING)
+        except SideLost as lost:
+            self._client_lost(lost)
+
+    def _drop_octets(self, count: int) -> None:
+        while count:
+            count -= len(self._session.client.read_octets(count))
+
+    # the end of both
+
+    def _acknowledge(self, verb: str, step: str) -> None:
+        """Take the server's answer to a body or chunk to the client; raises Refusal or SessionOver."""
+        session = self._session
+        try:
+            reply = self._final_reply()
+            decision = self._decisions.reply(verb, "", reply)
+        except SessionOver as over:
+            self._account(over.code, over.info, success=False)
+            raise
+        session.state.replied(step, reply.code)
+        ends = step != "BDAT" or reply.code >= 300
+        if decision.refusal is not None:
+            if step == "BDAT" and reply.code < 300:
+                self._session.reset_server()
+            self._account(decision.refusal.code, decision.refusal.info, success=False)
+            session.forget_message()
+            raise decision.refusal
+        self._copy_acknowledgement(decision.reply)
+        if not ends:
+            return
+        final = decision.reply
+        if final.code >= 400:
+            self._log("smtp.response", 4, "Server rejected our message; response='%d', response_param='%s'",
+                      (final.code, final.texts[0]))
+        else:
+            session.errors = 0
+        self._account(str(final.code), to_policy(final.texts[0]), success=final.code < 300)
+        session.forget_message()
+
+    def _final_reply(self) -> Reply:
+        try:
+            reply = self._session.read_reply()
+        except SideLost as lost:
+            self._log("smtp.error", 3, "Error fetching acknowledgement response from server;")
+            raise SessionOver from lost
+        except WireError as problem:
+            self._log("smtp.violation", 2, problem.text, problem.fields)
+            self._log("smtp.error", 3, "Error processing acknowledgement response from server;")
+            raise SessionOver from problem
+        if 300 <= reply.code < 400:
+            self._log("smtp.violation", 2, "Invalid SMTP response; request='%s', response='%d'", ("DATA", reply.code))
+            raise SessionOver
+        return reply
+
+    def _copy_acknowledgement(self, reply: Reply) -> None:
+        self._session.trace("Copying response to client;")
+        try:
+            self._session.client.send(reply.encode())
+        except SideLost:
+            self._log("smtp.error", 3,
+                      "Error sending acknowledgement to client, the message might be delivered multiple times;")
+            self._account(str(reply.code), to_policy(reply.texts[0]), success=reply.code < 300)
+            raise
+
+    def _account(self, code: str, info: str, *, success: bool) -> None:
+        variables = self._vars
+        self._log("smtp.accounting", 4,
+                  "Accounting; sender='%s', recipient='%s', response='%s', response_param='%s', result='%s'",
+                  (variables.sender, variables.recipients, code, info, "success" if success else "failure"))
+
+
+class _Pace:
+    """The slowest that a client may be: bytes per second over the whole body; 0: as slow as it likes."""
+
+    def __init__(self, bytes_per_second: int) -> None:
+        self._rate = bytes_per_second
+        self._began = time.monotonic() if bytes_per_second else 0.0
+        self._bytes = 0
+
+    def check(self, count: int) -> None:
+        """Count more bytes; raises SideLost when the client is too slow."""
+        if not self._rate:
+            return
+        self._bytes += count
+        elapsed = time.monotonic() - self._began
+        if elapsed > _PACE_GRACE_SECONDS and self._bytes < self._rate * elapsed:
+            raise SideLost(timed_out=True)
