@@ -6,6 +6,7 @@ everything else reads it.  A policy may add containers of its own with addConfig
 
 Options of ours, not of the original:
     options.zone_dac                 are the service lists of zones enforced: "auto" (when a zone has one), "on", "off"
+    options.zone_dns_grace           seconds a zone keeps the last addresses of a host name that no longer resolves
     options.session_id_format        "3", "5", "7" (default) or "short": the form of session ids
     options.permit_local_targets     may a name given in-band lead to the firewall itself (FALSE)
     options.permit_own_listeners     may a service connect to a listener of its own instance (FALSE)
@@ -67,7 +68,7 @@ config.options.__dict__.update(
     kzorp_enabled=TRUE, language="en",
     package_suffix="", product_name="Zorp", ssl3_enabled=FALSE,
     timeout_server_connect=30000, zone_cache_shift_threshold=1000, zone_dispatcher_shift_threshold=1000,
-    zone_dac="auto",
+    zone_dac="auto", zone_dns_grace=3600,
     session_id_format="7", permit_local_targets=FALSE, permit_own_listeners=FALSE,
     proxy_protocol=(),
     rule_listen_port=0, max_connections_per_client=0,

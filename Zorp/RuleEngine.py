@@ -48,7 +48,7 @@ _MEMO_ENTRIES = 16_384           # bound of every memo, whatever the size of its
 PORTS = 65_536
 
 
-class Subnet(NamedTuple):
+class NetData(NamedTuple):
     """One net of a rule, as data."""
 
     family: int                  # socket.AF_INET or AF_INET6
@@ -77,9 +77,9 @@ class RuleData:
     proto_subtype: tuple[int, ...] = ()
     src_port: tuple[tuple[int, int], ...] = ()
     dst_port: tuple[tuple[int, int], ...] = ()
-    src_subnet: tuple[Subnet, ...] = ()
+    src_subnet: tuple[NetData, ...] = ()
     src_zone: tuple[str, ...] = ()
-    dst_subnet: tuple[Subnet, ...] = ()
+    dst_subnet: tuple[NetData, ...] = ()
     dst_iface: tuple[str, ...] = ()
     dst_ifgroup: tuple[int, ...] = ()
     dst_zone: tuple[str, ...] = ()
@@ -204,6 +204,9 @@ class Ports:
     def classes_within(self, low: int, high: int) -> range:
         """Return the classes that make up a range which some rule names."""
         return range(self._classes[low], self._classes[high] + 1)
+
+    def first_port(self, class_: int) -> int:
+        return self._first_of_class[class_]
 
     def levels(self, class_: int) -> list[tuple[int, int]]:
         port = self._first_of_class[class_]

@@ -8,12 +8,12 @@ from __future__ import annotations
 import ipaddress
 import socket
 
-from Zorp.RuleEngine import RuleData, Subnet, Traffic
+from Zorp.RuleEngine import NetData, RuleData, Traffic
 
 
-def subnet(text: str) -> Subnet:
+def subnet(text: str) -> NetData:
     net = ipaddress.ip_network(text)
-    return Subnet(socket.AF_INET if net.version == 4 else socket.AF_INET6, int(net.network_address), net.prefixlen)
+    return NetData(socket.AF_INET if net.version == 4 else socket.AF_INET6, int(net.network_address), net.prefixlen)
 
 
 def traffic(src: str, dst: str, **values) -> Traffic:

@@ -8,6 +8,7 @@ import pytest
 
 from Zorp import Globals
 from Zorp.Config import config
+from Zorp.Rule import Packet
 from Zorp.SockAddr import SockAddrInet, SockAddrInet6
 from Zorp.Zone import Zone
 
@@ -39,7 +40,7 @@ def log_lines(monkeypatch):
             session_id, tag, level, text = None, session_id, tag, level
         lines.append((tag, level, text % args if args else text))
 
-    for module in ("Zone", "ZoneTable"):
+    for module in ("Zone", "ZoneTable", "Rule", "RuleConditions", "Util"):
         monkeypatch.setattr(f"Zorp.{module}.log", keep, raising=False)
     return lines
 
@@ -60,3 +61,24 @@ def session_of(service_name):
     return SimpleNamespace(service=SimpleNamespace(name=service_name))
 
 
+
+
+def define_services(*names):
+    """Put service names in place for rules to refer to."""
+    Globals.services.update((name, SimpleNamespace(name=name)) for name in names)
+
+
+def packet(src, dst, dst_port=0, src_port=0, protocol=6, **values):
+    """A packet of a connection between two address texts, TCP unless told otherwise."""
+    return Packet(protocol, address(src, src_port), address(dst, dst_port), src_port, dst_port, **values)
+
+
+def winner(*args, **values):
+    """The service that the rules choose for packet(...), or None."""
+    decision = Globals.rules.evaluate(packet(*args, **values))
+    return decision.service_name if decision is not None else None
+
+
+def matching(*args, **values):
+    """{rule id: scores} of the rules that match packet(...), the winner first."""
+    return {rule.rule_id: scores for scores, rule in Globals.rules.explain(packet(*args, **values))}
