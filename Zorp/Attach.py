@@ -20,6 +20,7 @@ Deviations
 
 from __future__ import annotations
 
+import errno
 import socket
 
 from Zorp.BuiltinProxy import BuiltinProxy
@@ -41,6 +42,7 @@ from Zorp.transport.connect import (
     same_group,
 )
 
+_PORT_TAKEN = (errno.EADDRINUSE, errno.EADDRNOTAVAIL)
 _KIND_NAMES = {socket.SOCK_STREAM: "stream", socket.SOCK_DGRAM: "dgram"}
 
 
@@ -133,13 +135,13 @@ class Attach:
 
     def _log_failure(self, problem):
         reason = problem.strerror
+        if isinstance(self._wish, SockAddrInetRange) and problem.errno in _PORT_TAKEN:
+            self._error(3, "SockAddrInetRange, could not find free port to bind; min_port='%d', max_port='%d'",
+                        self._wish.port_min, self._wish.port_max)
         if isinstance(problem, SocketFailed):
             self._error(1, "Creating socket for connecting failed; family='%d', type='%s', remote='%s', error='%s'",
                         self._remote.family, _KIND_NAMES[self._kind], self._remote, reason)
         elif isinstance(problem, BindFailed):
-            if isinstance(self._wish, SockAddrInetRange):
-                self._error(3, "SockAddrInetRange, could not find free port to bind; min_port='%d', max_port='%d'",
-                            self._wish.port_min, self._wish.port_max)
             self._error(3, "bind() failed; bind='%s', error='%s'", self._wish, reason)
             self._error(1, "Error binding socket; local='%s', error='%s'", self._wish, reason)
         elif isinstance(problem, MarkFailed):
