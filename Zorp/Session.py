@@ -400,6 +400,7 @@ class StackedSession(AbstractSession):
     proxy = None
     stack_info = None
     registered_in_szig = FALSE
+    _szig_key = None
 
     def __init__(self, owner, chainer=None):
         self.owner = owner
@@ -457,7 +458,10 @@ class StackedSession(AbstractSession):
 
     def connectionKey(self):
         """Return the place of this session in the statistics tree."""
-        return ConnectionKey(self.service.name, self.instance_id, self.secondary_connection_id)
+        if self._szig_key is None:
+            master = self._master
+            self._szig_key = ConnectionKey(master.service.name, master.instance_id, self.secondary_connection_id)
+        return self._szig_key
 
     def registerStart(self, timestamp=None):
         """Show the session in the statistics; `timestamp` is the start in epoch seconds."""
@@ -466,8 +470,7 @@ class StackedSession(AbstractSession):
         self.registered_in_szig = TRUE
         master, proxy = self._master, self.proxy
         zone = master.client_zone
-        self._szig_key = self.connectionKey()
-        statistics.connection_opened(self._szig_key, {
+        statistics.connection_opened(self.connectionKey(), {
             "started": f"{timestamp or master.start_time:.2f}",
             "session_id": self.session_id.rpartition("/")[0],
             "proxy_module": proxy.name,
@@ -491,7 +494,7 @@ class StackedSession(AbstractSession):
         """Take the session out of the statistics; a second call does nothing."""
         if self.registered_in_szig:
             self.registered_in_szig = FALSE
-            statistics.connection_closed(self._szig_key)
+            statistics.connection_closed(self.connectionKey())
 
     def updateSzigConns(self, event, data):
         """Add properties (name to text) to this session's entry, or end it, by szig event."""
