@@ -1,41 +1,161 @@
-"""From the binds of a policy to the sockets a worker asks for.
+"""From the binds of a policy to listening sockets, and keeping up with interface addresses.
 
-A DBSockAddr is one socket.  A DBIface is one per address of the interface, a DBIfaceGroup one
-per address of every interface in the group; addresses that come and go later are followed by
-the worker's loop (Zorp.runtime.interfaces).
+Theory of operation
+    A DBSockAddr is one socket.  A DBIface is one per address of the interface, a DBIfaceGroup
+    one per address of every interface in the group; when addresses come or go, follow() opens
+    and closes sockets.  An address that another bind of the policy has already is skipped.
+
+    Sockets come from the master through `ask(chain, spec)`; a change while the worker serves
+    adds to and removes from the acceptor.  Main thread only.
 """
 
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterator
+import dataclasses
+import errno
+import os
+import socket
+from collections.abc import Callable
 
+from Zorp.Bind import DBSockAddr
 from Zorp.Constants import ZD_PROTO_TCP, ZD_PROTO_UDP
+from Zorp.Log import log
 from Zorp.runtime.listeners import ListenSpec
+from Zorp.SockAddr import SockAddrInet, from_sockaddr
 
 
-def listen_specs(chains) -> Iterator[tuple[object, list[ListenSpec]]]:
-    """Yield each chain with what has to be opened for it, in the order of registration."""
-    ordinals: collections.Counter = collections.Counter()
-    for chain in chains:
-        yield chain, [_numbered(spec, ordinals) for spec in _specs_of(chain)]
+class BindFailed(Exception):
+    """The master could not open a socket; `step` is the call that failed."""
+
+    def __init__(self, step: str, error: str) -> None:
+        super().__init__(f"{step}: {error}")
+        self.step, self.error = step, error
 
 
-def _specs_of(chain) -> list[ListenSpec]:
-    bind, params = chain.bind, chain.params
-    protocol = bind.protocol or ZD_PROTO_TCP
-    host, port = bind.sa.to_sockaddr()[:2]
-    return [ListenSpec(
-        protocol=protocol, family=bind.sa.family, address=host, port=port,
-        backlog=params.backlog if protocol != ZD_PROTO_UDP else 0,
-        rcvbuf_bytes=params.rcvbuf_bytes if protocol == ZD_PROTO_UDP else 65_536,
-        transparent=bool(params.transparent or params.mark_tproxy))]
+@dataclasses.dataclass(eq=False)
+class BoundChain:
+    """A chain and its sockets by bind key."""
+
+    chain: object
+    sockets: dict[tuple, socket.socket] = dataclasses.field(default_factory=dict)
+
+    def report(self) -> None:
+        """Tell the chain where it really listens."""
+        self.chain.bound([from_sockaddr(sock.family, sock.getsockname()) for sock in self.sockets.values()])
 
 
-def _numbered(spec: ListenSpec, ordinals: collections.Counter) -> ListenSpec:
-    """Tell several binds to port 0 of one address apart."""
-    if spec.port:
-        return spec
-    ordinal = ordinals[spec.key]
-    ordinals[spec.key] += 1
-    return ListenSpec(**{name: getattr(spec, name) for name in spec.__slots__} | {"ordinal": ordinal})
+class Binding:
+    """Everything this worker listens on."""
+
+    def __init__(self, ask: Callable[[ListenSpec], socket.socket]) -> None:
+        """ask returns a listening socket that is ours, or raises BindFailed."""
+        self._ask = ask
+        self._interfaces = None          # the module, when the policy needs it
+        self._known: dict = {}
+        self._by_key: dict[tuple, BoundChain] = {}
+        self.watch = None                # what becomes readable when follow() must be called
+        self.bound: list[BoundChain] = []
+
+    def bind(self, chains) -> None:
+        """Get the sockets of every chain; nothing is accepted yet.  Raises BindFailed."""
+        if any(not isinstance(chain.bind, DBSockAddr) for chain in chains):
+            self._begin_watching()
+        ordinals: collections.Counter = collections.Counter()
+        for chain in chains:
+            bound = BoundChain(chain)
+            self.bound.append(bound)
+            for spec in self._specs_of(chain):
+                if not spec.port:                    # tell several binds to port 0 of one address apart
+                    base = spec.key
+                    spec = dataclasses.replace(spec, ordinal=ordinals[base])
+                    ordinals[base] += 1
+                self._open(bound, spec)
+            bound.report()
+
+    def sockets(self):
+        """Every (socket, chain) of this moment."""
+        return [(sock, bound.chain) for bound in self.bound for sock in bound.sockets.values()]
+
+    def follow(self, acceptor) -> None:
+        """Interfaces have changed: listen where the binds mean now."""
+        self.watch.drain()
+        before, self._known = self._known, self._interfaces.snapshot()
+        self._interfaces.log_changes(before, self._known)
+        for bound in self.bound:
+            if isinstance(bound.chain.bind, DBSockAddr):
+                continue
+            wanted = {spec.key: spec for spec in self._specs_of(bound.chain)}
+            for key in bound.sockets.keys() - wanted.keys():
+                log(_id_of(bound.chain), "core.debug", 4,
+                    "Removing dynamic interface address; addr='%s', dispatch='%s'",
+                    (SockAddrInet(key[2], key[3]), bound.chain.bind.format()))
+                acceptor.remove(bound.sockets.pop(key))
+                del self._by_key[key]
+            for key in wanted.keys() - bound.sockets.keys():
+                self._open_later(bound, wanted[key], acceptor)
+            bound.report()
+
+    def _begin_watching(self) -> None:
+        from Zorp.runtime import interfaces  # a quarter of a second, for the few policies that need it
+
+        self._interfaces = interfaces
+        self.watch = interfaces.Watch()
+        self._known = interfaces.snapshot()
+        interfaces.log_changes({}, self._known)
+
+    def _open(self, bound: BoundChain, spec: ListenSpec) -> bool:
+        dynamic = not isinstance(bound.chain.bind, DBSockAddr)
+        if spec.key in self._by_key:
+            log(_id_of(bound.chain), "core.debug", 5,
+                "Dynamic interface address already bound, skipping bind this time; addr='%s', dispatch='%s'",
+                (spec.address, bound.chain.bind.format()))
+            return False
+        if dynamic:
+            log(_id_of(bound.chain), "core.debug", 4, "Adding dynamic interface address; addr='%s', dispatch='%s'",
+                (SockAddrInet(spec.address, spec.port), bound.chain.bind.format()))
+        try:
+            bound.sockets[spec.key] = self._ask(spec)
+        except BindFailed as problem:
+            if dynamic and problem.error == os.strerror(errno.EADDRNOTAVAIL):
+                return False                         # gone again; the next change tells
+            _log_failure(bound.chain, problem)
+            raise
+        self._by_key[spec.key] = bound
+        return True
+
+    def _open_later(self, bound: BoundChain, spec: ListenSpec, acceptor) -> None:
+        try:
+            if self._open(bound, spec):
+                acceptor.add(bound.sockets[spec.key], bound.chain)
+        except BindFailed:
+            return                                   # logged; the other addresses go on
+
+    def _specs_of(self, chain) -> list[ListenSpec]:
+        bind, params = chain.bind, chain.params
+        if isinstance(bind, DBSockAddr):
+            places = [bind.sa.to_sockaddr()[:2]]
+            family = bind.sa.family
+        else:
+            places = [(address, bind.port) for address in self._interfaces.addresses_of(bind, self._known)]
+            family = socket.AF_INET
+        protocol = bind.protocol or ZD_PROTO_TCP
+        return [ListenSpec(
+            protocol=protocol, family=int(family), address=address, port=port,
+            backlog=params.backlog if protocol != ZD_PROTO_UDP else 0,
+            rcvbuf_bytes=params.rcvbuf_bytes,
+            transparent=bool(params.transparent or params.mark_tproxy)) for address, port in places]
+
+
+def _id_of(chain) -> str | None:
+    return chain.entries[0].session_id if getattr(chain, "entries", None) else None
+
+
+def _log_failure(chain, problem: BindFailed) -> None:
+    if problem.step == "socket":
+        log(None, "core.error", 2, "Cannot create socket; error='%s'", (problem.error,))
+    else:
+        log(None, "core.error", 3, "%s() failed; bind='%s', error='%s'",
+            (problem.step, chain.bind.format(), problem.error))
+    log(None, "core.error", 0, "Error binding to interface; bind='%s', error='%s'",
+        (chain.bind.format(), problem.error))

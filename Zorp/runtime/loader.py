@@ -24,6 +24,7 @@ import threading
 import traceback
 import types
 
+from Zorp import Core
 from Zorp.Exceptions import PolicyError
 from Zorp.Log import log
 
@@ -44,6 +45,13 @@ class LoadFailed(Exception):
     def __init__(self, complaint: Complaint | None) -> None:
         super().__init__(complaint.text if complaint else "the reason is in the log")
         self.complaint = complaint
+
+    def log(self) -> None:
+        """Write the complaint and the way to it."""
+        if self.complaint is not None:
+            for line in self.complaint.traceback:
+                log(None, "core.error", 0, "Traceback: %s", (line,))
+            log(None, "core.error", 0, "%s", (self.complaint.text,))
 
 
 class InstanceNames(list):
@@ -127,11 +135,7 @@ class Loader:
     def _initialise(self) -> None:
         init = getattr(self._main, "init", None)
         try:
-            own = init is not None
-            if init is None:
-                from_core = sys.modules.get("Zorp.Zorp") or __import__("Zorp.Zorp", fromlist=["init"])
-                init = from_core.init
-            result = self._call_init(init, own)
+            result = self._call_init(init or Core.init, own=init is not None)
         except BaseException as problem:
             log(None, "core.error", 0, "Error initializing policy;")
             self._fail(problem)
@@ -139,7 +143,7 @@ class Loader:
             log(None, "core.error", 0, "Error initializing policy;")
             raise LoadFailed(None)
 
-    def _call_init(self, init, own: bool):
+    def _call_init(self, init, *, own: bool):
         count = _positional_count(init, 3)
         if count == 1:
             result = init(InstanceNames(self._names))

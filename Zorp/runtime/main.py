@@ -18,7 +18,7 @@ import time
 
 from Zorp import Log
 from Zorp.Log import log
-from Zorp.runtime import daemonise, privileges
+from Zorp.runtime import check, daemonise, privileges
 from Zorp.runtime import options as command_line
 from Zorp.runtime.control import ControlError
 from Zorp.runtime.logsetup import LogSetup, warn_about_shadowed_items
@@ -44,14 +44,14 @@ def main(arguments: list[str] | None = None) -> int:
     if options.action == "version":
         print(version_text())
         return EXIT_OK
-    if options.action != "run":
+    if options.action not in ("run", "check"):
         print(command_line.help_text(options.action), end="")
         return EXIT_OK
     for warning in options.warnings:
         print(f"{options.instance}: {warning}", file=sys.stderr)
     for option in options.obsolete:
         print(f"{options.instance}: Obsolete command line option ignored; option='{option}'", file=sys.stderr)
-    return _run(options)
+    return check.run(options) if options.action == "check" else _run(options)
 
 
 def version_text() -> str:

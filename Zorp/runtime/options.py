@@ -86,8 +86,7 @@ class Options:
     shutdown_grace: int = 0
     drain_timeout: int = 86_400          # how long sessions of a replaced policy may go on
     session_id_format: str = "7"
-    check_policy: str | None = None
-    action: str = "run"                  # "run", "version" or the name of a help text
+    action: str = "run"                  # "run", "check", "version" or the name of a help text
     warnings: tuple[str, ...] = ()       # for stderr, before daemonising
     obsolete: tuple[str, ...] = ()       # options that are accepted and have no effect
 
@@ -128,7 +127,9 @@ OPTIONS = (
     Option("slave", "", "virtual", "virtual_name", False, "VNAME", "virtual instance name, not the first", "process"),
     Option("num-of-processes", "", "int", "processes", (1, 256), "N", "worker processes side by side", "process"),
     Option("policy", "p", "text", "policy", None, "FILE", "policy file"),
-    Option("check-policy", "", "text", "check_policy", None, "FILE", "load this policy, bind nothing, report"),
+    Option("check-policy", "", "optional_text", "check_policy", None, "FILE",
+           "load this policy (default: that of --policy), bind nothing, report"),
+    Option("check", "", "optional_text", "check_policy"),
     Option("version", "V", "action", "action", "version", "", "print the version"),
     Option("help", "h", "action", "action", "main", "", "this text"),
     Option("help-all", "", "action", "action", "all", "", "all options"),
@@ -196,6 +197,7 @@ OPTIONS = (
 _BY_LONG = {option.long: option for option in OPTIONS if option.long}
 _BY_SHORT = {option.short: option for option in OPTIONS if option.short}
 _WITHOUT_VALUE = frozenset({"flag", "action", "nothing", "obsolete"})
+_MAY_LACK_VALUE = frozenset({"verbosity", "optional_text"})
 
 
 class _Parser:
@@ -254,7 +256,7 @@ class _Parser:
         if option.kind in _WITHOUT_VALUE:
             if value is not None:
                 raise UsageError(f"{self._name}: Unknown option {shown}={value}")
-        elif value is None and option.kind != "verbosity":
+        elif value is None and option.kind not in _MAY_LACK_VALUE:
             if not self._rest:
                 raise UsageError(f"{self._name}: Missing argument for {shown}")
             value = self._rest.pop(0)
@@ -281,6 +283,11 @@ class _Parser:
 
     def _take_text(self, option: Option, shown: str, value: str) -> None:
         self._found[option.field] = value
+
+    def _take_optional_text(self, option: Option, shown: str, value: str | None) -> None:
+        if value is None and self._rest and not self._rest[0].startswith("-"):
+            value = self._rest.pop(0)
+        self._found[option.field] = value or ""
 
     def _take_path(self, option: Option, shown: str, value: str) -> None:
         self._found[option.field] = os.path.abspath(value)
@@ -347,9 +354,10 @@ class _Parser:
         if found.get("syslog") is False:
             found["mode"] = Mode.FOREGROUND
         self._limit_restarts()
-        for name in ("policy", "check_policy"):
-            if found.get(name):
-                found[name] = os.path.abspath(found[name])
+        if found.get("check_policy") is not None:
+            found["policy"] = found.pop("check_policy") or found.get("policy", Options.policy)
+            found["action"] = "check" if found.get("action", "run") == "run" else found["action"]
+        found["policy"] = os.path.abspath(found.get("policy", Options.policy))
         return Options(**found, warnings=tuple(self._warnings), obsolete=tuple(dict.fromkeys(self._obsolete)))
 
     def _limit_restarts(self) -> None:

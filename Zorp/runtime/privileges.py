@@ -135,7 +135,7 @@ def _limit(wanted: int) -> None:
         log(None, "core.error", 2, "Cannot limit capabilities; error='%s'", (problem.strerror,))
         return
     for number, feature in _LOST_FEATURE.items():
-        if not left >> number & 1:
+        if wanted & ~left & 1 << number:
             log(None, "core.caps", 3, "Capability is missing; capability='%s', lost='%s'",
                 (capabilities.names_of(1 << number)[0], feature))
 

@@ -46,8 +46,9 @@ from Zorp.Log import log
 from Zorp.runtime import privileges
 from Zorp.runtime.acceptor import Acceptor
 from Zorp.runtime.answers import Answers
-from Zorp.runtime.binding import listen_specs
+from Zorp.runtime.binding import BindFailed, Binding
 from Zorp.runtime.channel import Channel, ChannelClosed, Message
+from Zorp.runtime.listeners import ListenSpec
 from Zorp.runtime.loader import Loader, LoadFailed
 from Zorp.runtime.logsetup import LogSetup, change_verbosity
 from Zorp.runtime.needs import unused_capabilities
@@ -99,7 +100,7 @@ class Worker:
         self._selector = selectors.DefaultSelector()
         self._timers = Timers()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._bound: list[tuple[object, list[socket.socket]]] = []
+        self._binding = Binding(self._ask_for_listener)
         self._acceptor = Acceptor()
         self._answers = Answers()
         self._exit_status: int | None = None
@@ -131,18 +132,21 @@ class Worker:
         self._file_stamp = self._stamp_of_policy()
         try:
             self._loader.load()
-            self._bind()
+            self._binding.bind(Globals.dispatch_table.chains())
         except LoadFailed as failure:
-            complaint = failure.complaint
-            if complaint is not None:
-                for line in complaint.traceback:
-                    log(None, "core.error", 0, "Traceback: %s", (line,))
-                log(None, "core.error", 0, "%s", (complaint.text,))
-                self._tell_the_terminal(complaint.text)
-            self._loader.call_if_defined("deinit", self._options.names, self._identity.name)
-            self._channel.send("failed", status=EXIT_POLICY, reason=complaint.text if complaint else "")
+            failure.log()
+            self._give_up(str(failure))
+            return False
+        except BindFailed as failure:            # in the log already
+            self._give_up(f"Error binding to interface; error='{failure.error}'")
             return False
         return True
+
+    def _give_up(self, reason: str) -> None:
+        if self._options.syslog and self._identity.initial:
+            print(f"{self._identity.name}: {reason}", file=sys.stderr)   # who typed the command reads no syslog
+        self._loader.call_if_defined("deinit", self._options.names, self._identity.name)
+        self._channel.send("failed", status=EXIT_POLICY, reason=reason)
 
     def _stamp_of_policy(self) -> int:
         """Taken before the file is read: an edit during the load must show as not reloaded."""
@@ -151,31 +155,12 @@ class Worker:
         except OSError:
             return -1
 
-    def _tell_the_terminal(self, text: str) -> None:
-        """Whoever typed the start command reads standard error, not the system log."""
-        if self._options.syslog and self._identity.initial:
-            print(f"{self._identity.name}: {text}", file=sys.stderr)
-
-    def _bind(self) -> None:
-        """Get the sockets of every chain of the policy; nothing is accepted yet."""
-        table = Globals.dispatch_table
-        for chain, specs in listen_specs(table.chains() if table is not None else []):
-            sockets = [self._ask_for_listener(chain, spec) for spec in specs]
-            chain.bound([from_sockaddr(sock.family, sock.getsockname()) for sock in sockets])
-            self._bound.append((chain, sockets))
-
-    def _ask_for_listener(self, chain, spec) -> socket.socket:
+    def _ask_for_listener(self, spec: ListenSpec) -> socket.socket:
         self._channel.send("listen", spec=dataclasses.asdict(spec))
         answer = self._wait_for("listener")
-        if answer.get("error") is None:
-            return socket.socket(fileno=answer.descriptors[0])
-        step, error = answer["step"], answer["error"]
-        if step == "socket":
-            log(None, "core.error", 2, "Cannot create socket; error='%s'", (error,))
-        else:
-            log(None, "core.error", 3, "%s() failed; bind='%s', error='%s'", (step, chain.bind.format(), error))
-        log(None, "core.error", 0, "Error binding to interface; bind='%s', error='%s'", (chain.bind.format(), error))
-        raise LoadFailed(None)
+        if answer.get("error") is not None:
+            raise BindFailed(answer["step"], answer["error"])
+        return socket.socket(fileno=answer.descriptors[0])
 
     def _wait_for(self, kind: str) -> Message:
         """The next message of this kind; others wait for the loop."""
@@ -201,9 +186,9 @@ class Worker:
         self._selector.register(self._signals, selectors.EVENT_READ, self._take_signals)
         self._selector.register(self._wake, selectors.EVENT_READ, self._woken)
         self._channel.send("loaded")
-        while self._put_aside:
-            self._handle(self._put_aside.popleft())
         while self._exit_status is None:
+            while self._put_aside:
+                self._handle(self._put_aside.popleft())
             for key, _events in self._selector.select(self._timers.timeout()):
                 key.data()
             self._timers.run_due()
@@ -244,18 +229,22 @@ class Worker:
         if self._identity.initial:
             self._capture_output()
         self._publish_info()
-        for chain, sockets in self._bound:
-            for sock in sockets:
-                log(None, "core.debug", 7, "Start to listen; fd='%d', address='%s'",
-                    (sock.fileno(), from_sockaddr(sock.family, sock.getsockname())))
-                self._acceptor.add(sock, chain)
+        listening = self._binding.sockets()
+        for sock, chain in listening:
+            log(chain.entries[0].session_id if chain.entries else None, "core.debug", 7,
+                "Start to listen; fd='%d', address='%s'",
+                (sock.fileno(), from_sockaddr(sock.family, sock.getsockname())))
+            self._acceptor.add(sock, chain)
+        if self._binding.watch is not None:
+            self._selector.register(self._binding.watch, selectors.EVENT_READ,
+                                    lambda: self._binding.follow(self._acceptor))
         Globals.initial_policy_load = False
         for _thread in range(_BASE_THREADS + self._options.syslog):
             statistics.thread_started()
         self._tick()
         self._pool.begin()
         log(None, "core.info", 4, "Accepting connections; process='%s', generation='%d', listeners='%d'",
-            (self._identity.name, self._identity.generation, sum(len(sockets) for _chain, sockets in self._bound)))
+            (self._identity.name, self._identity.generation, len(listening)))
 
     def _adopt(self, handed_over: dict) -> None:
         if not handed_over:

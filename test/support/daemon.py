@@ -34,6 +34,8 @@ Daemon
     connect(port=None, source=None) -> socket.socket with a timeout of ten seconds
     reload(policy=None, **values)  write the policy if given, HUP, wait for the new worker
     kill(number, worker=False)     send a signal to the master, or to the worker
+    control(number=None)           client of the control socket, for a `with` block: .ask("GETVALUE x") -> line,
+                                   .send(bytes), .line(), .dump("DUMP stats") -> lines
     wait(timeout_s=10) -> exit status;  stop() -> TERM and wait
 Log
     .wait_for(tag, level, text, session=None, after=0, timeout_s=10, **fields) -> LogLine
@@ -148,6 +150,43 @@ def wait_until(condition, what: str = "condition", timeout_s: float = DEADLINE_S
     return result
 
 
+class Control:
+    """One connection to a control socket; a path of any length will do."""
+
+    def __init__(self, directory: pathlib.Path, name: str) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(DEADLINE_S)
+        directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            self._socket.connect(f"/proc/self/fd/{directory_fd}/{name}")
+        finally:
+            os.close(directory_fd)
+        self._reader = self._socket.makefile("rb")
+
+    def __enter__(self) -> Control:
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        self._reader.close()
+        self._socket.close()
+
+    def send(self, data: bytes) -> None:
+        self._socket.sendall(data)
+
+    def line(self) -> str:
+        """The next answer; "" when the daemon has closed the connection."""
+        return self._reader.readline().decode().removesuffix("\n")
+
+    def ask(self, request: str) -> str:
+        self.send(request.encode() + b"\n")
+        return self.line()
+
+    def dump(self, request: str) -> list[str]:
+        """The lines of an answer that ends with a dot."""
+        self.send(request.encode() + b"\n")
+        return list(iter(self.line, "."))
+
+
 class Daemon:
     """One zorp instance of a test; see the module's text."""
 
@@ -226,6 +265,10 @@ class Daemon:
         before = self.worker_pid()
         self.kill(signal.SIGHUP)
         wait_until(lambda: self.worker_pid() != before, f"the new worker; the log:\n{self.log.text()}\nit")
+
+    def control(self, number: int | None = None) -> Control:
+        name = self.instance if number is None else f"{self.instance}#{number}"
+        return Control(self.directory, f"zorpctl.{name}")
 
     def kill(self, number: int, worker: bool = False) -> None:
         os.kill(self.worker_pid() if worker else self.pid, number)

@@ -1,0 +1,40 @@
+"""Load a policy as an instance would, without listening: zorp --check-policy.
+
+The file and the functions of the instance run as at a start, in this process, after it has let
+go of every privilege; nothing is bound, nothing is forked, no pid file is touched.  Standard
+output gets one line about what was found, standard error the log with the complaint.
+Exit status 0: usable; 2: not; 1: the check itself could not be made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+
+from Zorp import Config, Globals, Log
+from Zorp.runtime import privileges
+from Zorp.runtime.loader import Loader, LoadFailed
+from Zorp.runtime.logsetup import LogSetup
+from Zorp.runtime.options import Mode, Options
+from Zorp.runtime.worker import EXIT_OK, EXIT_POLICY, EXIT_SETUP
+
+
+def run(options: Options) -> int:
+    """Check the policy of these options; return the exit status."""
+    options = dataclasses.replace(options, syslog=False, mode=Mode.FOREGROUND)
+    try:
+        LogSetup(options)
+        privileges.drop(dataclasses.replace(privileges.prepare(options), capabilities=0))
+    except (Log.BadLogSpec, privileges.SetupError) as problem:
+        print(f"{options.instance}: {problem}", file=sys.stderr)
+        return EXIT_SETUP
+    Config.config.options.session_id_format = options.session_id_format
+    name = options.process_names[0]
+    try:
+        Loader(options.policy, options.names, name, options.is_master).load()
+    except LoadFailed as failure:
+        failure.log()
+        return EXIT_POLICY
+    print(f"{options.instance}: Policy is usable; policy_file='{options.policy}', services='{len(Globals.services)}', "
+          f"zones='{len(Globals.zones)}', listeners='{len(Globals.dispatch_table.chains())}'")
+    return EXIT_OK

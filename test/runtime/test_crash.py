@@ -1,0 +1,147 @@
+"""Workers that crash, hang or lose their master."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from test.runtime.policies import ECHO
+from test.support.daemon import wait_until
+
+SUPERVISED = ["--restart-interval", "60", "--restart-max", "5"]
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def reported(daemon, text: str) -> str:
+    """Wait for a message of the supervisor; return the line."""
+    def look() -> str:
+        lines = daemon.log.text().splitlines()
+        return next((line for line in lines if line.startswith("intra: ") and text in line), "")
+
+    return wait_until(look, f"the message {text!r}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
+def test_a_crashed_worker_is_replaced(zorp, number):
+    # given a running instance; when its worker is killed
+    daemon = zorp(ECHO)
+    before = daemon.worker_pid()
+    daemon.kill(number, worker=True)
+    # then a client that connects at once is served by the next worker, whose pid the file holds
+    client = daemon.connect()
+    _word, _session, pid = client.recv(100).split()
+    assert int(pid) != before
+    assert daemon.worker_pid() == int(pid)
+    assert reported(daemon, "Daemon exited due to a signal, restarting").endswith(f"exitcode='{int(number)}'")
+
+
+def test_a_worker_that_exits_with_an_error_is_replaced(zorp):
+    daemon = zorp(ECHO)
+    client = daemon.connect()
+    client.recv(100)
+    client.sendall(b"exit\n")
+    reported(daemon, "Daemon exited due to a failure, restarting; exitcode='768'")
+    assert daemon.connect().recv(100)
+
+
+def test_after_too_many_crashes_the_instance_gives_up(zorp):
+    # given a budget of two starts; when the worker crashes twice
+    daemon = zorp(ECHO, arguments=["--restart-max", "2"])
+    daemon.kill(signal.SIGSEGV, worker=True)
+    daemon.log.wait_for("core.info", 4, "Accepting connections", count=2)
+    daemon.kill(signal.SIGSEGV, worker=True)
+    # then the instance ends, and says so
+    assert daemon.wait() == 1
+    assert "not restarting; exitcode='11', restart_count='2'" in daemon.log.text()
+    assert not daemon.pid_file().exists()
+
+
+def test_a_restart_with_a_broken_policy_is_retried(zorp):
+    # given a policy that is broken on disk while the worker crashes
+    daemon = zorp(ECHO)
+    good = daemon.policy.read_text()
+    daemon.write_policy("broken(\n")
+    daemon.kill(signal.SIGSEGV, worker=True)
+    daemon.log.wait_for("core.error", 0, "Error booting & parsing policy")
+    # when it is mended, then the instance serves again
+    daemon.write_policy(good.replace("$", "$$"))
+    daemon.log.wait_for("core.info", 4, "Accepting connections", count=2)
+    assert daemon.connect().recv(100)
+
+
+def test_the_failure_hook_is_told(zorp, tmp_path):
+    # given a hook that writes down its arguments
+    hook = tmp_path / "hook"
+    hook.write_text(f'#!/bin/sh\nfor argument; do echo "$argument"; done > {tmp_path}/told.new\n'
+                    f"mv {tmp_path}/told.new {tmp_path}/told\n")
+    hook.chmod(0o755)
+    daemon = zorp(ECHO, arguments=["--failure-hook", str(hook)])
+    daemon.kill(signal.SIGSEGV, worker=True)
+    # then it gets name, chroot, directory, pid file, cwd, caps, reason, detail, restarting
+    wait_until((tmp_path / "told").exists, "the hook")
+    told = (tmp_path / "told").read_text().splitlines()
+    assert told[0] == "intra"
+    assert told[1] == "(null)"
+    assert told[3] == str(daemon.pid_file())
+    assert told[6:] == ["signalled", "11; supressed_notifications=0", "restarting"]
+
+
+def test_no_worker_outlives_its_master(zorp):
+    # given a session; when the master is killed without a chance to say so
+    daemon = zorp(ECHO)
+    client = daemon.connect()
+    client.recv(100)
+    worker = daemon.worker_pid()
+    daemon.kill(signal.SIGKILL)
+    # then the worker is gone, and the session with it
+    wait_until(lambda: is_gone(worker), "the end of the worker")
+    assert client.recv(100) == b""
+
+
+def test_a_stopped_worker_is_found_and_replaced(zorp):
+    # given a check every second; when the worker is stopped
+    daemon = zorp(ECHO, arguments=["--deadlock-check-timeout", "1"])
+    before = daemon.worker_pid()
+    os.kill(before, signal.SIGSTOP)
+    # then it is killed after its grace and replaced
+    reported(daemon, "Daemon deadlock detected, killing process;")
+    wait_until(lambda: daemon.worker_pid() != before, "the next worker", timeout_s=15)
+    reported(daemon, "Daemon exited due to a deadlock, restarting")
+    assert daemon.connect().recv(100)
+
+
+def test_a_frozen_interpreter_is_found_too(zorp):
+    # given a session that holds the interpreter for an hour
+    daemon = zorp(ECHO, arguments=["--deadlock-check-timeout", "1"])
+    client = daemon.connect()
+    client.recv(100)
+    client.sendall(b"freeze\n")
+    reported(daemon, "Daemon deadlock detected, killing process;")
+
+
+def test_the_check_can_be_switched_off(zorp):
+    # given the check switched off over the control socket
+    daemon = zorp(ECHO, arguments=["--deadlock-check-timeout", "1"])
+    with daemon.control() as control:
+        assert control.ask("DEADLOCKCHECK GET") == "OK 1"
+        assert control.ask("DEADLOCKCHECK DISABLE") == "OK"
+        assert control.ask("DEADLOCKCHECK GET") == "OK 0"
+        # when the worker is stopped for more than two periods
+        before = daemon.worker_pid()
+        os.kill(before, signal.SIGSTOP)
+        time.sleep(2.5)
+        # then nobody cares
+        assert "deadlock detected" not in daemon.log.text()
+        # and when it is switched on again, somebody does
+        assert control.ask("DEADLOCKCHECK ENABLE") == "OK"
+        reported(daemon, "Daemon deadlock detected, killing process;")
+
+

@@ -1,0 +1,86 @@
+"""Errors of policies: file, line, what is wrong, what to write instead; never a bare traceback."""
+
+import pytest
+
+from Zorp.Exceptions import PolicyError
+from Zorp.runtime.loader import InstanceNames, Loader
+
+BROKEN = {
+    "syntax": ("x = 1\ny = (\n", 2, "'(' was never closed"),
+    "unknown name": ("from Zorp.Core import *\n\nNoSuchThing()\n", 3, "NoSuchThing"),
+    "inside the instance": ("from Zorp.Core import *\ndef intra():\n    undefined\n", 3, "undefined"),
+    "missing module": ("import nosuchmodule\n", 1, "put the module beside the policy"),
+    "wrong argument": ("from Zorp.Core import *\nDBIface('eth0', 0)\n", 2, "give the port to listen on, 1 to 65535"),
+    "raises": ("raise RuntimeError('by hand')\n", 1, "by hand"),
+    "exits": ("import sys\nsys.exit(3)\n", 2, "SystemExit"),
+    "starts a thread": ("import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+                        "from Zorp.Core import *\ndef intra(): pass\n", 0, "started a thread"),
+}
+
+
+@pytest.mark.parametrize(("policy", "line", "text"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_policy_is_reported_with_file_line_and_remedy(zorp, policy, line, text):
+    # given a broken policy; when it is started
+    daemon = zorp(policy, start=False)
+    # then the exit status is 2, and one line says where and what
+    assert daemon.run() == 2
+    complaint = next(one for one in daemon.log.lines() if f"({one.session}): {daemon.policy}:{line}: " in one.raw)
+    assert (complaint.tag, complaint.level) == ("core.error", 0)
+    assert text in complaint.raw
+    assert not [raw for raw in daemon.log.text().splitlines() if raw.startswith(("Traceback", "  File"))]
+
+
+def test_an_error_in_a_helper_names_the_helper(zorp):
+    # given a helper module beside the policy, with an error inside
+    daemon = zorp("from zones import *\n", start=False)
+    (daemon.directory / "zones.py").write_text("a = 1\nb = nothing\n")
+    assert daemon.run() == 2
+    assert f"{daemon.directory}/zones.py:2: NameError" in daemon.log.text()
+
+
+def test_the_place_is_the_last_line_of_the_policy_before_our_code(zorp):
+    policy = "from Zorp.Core import *\ndef make():\n    DBSockAddr('x', 1)\ndef intra():\n    make()\n"
+    daemon = zorp(policy, start=False)
+    daemon.run()
+    assert f"{daemon.policy}:3: Expected SockAddr" in daemon.log.text()
+
+
+def test_an_unreadable_policy(zorp):
+    daemon = zorp("", start=False)
+    daemon.policy.unlink()
+    assert daemon.run() == 2
+    assert daemon.log.wait_for("core.error", 0, "Error opening policy file").fields == {"filename": str(daemon.policy)}
+
+
+def test_latin_1_without_coding_line_is_accepted(zorp):
+    daemon = zorp("", start=False)
+    daemon.policy.write_bytes(b"from Zorp.Core import *\nname = 'b\xfcro'\ndef intra(): pass\n")
+    daemon.start()
+    assert daemon.stop() == 0
+
+
+def test_no_byte_code_is_written(zorp):
+    daemon = zorp("import helper\nfrom Zorp.Core import *\ndef intra(): pass\n", start=False)
+    (daemon.directory / "helper.py").write_text("")
+    daemon.start()
+    assert not (daemon.directory / "__pycache__").exists()
+
+
+def test_old_init_functions_may_treat_their_argument_as_text_or_list():
+    names = InstanceNames(["intra", "extra"])
+    assert names == "intra"
+    assert names != "extra"
+    assert (names[0], list(names), str(names)) == ("intra", ["intra", "extra"], "intra")
+
+
+def test_policy_errors_need_no_traceback():
+    loader = Loader("/etc/zorp/policy.py", ["intra"], "intra", True)
+    complaint = loader.explain(PolicyError("Wrong", remedy="write it right"))
+    assert complaint.text == "/etc/zorp/policy.py:0: Wrong; write it right"
+    assert complaint.traceback == ()
+
+
+def test_the_master_has_one_thread(zorp):
+    daemon = zorp("from Zorp.Core import *\ndef intra(): pass\n")
+    with open(f"/proc/{daemon.pid}/status") as status:
+        assert "Threads:\t1\n" in status.read()          # the master

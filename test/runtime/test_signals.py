@@ -1,0 +1,90 @@
+"""Signals: stop with and without grace, verbosity up and down."""
+
+import signal
+
+from test.runtime.policies import ECHO
+from test.support.daemon import wait_until
+
+
+def test_term_ends_with_0_and_leaves_nothing(zorp):
+    daemon = zorp(ECHO)
+    assert daemon.stop() == 0
+    assert not daemon.pid_file().exists()
+    assert not (daemon.directory / "zorpctl.intra").exists()
+    last = daemon.log.lines()[-1]
+    assert (last.tag, last.level, last.session, last.text) == ("core.info", 3, None, "Shutting down")
+    assert daemon.log.find("core.debug", 6, "Cleaning up instance")
+
+
+def test_int_and_a_term_of_the_worker_do_the_same(zorp):
+    for number, worker in ((signal.SIGINT, False), (signal.SIGTERM, True), (signal.SIGINT, True)):
+        daemon = zorp(ECHO)
+        daemon.kill(number, worker=worker)
+        assert daemon.wait() == 0
+
+
+def test_without_grace_sessions_are_cut(zorp):
+    daemon = zorp(ECHO)
+    client = daemon.connect()
+    client.recv(100)
+    daemon.stop()
+    assert client.recv(100) == b""
+
+
+def test_with_grace_the_last_session_may_finish(zorp):
+    # given a grace and a running session
+    daemon = zorp(ECHO, arguments=["--shutdown-grace", "30"])
+    client = daemon.connect()
+    client.recv(100)
+    # when TERM arrives
+    daemon.kill(signal.SIGTERM)
+    # then the session goes on, and its end is the end of the instance
+    client.sendall(b"x\n")
+    assert client.recv(100) == b"x\n"
+    client.close()
+    assert daemon.wait() == 0
+
+
+def test_a_second_term_does_not_wait(zorp):
+    daemon = zorp(ECHO, arguments=["--shutdown-grace", "30"])
+    client = daemon.connect()
+    client.recv(100)
+    daemon.kill(signal.SIGTERM)
+    wait_until(lambda: refuses(daemon), "the end of accepting")
+    daemon.kill(signal.SIGTERM)
+    assert daemon.wait() == 0
+    assert client.recv(100) == b""
+
+
+def refuses(daemon) -> bool:
+    """True when a new client is not served any more."""
+    with daemon.connect() as client:
+        client.settimeout(0.2)
+        try:
+            return not client.recv(100)
+        except TimeoutError:
+            return True
+
+
+def test_verbosity_goes_up_and_down_and_says_so(zorp):
+    daemon = zorp(ECHO, verbosity=3)
+    for number, level in ((signal.SIGUSR1, "4"), (signal.SIGUSR1, "5"), (signal.SIGUSR2, "4")):
+        mark = daemon.log.mark()
+        daemon.kill(number)
+        daemon.log.wait_for("core.info", 0, "Changing verbosity level", after=mark, verbose_level=level)
+
+
+def test_the_level_stays_within_0_and_10(zorp):
+    # given verbosity 10; when it is raised, and then lowered
+    daemon = zorp(ECHO, verbosity=10)
+    daemon.kill(signal.SIGUSR1, worker=True)
+    daemon.kill(signal.SIGUSR2, worker=True)
+    # then the first is not even logged
+    daemon.log.wait_for("core.info", 0, "Changing verbosity level", verbose_level="9")
+    assert len(daemon.log.find("core.info", 0, "Changing verbosity level")) == 1
+
+
+def test_the_change_is_logged_even_at_level_0(zorp):
+    daemon = zorp(ECHO, verbosity=0)
+    daemon.kill(signal.SIGUSR1)
+    daemon.log.wait_for("core.info", 0, "Changing verbosity level", verbose_level="1")

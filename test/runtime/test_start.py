@@ -1,0 +1,193 @@
+"""Starting in the foreground: what serves, what is refused, and with which exit status."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from test.runtime.policies import ECHO
+from test.support.daemon import ROOT, free_port
+
+
+def program(*arguments, **keywords):
+    """Run the program to its end."""
+    return subprocess.run([sys.executable, str(ROOT / "sbin" / "zorp"), *arguments], capture_output=True, text=True,
+                          timeout=20, **keywords)
+
+
+def test_an_instance_serves_and_says_how_it_started(zorp):
+    # given a policy; when it is started in the foreground with the log on stderr
+    daemon = zorp(ECHO, verbosity=3)
+    # then the log says so, and its listener accepts
+    assert daemon.log.wait_for("core.debug", 0, "Starting up").fields["verbose_level"] == "3"
+    assert daemon.connect().recv(100).startswith(b"hello svc/intra/echo:0 ")
+
+
+@pytest.mark.parametrize("arguments", [("-v5",), ("-v", "5"), ("--verbose=5",)])
+def test_verbosity_reaches_the_log(zorp, arguments):
+    daemon = zorp(ECHO, arguments=arguments)
+    assert daemon.log.wait_for("core.debug", 0, "Starting up").fields["verbose_level"] == "5"
+
+
+def test_a_name_that_the_policy_does_not_define(zorp):
+    # given a policy with one instance; when another is started
+    daemon = zorp("from Zorp.Core import *\ndef intra(): pass\n", instance="nosuch", start=False)
+    # then it ends with 2, and the log says why
+    assert daemon.run() == 2
+    assert "nosuch" in daemon.log.wait_for("core.error", 0, "Instance definition not found in policy").raw
+    assert daemon.log.find("core.error", 0, "Error initializing policy")
+    assert daemon.log.find("core.error", 0, "Error loading initial policy, exiting")
+
+
+def test_only_the_listeners_of_the_named_instance_are_open(zorp):
+    # given two instances in one file, each on its own port
+    daemon = zorp('''
+        from Zorp.Core import *
+        from Zorp.Plug import *
+        def listen(port):
+            Service("s%d" % port, PlugProxy, router=DirectedRouter(SockAddrInet("127.0.0.1", 1)))
+            Dispatcher(DBSockAddr(SockAddrInet("127.0.0.1", port), ZD_PROTO_TCP), service="s%d" % port)
+        def intra(): listen($port)
+        def extra(): listen($other)
+        ''', other=(other := free_port()))
+    # then only that of the started one accepts
+    daemon.connect().close()
+    with pytest.raises(ConnectionRefusedError):
+        daemon.connect(other)
+
+
+def test_also_as_calls_the_function_of_each_name(zorp):
+    daemon = zorp('''
+        from Zorp.Core import *
+        def intra(): log(None, "my.tag", 2, "first called;")
+        def extra(): log(None, "my.tag", 2, "second called;")
+        ''', arguments=["--also-as", "extra"])
+    called = [line.text for line in daemon.log.find("my.tag")]
+    assert called == ["first called", "second called"]
+
+
+OWN_INIT = {
+    "three arguments": ("def init(names, virtual_name, is_master): return names == ['intra'] and is_master", None),
+    "list": ("def init(names): return names[0] == 'intra'", None),
+    "1.x string, returns nothing": ("def init(name):\n    assert name == 'intra' and str(name) == 'intra'", None),
+    "returns FALSE": ("def init(names, virtual_name, is_master): return 0", 2),
+    "returns no number": ("def init(names, virtual_name, is_master): return 'yes'", 2),
+    "raises": ("def init(names): raise RuntimeError('no')", 2),
+}
+
+
+@pytest.mark.parametrize(("policy", "status"), OWN_INIT.values(), ids=OWN_INIT)
+def test_own_init(zorp, policy, status):
+    daemon = zorp(policy + "\n", start=False)
+    if status is None:
+        daemon.start()
+        assert daemon.stop() == 0
+    else:
+        assert daemon.run() == status
+        assert daemon.log.find("core.error", 0, "Error initializing policy")
+
+
+def test_a_second_start_of_a_running_instance_is_refused(zorp):
+    # given a running instance
+    daemon = zorp(ECHO)
+    # when it is started once more
+    second = subprocess.run(daemon.command, capture_output=True, text=True, timeout=20)
+    # then the second is refused, and the first keeps serving
+    assert second.returncode == 1
+    assert "Another process of this name is running" in second.stderr
+    assert daemon.connect().recv(100)
+
+
+def test_the_instance_can_start_again_after_kill_9(zorp):
+    # given an instance killed with everything it left behind
+    daemon = zorp(ECHO)
+    daemon.kill(signal.SIGKILL)
+    daemon.wait()
+    assert daemon.pid_file().exists()
+    stale = daemon.worker_pid()
+    # when it is started again
+    daemon.launch()
+    daemon.log.wait_for("core.info", 4, "Accepting connections", count=2)
+    # then it serves, under another pid
+    assert daemon.connect().recv(100)
+    assert daemon.worker_pid() != stale
+
+
+def test_unknown_user(zorp):
+    daemon = zorp(ECHO, start=False, arguments=["--user", "nobodyhere"])
+    assert daemon.run() == 1
+    assert "Error resolving user; user='nobodyhere'" in daemon.log.text()
+
+
+def test_a_port_in_use_is_a_load_error_with_its_address(zorp):
+    # given one instance on the port; when another wants it
+    first = zorp(ECHO)
+    second = zorp(ECHO, start=False, instance="extra", ports=first.port)
+    # then the second ends with 2 and says which bind failed
+    assert second.run() == 2
+    line = second.log.wait_for("core.error", 3, "bind() failed")
+    assert line.fields == {"bind": f"SA(proto=1,addr=AF_INET(127.0.0.1:{first.port}))",
+                           "error": "Address already in use"}
+
+
+def test_pidfile_option(zorp, tmp_path):
+    daemon = zorp(ECHO, start=False, arguments=["--pidfile", str(tmp_path / "x.pid")])
+    daemon.launch()
+    daemon.log.wait_for("core.info", 4, "Accepting connections")
+    assert (tmp_path / "x.pid").read_text().strip().isdigit()
+    daemon.stop()
+    assert not (tmp_path / "x.pid").exists()
+
+
+def test_obsolete_options_start_with_one_warning_each(zorp):
+    daemon = zorp(ECHO, arguments=["--autobind-ip", "1.2.3.4", "-v3"])
+    daemon.log.wait_for("core.error", 2, "Obsolete command line option ignored", option="--autobind-ip")
+    assert daemon.log.text().count("--autobind-ip") == 2      # standard error once, the log once
+
+
+def test_a_policy_quits_the_instance_with_its_number(zorp):
+    # given a session; when its proxy calls quit(7)
+    daemon = zorp(ECHO)
+    client = daemon.connect()
+    client.recv(100)
+    client.sendall(b"quit\n")
+    # then the instance ends with 7, and the log says who did it
+    assert daemon.wait() == 7
+    assert "svc/intra/echo:0" in daemon.log.wait_for("core.info", 0, "Policy ends the instance").raw
+
+
+def test_version_and_help():
+    version = program("--version")
+    assert version.returncode == 0
+    assert version.stdout.startswith("Zorp ")
+    assert program("--help").stdout.startswith("Usage:")
+    unknown = program("--bogus")
+    assert (unknown.returncode, unknown.stderr) == (1, "zorp: Unknown option --bogus\n")
+
+
+def test_check_policy_loads_and_binds_nothing(zorp):
+    # given a policy whose port is taken by a running instance
+    daemon = zorp(ECHO)
+    # when it is checked
+    good = program("--as", "intra", "--check-policy", str(daemon.policy), "--user", str(os.getuid()))
+    # then it is usable all the same
+    assert (good.returncode, good.stderr) == (0, "")
+    assert "Policy is usable" in good.stdout
+    # and a broken one is not, with file and line
+    daemon.write_policy("from Zorp.Core import *\n\nService('x')\n")
+    bad = program("--as", "intra", "--check-policy", str(daemon.policy), "--user", str(os.getuid()))
+    assert bad.returncode == 2
+    assert f"{daemon.policy}:3: " in bad.stderr
+
+
+def test_a_worker_keeps_no_rights_beyond_its_policy(zorp):
+    # given a policy that forges nothing; then neither process may configure the network, nor the worker anything
+    daemon = zorp(ECHO)
+    master, worker = (pathlib.Path(f"/proc/{pid}/status").read_text() for pid in (daemon.pid, daemon.worker_pid()))
+    net_admin = 1 << 12
+    assert not int(master.split("CapPrm:")[1].split()[0], 16) & net_admin
+    assert int(worker.split("CapPrm:")[1].split()[0], 16) == 0
+    assert worker.split("NoNewPrivs:")[1].split()[0] == "1"

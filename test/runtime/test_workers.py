@@ -1,0 +1,75 @@
+"""Several workers side by side: --num-of-processes."""
+
+import os
+import signal
+
+from test.runtime.policies import ECHO
+from test.support.daemon import wait_until
+
+
+def test_two_workers_share_the_port_and_have_their_own_names(zorp):
+    # given an instance of two processes
+    daemon = zorp(ECHO, arguments=["--num-of-processes", "2"])
+    daemon.log.wait_for("core.info", 4, "Accepting connections", process="intra#1")
+    # when clients come until both have served
+    seen: dict[str, int] = {}
+
+    def both_have_served() -> bool:
+        clients = [daemon.connect() for _ in range(8)]
+        for client in clients:
+            _word, session, pid = client.recv(100).split()
+            seen[session.split(b"/")[1].decode()] = int(pid)
+        return len(seen) == 2
+
+    wait_until(both_have_served, "both workers")
+    # then the pid files name them, and the session ids differ
+    assert seen == {"intra#0": daemon.worker_pid(0), "intra#1": daemon.worker_pid(1)}
+    # and each has a control socket of its own
+    for number in (0, 1):
+        with daemon.control(number) as control:
+            assert control.ask("GETVALUE info.process") == f"intra#{number}"
+            assert control.ask("GETVALUE info.pid") == str(daemon.worker_pid(number))
+
+
+def test_one_is_the_master_of_the_policy(zorp):
+    daemon = zorp('''
+        from Zorp.Core import *
+        def init(names, virtual_name, is_master):
+            log(None, "my.tag", 2, "init; name='%s', is_master='%d'", (virtual_name, is_master))
+            return TRUE
+        ''', arguments=["--num-of-processes", "2"])
+    daemon.log.wait_for("my.tag", name="intra#0", is_master="1")
+    daemon.log.wait_for("my.tag", name="intra#1", is_master="0")
+
+
+def test_while_one_worker_is_dead_the_other_serves(zorp):
+    # given two workers; when one is killed
+    daemon = zorp(ECHO, arguments=["--num-of-processes", "2"])
+    dead = daemon.worker_pid(0)
+    os.kill(dead, signal.SIGKILL)
+    # then every client is served, before and after its successor is there
+    for _ in range(20):
+        assert daemon.connect().recv(100)
+    wait_until(lambda: daemon.worker_pid(0) != dead, "the successor")
+
+
+def test_a_hung_worker_is_not_hidden_by_its_healthy_neighbour(zorp):
+    daemon = zorp(ECHO, arguments=["--num-of-processes", "2", "--deadlock-check-timeout", "1"])
+    wait_until(lambda: daemon.pid_file(1).exists(), "the second worker")
+    hung = daemon.worker_pid(1)
+    os.kill(hung, signal.SIGSTOP)
+    wait_until(lambda: daemon.worker_pid(1) != hung, "its replacement", timeout_s=15)
+
+
+def test_a_reload_replaces_all_or_none(zorp):
+    # given a policy that fails in the second process only
+    daemon = zorp(ECHO, arguments=["--num-of-processes", "2"])
+    wait_until(lambda: daemon.pid_file(1).exists(), "the second worker")
+    before = [daemon.worker_pid(0), daemon.worker_pid(1)]
+    daemon.write_policy(ECHO.replace("Globals.instance_name = names[0]",
+                                     "assert virtual_name != 'intra#1'; Globals.instance_name = names[0]"))
+    # when it is loaded
+    with daemon.control(0) as control:
+        assert control.ask("RELOAD WAIT").startswith("FAIL")
+    # then neither worker has changed
+    assert [daemon.worker_pid(0), daemon.worker_pid(1)] == before
