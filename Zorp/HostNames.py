@@ -166,9 +166,8 @@ class SystemNames:
         if name is None:
             return []
         hosts, resolver = self._current()
-        known = hosts.get(name.to_text(omit_final_dot=True).lower(), ())
-        found = [address for address in known if family in (AF_UNSPEC, address.family)]
-        return _best_first(found or _query(resolver, host, name, family))
+        known = _of_family(hosts.get(name.to_text(omit_final_dot=True).lower(), ()), family)
+        return _best_first(known or _of_family(_query(resolver, host, name, family), family))
 
     def _current(self):
         with self._files_lock:
@@ -222,6 +221,10 @@ def _query(resolver, host, name, family) -> list[Address]:
         for record in answer.rrset or ():
             found[address_from_text(record.address)] = None
     return list(found)
+
+
+def _of_family(addresses, family: int) -> list[Address]:
+    return [address for address in addresses if family in (AF_UNSPEC, address.family)]
 
 
 def _best_first(addresses: list[Address]) -> list[Address]:

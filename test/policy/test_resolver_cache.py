@@ -1,0 +1,315 @@
+"""The cache of watched host names (addressing-helpers 3.1) against a real name server."""
+
+import threading
+import time
+
+import pytest
+
+from test.support.dns_server import ANSWER, SERVFAIL, SILENCE, DnsServer
+from test.support.logged import captured_log
+from Zorp import ResolverCache as module
+from Zorp.ResolverCache import AbstractHostnameCache, AbstractResolver, DNSResolver, ResolverCache
+
+
+class Clock:
+    """A clock that runs and that a test may set forward."""
+
+    def __init__(self):
+        self.ahead = 0.0
+
+    def __call__(self):
+        return time.monotonic() + self.ahead
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    moved = Clock()
+    monkeypatch.setattr(module, "monotonic", moved)
+    return moved
+
+
+@pytest.fixture
+def server():
+    with DnsServer() as running:
+        yield running
+
+
+@pytest.fixture
+def logged():
+    with captured_log() as messages:
+        yield messages
+
+
+def resolver(server, timeout=1.0):
+    return DNSResolver(server=server.address, timeout=timeout)
+
+
+def cache_of(server, *names, timeout=1.0, **bounds):
+    cache = ResolverCache(resolver(server, timeout), **bounds)
+    for name in names:
+        cache.watch(name)
+    return cache
+
+
+# ------------------------------------------------------------------ the resolver
+
+def test_both_record_types_with_the_smallest_ttl(server):
+    server.set("a.test", "A", "192.0.2.1", ttl=70)
+    server.set("a.test", "AAAA", "2001:db8::1", ttl=50)
+    assert resolver(server).resolve("a.test") == (50, ["192.0.2.1"], ["2001:db8::1"])
+
+
+def test_no_records_is_no_error(server, logged):
+    server.set("a.test", "TXT", "x")
+    assert resolver(server).resolve("a.test") == (60, [], [])
+    assert logged.find("No records; host='a.test', record_type='A'")
+    assert not logged.find("Error while resolving host")
+
+
+@pytest.mark.parametrize("chains", [True, False], ids=["server follows", "we follow"])
+def test_aliases_are_followed_and_their_ttl_counts(server, chains):
+    server.chains = chains
+    server.set("www.test", "CNAME", "real.test.", ttl=30)
+    server.set("real.test", "A", "192.0.2.1", ttl=70)
+    assert resolver(server).resolve("www.test") == (30, ["192.0.2.1"], [])
+
+
+def test_a_long_chain_ends_at_the_limit(server, logged):
+    server.chains = False
+    for number in range(10):
+        server.set(f"c{number}.test", "CNAME", f"c{number + 1}.test.")
+    server.set("c10.test", "A", "192.0.2.1")
+    assert resolver(server).resolve("c0.test")[1:] == ([], [])
+    assert logged.find("Recursion limit reached of CNAME resolvation; max_recursion_depth='5'")[0].level == 3
+    assert resolver(server).resolve("c6.test")[1:] == (["192.0.2.1"], [])
+
+
+def test_a_circle_of_aliases_ends(server, logged):
+    server.set("a.test", "CNAME", "b.test.")
+    server.set("b.test", "CNAME", "a.test.")
+    # given a server that follows it itself, then the answer is unusable
+    with pytest.raises(KeyError):
+        resolver(server).resolve("a.test")
+    # and where we follow it, it is left when a name comes again
+    server.chains = False
+    assert resolver(server).resolve("a.test")[1:] == ([], [])
+    assert logged.find("CNAME already resolved, skipping; host='b.test', cname='a.test'")
+
+
+@pytest.mark.parametrize("name", ["missing.test", "a..b", "x" * 70])
+def test_a_name_that_does_not_exist(server, logged, name):
+    with pytest.raises(KeyError):
+        resolver(server).resolve(name)
+    message = logged.find(f"Error while resolving host; host='{name}', record_type='A', error='")[0]
+    assert (message.tag, message.level) == ("core.error", 4)
+
+
+@pytest.mark.parametrize("behaviour", [SILENCE, SERVFAIL])
+def test_a_server_without_answers(server, logged, behaviour):
+    server.behaviour = behaviour
+    with pytest.raises(KeyError):
+        resolver(server, timeout=0.2).resolve("a.test")
+    assert len(logged.find("Error while resolving host; host='a.test'")) == 2
+
+
+def test_one_family_may_fail_alone(server):
+    server.set("a.test", "A", "192.0.2.1")
+    server.silent_types = {"AAAA"}
+    assert resolver(server, timeout=0.2).resolve("a.test") == (60, ["192.0.2.1"], [])
+
+
+# ------------------------------------------------------------------ the cache
+
+def test_names_and_addresses_find_each_other(server):
+    server.set("a.test", "A", "192.0.2.1", "192.0.2.2", ttl=100)
+    server.set("b.test", "A", "192.0.2.1", ttl=50)
+    server.set("b.test", "AAAA", "2001:db8::1", ttl=50)
+    cache = cache_of(server)
+    cache.addHost("a.test")
+    cache.addHost("b.test")
+    count = len(server.queries)
+    assert cache.lookupAddress("192.0.2.1") == {"a.test", "b.test"}
+    assert cache.lookupAddress("192.0.2.2") == {"a.test"}
+    assert cache.lookupAddress("2001:DB8:0::1") == {"b.test"}
+    assert cache.lookupAddress("::ffff:192.0.2.2") == {"a.test"}
+    assert cache.lookupAddress("192.0.2.3") is None
+    assert cache.lookupAddress("nonsense") is None
+    assert cache.lookupHostname("b.test") == ({"192.0.2.1"}, {"2001:db8::1"})
+    assert cache.lookupCachedHostname("a.test") == ({"192.0.2.1", "192.0.2.2"}, set())
+    assert cache.hosts == {"a.test", "b.test"}
+    assert cache.cache_name_to_addresses["b.test"] == ({"192.0.2.1"}, {"2001:db8::1"})
+    assert cache.cache_address_to_names["192.0.2.1"] == {"a.test", "b.test"}
+    # all of it from memory
+    assert len(server.queries) == count
+    # and the next to expire is the one with the shorter life
+    name, moment = cache.getNextExpiration()
+    assert name == "b.test"
+    assert moment == pytest.approx(time.time() + 50, abs=2)
+    assert cache.lookupTTL("b.test") == pytest.approx(moment, abs=0.1) == cache.expires["b.test"]
+    assert cache.lookupTTL("c.test") is None
+    cache.removeHost("b.test")
+    cache.removeHost("b.test")
+    assert cache.lookupAddress("192.0.2.1") == {"a.test"}
+    with pytest.raises(KeyError):
+        cache.lookupCachedHostname("b.test")
+
+
+def test_an_empty_cache():
+    cache = ResolverCache(DNSResolver(server="127.0.0.1"))
+    with pytest.raises(ValueError, match="empty"):
+        cache.getNextExpiration()
+    assert not cache.shouldUpdate()
+    assert cache.lookupAddress("192.0.2.1") is None
+
+
+def test_expired_names_are_looked_up_again(server, clock, logged):
+    server.set("a.test", "A", "192.0.2.1", ttl=30)
+    cache = cache_of(server, "a.test")
+    assert cache.shouldUpdate()
+    assert cache.lookupAddress("192.0.2.1") == {"a.test"}
+    server.set("a.test", "A", "192.0.2.2", ttl=30)
+    assert not cache.shouldUpdate()
+    assert cache.updateHostIfNeeded("a.test") is False
+    assert logged.find("Host already in DNS cache and within TTL; host='a.test', ttl='")
+    clock.ahead += 31
+    assert cache.shouldUpdate()
+    assert cache.lookupAddress("192.0.2.1") is None
+    assert cache.lookupAddress("192.0.2.2") == {"a.test"}
+    assert logged.find("Found expired host in DNS cache; host='a.test'")
+    assert logged.find("Host not in DNS cache or has expired, doing lookup; host='a.test'")
+
+
+def test_updates_tell_what_has_changed(server, clock):
+    server.set("a.test", "A", "192.0.2.1", ttl=30)
+    server.set("b.test", "A", "192.0.2.1", ttl=30)
+    cache = cache_of(server, "a.test", "b.test")
+    assert sorted(cache.update()) == ["a.test", "b.test"]
+    server.set("a.test", "A", "192.0.2.9", ttl=30)
+    assert cache.update() == []
+    assert cache.update(time.time() + 31) == ["a.test"]
+    assert cache.updateHostIfNeeded("a.test", time.time() + 31) is False
+    assert cache.updateHost("b.test") is False
+
+
+def test_ttls_are_kept_within_bounds(server):
+    server.set("short.test", "A", "192.0.2.1", ttl=0)
+    server.set("long.test", "A", "192.0.2.1", ttl=10_000_000)
+    cache = cache_of(server, "short.test", "long.test")
+    cache.update()
+    left = {name: moment - time.time() for name, moment in cache.expires.items()}
+    assert left["short.test"] == pytest.approx(5, abs=1)
+    assert left["long.test"] == pytest.approx(86400, abs=2)
+
+
+@pytest.mark.parametrize("behaviour", [SILENCE, SERVFAIL])
+def test_addresses_outlive_a_failing_refresh_for_a_while(server, clock, logged, behaviour):
+    # given a name that was resolved, and a server that stops answering
+    server.set("a.test", "A", "192.0.2.1", ttl=30)
+    cache = cache_of(server, "a.test", timeout=0.1, stale_seconds=100)
+    assert cache.lookupAddress("192.0.2.1") == {"a.test"}
+    server.behaviour = behaviour
+    # when it expires
+    clock.ahead += 31
+    cache.updateHost("a.test")
+    # then the address stays, and the next attempt is a minute away
+    assert cache.lookupAddress("192.0.2.1") == {"a.test"}
+    assert cache.lookupTTL("a.test") - time.time() == pytest.approx(60, abs=1)
+    message = logged.find("Could not resolve host name trying again after default timeout; host='a.test', timeout='60'")
+    assert (message[0].tag, message[0].level) == ("core.info", 3)
+    # until its stale time has passed
+    clock.ahead += 101
+    cache.updateHost("a.test")
+    assert cache.lookupAddress("192.0.2.1") is None
+
+
+def test_a_name_that_ceased_to_exist_is_dropped_at_once(server, clock):
+    server.set("a.test", "A", "192.0.2.1")
+    cache = cache_of(server, "a.test")
+    cache.update()
+    server.remove("a.test")
+    clock.ahead += 61
+    assert cache.lookupAddress("192.0.2.1") is None
+
+
+def test_one_family_is_kept_while_only_its_look_up_fails(server, clock):
+    server.set("a.test", "A", "192.0.2.1")
+    server.set("a.test", "AAAA", "2001:db8::1")
+    cache = cache_of(server, "a.test", timeout=0.2)
+    cache.update()
+    server.silent_types = {"AAAA"}
+    server.set("a.test", "A", "192.0.2.2")
+    cache.updateHost("a.test")
+    assert cache.lookupCachedHostname("a.test") == ({"192.0.2.2"}, {"2001:db8::1"})
+
+
+def test_readers_wait_no_longer_than_one_query_however_many_names_there_are(server, clock):
+    names = [f"n{number}.test" for number in range(30)]
+    for name in names:
+        server.set(name, "A", "192.0.2.1", ttl=30)
+    cache = cache_of(server, *names, timeout=0.5)
+    assert cache.lookupAddress("192.0.2.1") == set(names)
+    server.behaviour = SILENCE
+    clock.ahead += 31
+    started = time.monotonic()
+    assert cache.lookupAddress("192.0.2.1") == set(names)
+    assert time.monotonic() - started < 1.5
+    # and while that refresh still runs, later readers do not wait at all
+    started = time.monotonic()
+    for _ in range(20):
+        assert cache.lookupAddress("192.0.2.1") == set(names)
+    assert time.monotonic() - started < 0.4
+    # and when the server is back, the refresh comes to its end
+    server.behaviour = ANSWER
+    deadline = time.monotonic() + 10
+    while cache.shouldUpdate() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not cache.shouldUpdate()
+
+
+def test_many_readers_cause_one_refresh(server):
+    server.set("a.test", "A", "192.0.2.1")
+    cache = cache_of(server, "a.test")
+    answers = []
+    threads = [threading.Thread(target=lambda: answers.append(cache.lookupAddress("192.0.2.1"))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [{"a.test"}] * 8
+    assert server.queries == [("a.test", "A"), ("a.test", "AAAA")]
+
+
+def test_an_unwatched_name_is_looked_up_and_not_kept(server):
+    server.set("a.test", "A", "192.0.2.1")
+    cache = cache_of(server)
+    assert cache.lookupHostname("a.test") == ({"192.0.2.1"}, set())
+    assert cache.hosts == set()
+    with pytest.raises(KeyError):
+        cache.lookupHostname("missing.test")
+
+
+def test_resolvers_of_the_policy_and_their_faults(logged):
+    class Own(AbstractResolver):
+        answer = (30, ["192.0.2.1"], [])
+
+        def resolve(self, name):
+            if self.answer is None:
+                raise RuntimeError("broken")
+            return self.answer
+
+    own = Own(1)
+    cache = ResolverCache(own)
+    cache.addHost("a")
+    assert cache.lookupAddress("192.0.2.1") == {"a"}
+    own.answer = None
+    cache.updateHost("a")
+    assert cache.lookupAddress("192.0.2.1") == {"a"}
+    assert logged.find("Could not resolve host name")
+
+
+def test_the_bases_are_abstract():
+    with pytest.raises(NotImplementedError):
+        AbstractResolver(1).resolve("a")
+    with pytest.raises(NotImplementedError):
+        AbstractHostnameCache()
+    assert AbstractHostnameCache.default_cache_timeout == 60
