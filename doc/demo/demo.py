@@ -80,11 +80,6 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def answers(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
 def title(text: str) -> None:
     print(f"\n--- {text} " + "-" * max(0, 90 - len(text)), flush=True)
 
@@ -107,7 +102,7 @@ def main() -> None:
     server.start()
     with tempfile.TemporaryDirectory() as directory:
         firewall = Firewall(client_port, origin_port, directory)
-        firewall.wait_for(lambda: answers(client_port), "start to listen")
+        firewall.wait_for(lambda: any("Accepting connections" in line for line in firewall.lines), "start to listen")
         title("The client sends two mails to the firewall")
         send(client_port, "bob@example.com")
         send(client_port, "victim@elsewhere.example")

@@ -1,6 +1,6 @@
 """A real Postfix on loopback: its own configuration, queue and mailbox, gone afterwards.
 
-    with Postfix(directory) as mta:
+    with Postfix() as mta:
         ... SMTP to ("127.0.0.1", mta.port) ...
         mail = mta.wait_for_mails(1)[0]
 
@@ -15,6 +15,7 @@ import pwd
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -74,9 +75,10 @@ postlog unix-dgram n - n - 1 postlogd
 class Postfix:
     """One Postfix instance; `with` starts and stops it."""
 
-    def __init__(self, directory: Path, *, address: str = "127.0.0.1", port: int | None = None, extra: str = "",
+    def __init__(self, *, address: str = "127.0.0.1", port: int | None = None, extra: str = "",
                  prefix: tuple[str, ...] = ()) -> None:
-        self.directory = Path(directory)
+        # not pytest's directory: that one is closed to everybody but its owner, and Postfix is several users
+        self.directory = Path(tempfile.mkdtemp(prefix="zorp-test-postfix-"))
         self.address = address
         self.port = port or _free_port(address)
         self._extra = extra
@@ -90,6 +92,7 @@ class Postfix:
 
     def __exit__(self, *exc_info) -> None:
         self._postfix("abort", check=False)
+        shutil.rmtree(self.directory, ignore_errors=True)
 
     @property
     def log(self) -> str:
@@ -119,9 +122,6 @@ class Postfix:
     def _configure(self) -> None:
         user = pwd.getpwnam("postfix")
         self.directory.chmod(0o755)
-        for parent in self.directory.parents:          # the delivery agent runs as an ordinary user
-            if str(parent).startswith("/tmp/"):
-                parent.chmod(parent.stat().st_mode | 0o055)
         for name in ("queue", "data", "mail", "log"):
             (self.directory / name).mkdir()
         for name in ("data", "mail"):

@@ -37,8 +37,8 @@ HEADER = b"From: Ann <ann@example.org>\r\nSubject: test\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
-def postfix(tmp_path_factory):
-    with Postfix(tmp_path_factory.mktemp("postfix")) as mta:
+def postfix():
+    with Postfix() as mta:
         yield mta
 
 
@@ -89,7 +89,7 @@ def test_fifty_megabytes_arrive_and_memory_stays_bounded(postfix, firewall):
     # when it goes through the firewall
     send(firewall.port, body)
     # then it arrives unchanged, and the worker never held more than a fraction of it
-    mail = postfix.wait_for_mails(before + 1, seconds=60)[-1]
+    mail = postfix.wait_for_mails(before + 1)[-1]
     arrived = body_of(mail).replace(b"\n", b"\r\n")
     assert hashlib.sha256(arrived).digest() == hashlib.sha256(body).digest()
     peak_kib = int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1])
@@ -118,7 +118,7 @@ def test_a_recipient_elsewhere_is_refused_and_the_server_never_hears_of_it(postf
     with smtplib.SMTP("127.0.0.1", firewall.port, timeout=30) as client:
         client.ehlo("client.example.org")
         client.mail(SENDER)
-        assert client.rcpt("victim@elsewhere.example") == (554, b"Relaying denied.")
+        assert client.rcpt("victim@elsewhere.example") == (554, b"5.7.1 Relaying denied.")
     assert "elsewhere.example" not in postfix.log
 
 
