@@ -33,13 +33,13 @@ Threads
 
 Deviations
     All three members of the shutdown family run, whatever the others did.  Exceptions of policy
-    code are logged, not printed.  Sending TLS and stacking data is not this module's matter.
+    code are logged, not printed.  A class without an engine is refused by the constructor, not
+    when its thread starts.
 """
 
 from __future__ import annotations
 
 import contextlib
-import enum
 import select
 import socket
 import threading
@@ -73,18 +73,8 @@ _DISCARD_READS = 16
 _DISCARD_BYTES = 65536
 _DISCARD_FLAGS = socket.MSG_DONTWAIT | socket.MSG_TRUNC
 
-
-class State(enum.IntEnum):
-    """Where a proxy is in its life; `_state` holds the number."""
-
-    INITIAL = 0
-    THREAD_STARTED = 1
-    CONFIG = STATE_CONFIG
-    STARTING_UP = 3
-    WORKING = 4
-    SHUTTING_DOWN = 5
-    DESTROYING = 6
-
+# where a proxy is in its life: `_state`, ordered
+INITIAL, THREAD_STARTED, STARTING_UP, WORKING, SHUTTING_DOWN, DESTROYING = 0, 1, 3, 4, 5, 6
 
 _FAMILIES = {
     "config": ("__pre_config__", "config", "__post_config__"),
@@ -92,6 +82,8 @@ _FAMILIES = {
     "shutdown": ("__pre_shutdown__", "shutdown", "__post_shutdown__"),
 }
 _OLD_NAMES = {"startup": "startUp", "shutdown": "shutDown"}
+_FAMILY_NAMES = {family: frozenset((*members, *filter(None, map(_OLD_NAMES.get, members))))
+                 for family, members in _FAMILIES.items()}
 
 
 class PolicyCallFailed(Exception):
@@ -164,7 +156,7 @@ def _set_tos(side):
         setattr(proxy._vars, name, check_number(value, attribute))
         stream = getattr(proxy, side)
         if stream is not None:
-            apply_tos(stream.sock, getattr(proxy._vars, name))
+            apply_tos(stream.sock, getattr(proxy._vars, name) & 0xFF)
 
     return set_tos
 
@@ -213,7 +205,7 @@ class BuiltinProxy:
     module = None
 
     # what other threads and late callers find once the instance dictionary is gone
-    _state = int(State.INITIAL)
+    _state = INITIAL
     _session_id = ""
     _client = None
     _server = None
@@ -281,19 +273,21 @@ class BuiltinProxy:
                 running.remove(self)
 
     def _live(self) -> None:
-        self._state = State.THREAD_STARTED.value
+        self._state = THREAD_STARTED
         self._vars = made = self._table.new_vars()
         made.client_local_tos = made.server_local_tos = 0
         made.server_socket_mark = _SERVER_SIDE_MARK if config.options.kzorp_enabled else 0
         self._engine_start()
         self._state = STATE_CONFIG
+        plain_attributes = len(self.__dict__)
         self._run_events("config")
-        report_misspelt(self, self._table)
+        if len(self.__dict__) > plain_attributes:
+            report_misspelt(self, self._table)
         self._guarded(self._check_config)
         self._guarded(self._engine_config)
-        self._state = State.STARTING_UP.value
+        self._state = STARTING_UP
         self._run_events("startup")
-        self._state = State.WORKING.value
+        self._state = WORKING
         if not self._stop_requested:
             self._engine_main()
 
@@ -312,16 +306,16 @@ class BuiltinProxy:
 
     def _end(self) -> None:
         """Every step on its own: none may keep the next from running."""
-        self._state = State.SHUTTING_DOWN.value
+        self._state = SHUTTING_DOWN
         client, server, parent, lock = self._client, self._server, self._parent, self._ends_lock
-        for name, event in self._events_of("shutdown"):
-            self._quietly(self._call_event, name, event)
+        for name in self._event_names("shutdown"):
+            self._quietly(self._call_event, name)
         if self._vars is not None:
             self._quietly(self._engine_stop)
         if enabled(CORE_DEBUG, 7):
             log(self._session_id, CORE_DEBUG, 7, "calling __destroy__() event;")
         self._quietly(getattr(self, "__destroy__", None) or _nothing)
-        self._state = State.DESTROYING.value
+        self._state = DESTROYING
         if parent is not None:
             parent.drop_child(self)
         for stream in (client, server):
@@ -352,26 +346,23 @@ class BuiltinProxy:
 
     # events
 
-    def _events_of(self, family: str):
-        """Yield (name, method) of the family's events that this object has."""
-        for name in _own_names(self, family) if self._has_own_events(family) else _event_names(type(self))[family]:
-            event = getattr(self, name)
-            if callable(event):
-                yield name, event
-                continue
-            log(self._session_id, CORE_ERROR, 2, "Traceback: TypeError: Event must be callable: %s", (name,))
-
-    def _has_own_events(self, family: str) -> bool:
-        own = self.__dict__
-        return any(name in own for name in _FAMILIES[family]) or _OLD_NAMES.get(family) in own
+    def _event_names(self, family: str) -> tuple[str, ...]:
+        """Return the events of the family that this object has."""
+        if _FAMILY_NAMES[family].isdisjoint(self.__dict__):
+            return _events_of_class(type(self))[family]
+        return _present(_FAMILIES[family], lambda name: getattr(self, name, None) is not None)
 
     def _run_events(self, family: str) -> None:
-        for name, event in self._events_of(family):
-            self._call_event(name, event)
+        for name in self._event_names(family):
+            self._call_event(name)
 
-    def _call_event(self, name: str, event) -> None:
+    def _call_event(self, name: str) -> None:
+        event = getattr(self, name)
         if enabled(CORE_DEBUG, 7):
             log(self._session_id, CORE_DEBUG, 7, "calling event; %s()", (name,))
+        if not callable(event):
+            log(self._session_id, CORE_ERROR, 2, "Traceback: TypeError: Event must be callable: %s", (name,))
+            return
         try:
             event()
         except BaseException as problem:
@@ -485,9 +476,11 @@ class BuiltinProxy:
             attach.abort()
 
     def add_child(self, proxy) -> None:
-        """Make a stop request for this proxy reach `proxy` too."""
-        with self._ends_lock:
-            self._children = (*self._children, proxy)
+        """Make a stop request for this proxy reach `proxy` too; nothing happens when this proxy ended."""
+        lock = getattr(self, "_ends_lock", None)
+        if lock is not None:
+            with lock:
+                self._children = (*self._children, proxy)
 
     def drop_child(self, proxy) -> None:
         """Forget a child that ended; nothing happens when this proxy ended first."""
@@ -521,7 +514,7 @@ def _nothing() -> None:
     pass
 
 
-def _event_names(cls: type) -> dict[str, tuple[str, ...]]:
+def _events_of_class(cls: type) -> dict[str, tuple[str, ...]]:
     """Return the events that the class has, by family; found once, when its first session starts."""
     names = cls.__dict__.get("_events")
     if names is None:
@@ -529,10 +522,6 @@ def _event_names(cls: type) -> dict[str, tuple[str, ...]]:
             family: _present(members, lambda name: getattr(cls, name, None) is not None)
             for family, members in _FAMILIES.items()}
     return names
-
-
-def _own_names(proxy, family: str) -> tuple[str, ...]:
-    return _present(_FAMILIES[family], lambda name: getattr(proxy, name, None) is not None)
 
 
 def _present(members, has) -> tuple[str, ...]:
@@ -571,11 +560,14 @@ def _close(stream: Stream, lock) -> None:
     """Close in order.  What the peer sent and nobody read is discarded first: left unread, it would make
     the kernel reset the connection, and the peer could lose the end of what we sent."""
     with lock:
-        if stream.fileno() < 0:
+        sock = stream.sock
+        if sock.fileno() < 0:
             return
         stream.shutdown(socket.SHUT_RDWR)
-        with contextlib.suppress(OSError):
+        try:
             for _ in range(_DISCARD_READS):
-                if not stream.sock.recv(_DISCARD_BYTES, _DISCARD_FLAGS):
+                if not sock.recv(_DISCARD_BYTES, _DISCARD_FLAGS):
                     break
+        except OSError:
+            pass                             # reset by the peer: nothing is left to discard
         stream.close()

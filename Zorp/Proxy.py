@@ -115,10 +115,10 @@ class Proxy(BuiltinProxy):
 
     def __pre_config__(self):
         """First event: outband authentication, defaults that come from config.options."""
-        session = self.session
-        if not session.auth_user and _asks_for_authentication(session.service):
+        master = self.session.getMasterSession()
+        if not master.auth_user and _asks_for_authentication(master.service):
             raise AAException("Authentication is not built in this release")
-        if session.protocol == ZD_PROTO_UDP and self.timeout > _LONGEST_UDP_TIMEOUT_MS:
+        if master.protocol == ZD_PROTO_UDP and self.timeout > _LONGEST_UDP_TIMEOUT_MS:
             self.timeout = _LONGEST_UDP_TIMEOUT_MS
         self.language = config.options.language
         self.encryption_policy = None

@@ -6,7 +6,8 @@ Theory of operation
     Texts are str with one character per byte.  The proxies of this package use recv(), send()
     and unread() of SocketStream instead; both ways may be mixed, no byte is lost between them.
 
-    readline() works after push_lines(limit): lines end in CRLF or LF and come without it.
+    readline() works after push_lines(limit): lines end in CRLF or LF and come without it; the
+    limit counts the end.  With `raw` set, read() and readline() give bytes instead of text.
     Closing writes one accounting line under the stream's name: seconds since the stream was
     made, bytes sent to and received from this peer.
 
@@ -50,7 +51,7 @@ class Stream(SocketStream):
         name: for logs; at most 127 characters are kept.
     """
 
-    __slots__ = ("_created", "_line_limit", "_lines_broken", "_name", "_nonblocking", "nul_nonfatal", "split")
+    __slots__ = ("_created", "_line_limit", "_lines_broken", "_name", "_nonblocking", "nul_nonfatal", "raw", "split")
 
     def __init__(self, fd, name=""):
         super().__init__(fd if isinstance(fd, socket.socket) else socket.socket(fileno=int(fd)))
@@ -60,6 +61,7 @@ class Stream(SocketStream):
         self._nonblocking = False
         self.split = 0
         self.nul_nonfatal = 0
+        self.raw = 0
         self._name = name
 
     @property
@@ -145,10 +147,14 @@ class Stream(SocketStream):
         data = self._recv_for_policy(count)
         if not data:
             raise StreamException(G_IO_STATUS_EOF, None)
-        return data.decode("latin-1")
+        return self._given(data)
+
+    def _given(self, data):
+        """Return bytes in the form that the policy wants."""
+        return data if self.raw else data.decode("latin-1")
 
     def push_lines(self, limit_bytes):
-        """Put a line reader on the stream: readline() accepts lines up to `limit_bytes`."""
+        """Put a line reader on the stream: readline() accepts lines up to `limit_bytes`, their end included."""
         self._line_limit = limit_bytes
 
     def readline(self):
@@ -156,19 +162,19 @@ class Stream(SocketStream):
         if self._lines_broken or not self._line_limit:
             raise StreamException(G_IO_STATUS_ERROR, None)
         text = b""
-        while (end := text.find(b"\n")) < 0 and len(text) <= self._line_limit + 1:
+        while (end := text.find(b"\n")) < 0 and len(text) < self._line_limit:
             data = self._recv_line_part(text)
             if not data:
                 return self._last_line(text)
             text += data
-        if end >= 0 and end <= self._line_limit + 1:
+        if 0 <= end < self._line_limit:
             self.unread(text[end + 1:])
-            return self._checked(text[:end].removesuffix(b"\r"), text)
+            return self._checked(text[:end].removesuffix(b"\r"))
         return self._too_long(text)
 
     def _recv_line_part(self, text):
         try:
-            return self._recv_for_policy(self._line_limit + 2)
+            return self._recv_for_policy(self._line_limit)
         except StreamException as problem:
             self.unread(text)                       # a later call goes on where this one stopped
             raise StreamException(problem.args[0], None) from None
@@ -176,26 +182,23 @@ class Stream(SocketStream):
     def _last_line(self, text):
         if not text:
             raise StreamException(G_IO_STATUS_EOF, None)
-        if len(text) > self._line_limit:
-            return self._too_long(text)
-        return self._checked(text, text)
+        return self._checked(text)
 
-    def _checked(self, line, buffer):
-        if len(line) > self._line_limit:
-            return self._too_long(buffer)
+    def _checked(self, line):
         if b"\0" in line and not self.nul_nonfatal:
-            self._lines_broken = True
-            raise StreamException(G_IO_STATUS_ERROR, None)
-        return line.decode("latin-1")
+            self._break_lines("Invalid line, embedded NUL character found, buffer=[%s]", (line,))
+        return self._given(line)
 
     def _too_long(self, text):
         if self.split:
             self.unread(text[self._line_limit:])
-            raise StreamException(G_IO_STATUS_AGAIN, text[:self._line_limit].decode("latin-1"))
+            raise StreamException(G_IO_STATUS_AGAIN, self._given(text[:self._line_limit]))
+        return self._break_lines("Line too long, buffer=[%s], max_line_length=[%d]",
+                                 (text[:self._line_limit], self._line_limit))
+
+    def _break_lines(self, problem, arguments):
         self._lines_broken = True
-        log(None, "core.error", 3,
-            "Error while fetching line; error='Line too long, buffer=[%s], max_line_length=[%d]'",
-            (text[:self._line_limit].decode("latin-1"), self._line_limit))
+        log(None, "core.error", 3, f"Error while fetching line; error='{problem}'", arguments)
         raise StreamException(G_IO_STATUS_ERROR, None)
 
     def _recv_for_policy(self, count):

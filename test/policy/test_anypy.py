@@ -76,6 +76,71 @@ def test_line_beyond_the_limit(serve, limit, line):
     assert session.log.find("Error while fetching line; error='Line too long")
 
 
+@pytest.mark.parametrize(("line", "outcome"), [(b"12345678\r\n", "12345678"), (b"123456789\n", "123456789"),
+                                                (b"123456789\r\n", None), (b"1234567890\n", None)])
+def test_line_limit_counts_the_line_end(serve, line, outcome):
+    proxy_class = ending_with(lambda proxy: proxy.client_stream.readline(), client_max_line_length=10)
+    with serve(proxy_class) as session:
+        session.client.sendall(line)
+        session.wait_for_end()
+    if outcome is None:
+        assert proxy_class.outcome.args == (G_IO_STATUS_ERROR, None)
+    else:
+        assert proxy_class.outcome == outcome
+
+
+def test_nul_in_a_line_is_an_error_unless_permitted(serve):
+    def read_two(proxy):
+        proxy.client_stream.nul_nonfatal = 1
+        first = proxy.client_stream.readline()
+        proxy.client_stream.nul_nonfatal = 0
+        try:
+            proxy.client_stream.readline()
+        except StreamException as problem:
+            return first, problem.args
+
+    proxy_class = ending_with(read_two)
+    with serve(proxy_class) as session:
+        session.client.sendall(b"a\0b\r\nc\0d\r\n")
+        session.wait_for_end()
+    assert proxy_class.outcome == ("a\0b", (G_IO_STATUS_ERROR, None))
+    assert session.log.find("Error while fetching line; error='Invalid line, embedded NUL character found, buffer=[")
+
+
+def test_raw_stream_gives_bytes(serve):
+    def read_raw(proxy):
+        stream = proxy.client_stream
+        text = stream.readline()
+        stream.raw = 1
+        stream.write(b"\xff")
+        return text, stream.readline(), stream.read(10)
+
+    proxy_class = ending_with(read_raw)
+    with serve(proxy_class) as session:
+        session.client.sendall(b"\xe9\n\xe9\nrest")
+        assert session.client.recv(1) == b"\xff"
+        session.wait_for_end()
+    assert proxy_class.outcome == ("\xe9", b"\xe9", b"rest")
+
+
+def test_split_gives_a_long_line_in_pieces(serve):
+    def read_pieces(proxy):
+        stream = proxy.client_stream
+        stream.split = 1
+        pieces = []
+        while True:
+            try:
+                return [*pieces, stream.readline()]
+            except StreamException as problem:
+                pieces.append(problem.args)
+
+    proxy_class = ending_with(read_pieces, client_max_line_length=4)
+    with serve(proxy_class) as session:
+        session.client.sendall(b"12345678ab\n")
+        session.wait_for_end()
+    assert proxy_class.outcome == [(3, "1234"), (3, "5678"), "ab"]
+
+
 def test_both_names_of_a_stream_are_the_same_object(serve):
     proxy_class = ending_with(lambda proxy: (proxy.client_stream is proxy.session.client_stream,
                                              proxy.server_stream is proxy.session.server_stream))

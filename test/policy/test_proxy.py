@@ -465,6 +465,15 @@ def test_stop_request_reaches_children(serve):
     assert child.stopped
 
 
+def test_children_of_a_finished_parent_are_nobodys(serve):
+    with serve(PlugProxy) as session:
+        session.client.close()
+        session.wait_for_end()
+        session.proxy.add_child(session.proxy)
+        session.proxy.drop_child(session.proxy)
+    assert session.proxy._children == ()
+
+
 # what is not built is refused
 
 class WithTls(PlugProxy):
