@@ -12,7 +12,7 @@ from bench.process import Server, free_port
 _HAPROXY = """\
 global
     nbthread 1
-    maxconn 9000
+    maxconn 6000
 defaults
     mode tcp
     timeout connect 5s
