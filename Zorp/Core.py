@@ -6,6 +6,7 @@ the whole policy language, so that any module may be imported alone afterwards.
 
 from __future__ import annotations
 
+from Zorp import FileLock as _FileLock
 from Zorp import KZorp as _KZorp
 from Zorp import StarNames as _StarNames
 from Zorp import Zorp as _Zorp
@@ -32,7 +33,9 @@ from Zorp.Resolver import DNSResolver, HashResolver, ResolverPolicy
 from Zorp.Router import AbstractRouter, DirectedRouter, InbandRouter, TransparentRouter
 from Zorp.Rule import PortRange, Rule
 from Zorp.Service import DenyIPv4, DenyIPv6, DenyService, PFService, Service
-from Zorp.SockAddr import SockAddrInet, SockAddrInet6, SockAddrInetHostname, SockAddrInetRange, SockAddrUnix
+from Zorp.SockAddr import (
+    SockAddr, SockAddrInet, SockAddrInet6, SockAddrInetHostname, SockAddrInetRange, SockAddrUnix,
+)
 from Zorp.Stack import RemoteStackingBackend, StackingProvider
 from Zorp.Subnet import Inet6Subnet, InetSubnet
 from Zorp.Unbuilt import *

@@ -172,6 +172,7 @@ _OLD_NAMES = {"thread": "_thread"}
 
 def complete_loaded():
     """Give every loaded policy module the names it used to deliver; the end of Zorp.Core calls it."""
+    complete("Zorp.Zorp")                        # others take everything it has
     for name in sorted(_STARS.keys() | _SINGLE.keys() | _LIBRARY.keys()):
         complete(name)
 
