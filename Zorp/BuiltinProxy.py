@@ -69,6 +69,7 @@ from Zorp.Stream import Stream
 from Zorp.Verdict import ACCEPTED, DENIED_BY_UNKNOWN_FAIL
 
 _SERVER_SIDE_MARK = 0x40000000       # tells a forged server connection from the client's in packet rules
+_STOPPED_BY_ADMINISTRATOR = "stopped by administrator"      # info of the summary line
 _DISCARD_READS = 16
 _DISCARD_BYTES = 65536
 _DISCARD_FLAGS = socket.MSG_DONTWAIT | socket.MSG_TRUNC
@@ -127,7 +128,7 @@ class RunningProxies:
             return list(self._proxies)
 
     def stop_session(self, session_id: str) -> int:
-        """Ask every proxy of a session to end; return their number.
+        """Ask every proxy of a session to end and have its summary say why; return their number.
 
         session_id: of the master session or of one proxy.
         """
@@ -135,6 +136,7 @@ class RunningProxies:
         for proxy in self.all():
             own_id = proxy._session_id
             if own_id == session_id or own_id.startswith(session_id + "/"):
+                proxy.session.getMasterSession().summary_info = _STOPPED_BY_ADMINISTRATOR
                 proxy.request_stop()
                 stopped += 1
         return stopped
@@ -190,6 +192,7 @@ class BuiltinProxy:
 
     engine_attributes = (
         Attr("language", STRING, CONFIG, "en"),
+        Attr("alerting_config", STRING, CONFIG, "{}"),             # releases 3.9.8 to 6; nothing reads it
         Attr("client_stream", CUSTOM, RUN_READ, _stream_of("_client")),
         Attr("server_stream", CUSTOM, RUN_READ, _stream_of("_server")),
         Attr("client_remote_tos", INT8, ALWAYS, 0),

@@ -69,6 +69,7 @@ class Proxy(BuiltinProxy):
     auth_inband_defer = FALSE
     auth_inband_supported = FALSE
     auth_server_supported = FALSE
+    ssl_deprecation_warning = True     # kept for policies of release 6 that switch it off
 
     def __init__(self, session):
         self.session = session
@@ -128,6 +129,9 @@ class Proxy(BuiltinProxy):
 
     def __post_config__(self):
         """Last event of the family; where TLS is built, it chooses the encryption here."""
+
+    def __pre_startup__(self):
+        """First event of its family; where authentication is built, it hands the provider to the engine."""
 
     def _check_config(self):
         """Refuse TLS settings, also those of classes whose __post_config__() does not call the base."""

@@ -401,6 +401,7 @@ def test_stop_request_ends_a_waiting_session(serve, end_of_id):
         session.wait_for_end()
     line = session.log.find("User initiated proxy termination request received;")[0]
     assert (line.tag, line.level) == ("core.info", 2)
+    assert "info='stopped by administrator'" in session.log.find("Connection summary;")[0].text
 
 
 def test_stop_request_for_another_session_changes_nothing(serve):
