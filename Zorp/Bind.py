@@ -133,10 +133,18 @@ class DBIface(DispatchBindType):
         """The address in network order, read as a native integer, as SockAddrInet.ip is."""
         return self._address.ip
 
+    @ip.setter
+    def ip(self, value):
+        self._address.ip = value
+
     @property
     def ip_s(self):
         """The address as dotted text."""
         return self._address.ip_s
+
+    @ip_s.setter
+    def ip_s(self, value):
+        self._address.ip_s = value
 
     def key(self) -> BindKey:
         return BindKey(self.type, self.protocol, self.family, f"{self.iface} {self.ip_s}", self.port)

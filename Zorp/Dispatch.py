@@ -209,6 +209,7 @@ class BaseDispatch:
         self.session_id = _next_session_id(session_id)
         self._bind_text = ", ".join(str(bind) for bind in binds)
         params = self._params(kw)
+        self.backlog, self.threaded = params.backlog, params.threaded
         # the handler is looked up again for every connection: sites replace accepted() on objects, too
         self.dispatches = [
             Dispatch(self.session_id, bind, prio, lambda *connection: self.accepted(*connection), params)

@@ -44,29 +44,29 @@ class ConnectionVerdict:
     Raises ValueError for a number outside 0 to 6.
     """
 
-    __slots__ = ("verdict_value",)
+    __slots__ = ("value",)
 
     (ACCEPTED, DENIED_BY_POLICY, DENIED_BY_LIMIT, DENIED_BY_CONNECTION_FAIL,
      DENIED_BY_UNKNOWN_FAIL, ABORTED_BY_POLICY_ACTION, INVALID_POLICY_CALL) = range(len(_NAMES))
 
     def __init__(self, verdict_value):
         if isinstance(verdict_value, ConnectionVerdict):
-            verdict_value = verdict_value.verdict_value
+            verdict_value = verdict_value.value
         if verdict_value not in range(len(_NAMES)):
             raise ValueError(f"Invalid connection verdict value; value='{verdict_value}'")
-        self.verdict_value = verdict_value
+        self.value = verdict_value
 
     def __eq__(self, other):
-        return getattr(other, "verdict_value", other) == self.verdict_value
+        return getattr(other, "value", other) == self.value
 
     def __ne__(self, other):
         return not self == other
 
     def __hash__(self):
-        return hash(self.verdict_value)
+        return hash(self.value)
 
     def __str__(self):
-        return _NAMES[self.verdict_value]
+        return _NAMES[self.value]
 
     def __repr__(self):
         return f"ConnectionVerdict({self})"
