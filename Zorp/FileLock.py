@@ -18,8 +18,6 @@ from Zorp.Log import log
 
 _MODE = 0o600
 
-__all__ = ["FileLock"]
-
 
 class FileLock:
     """An exclusive lock on `filename`; waits until it is free.
@@ -33,7 +31,8 @@ class FileLock:
         try:
             self.lock_fd = os.fdopen(os.open(filename, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _MODE), "r+")
         except (OSError, TypeError) as problem:
-            log(None, CORE_ERROR, 3, "Error opening lock file; file='%s', error='%s'", (filename, problem))
+            log(None, CORE_ERROR, 3, "Error opening lock file; file='%s', error='%s'",
+                (filename, getattr(problem, "strerror", problem)))
 
     def acquire(self):
         """Wait for the lock and take it."""

@@ -4,6 +4,8 @@ import re
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from Zorp import Patterns
 from Zorp.Patterns import PatternTimeout, Repetition, byte_pattern, compile_pattern, repetition
@@ -87,3 +89,13 @@ def test_a_search_that_takes_too_long_is_given_up(monkeypatch):
 def test_without_the_package_regex_patterns_still_work(monkeypatch):
     monkeypatch.setattr(Patterns, "regex", None)
     assert isinstance(compile_pattern("(x+x+)+y", ignore_case=True), re.Pattern)
+
+
+@given(st.text("ab()[]{}*+?|\\^$.:=!<>P#-iu,019é"))
+def test_any_text_compiles_or_is_refused(pattern):
+    assert repetition(pattern) in Repetition
+    try:
+        compiled = compile_pattern(byte_pattern(pattern), ignore_case=True)
+    except re.error:
+        return
+    compiled.search("ab")

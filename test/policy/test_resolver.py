@@ -4,12 +4,14 @@ import socket
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from test.support.dns_server import SERVFAIL, SILENCE, DnsServer
 from test.support.logged import captured_log
 from Zorp import Globals, HostNames
 from Zorp.Constants import AF_INET, AF_INET6
-from Zorp.HostNames import SystemNames, host_name, server_from_text
+from Zorp.HostNames import SystemNames, address_from_text, host_name, server_from_text
 from Zorp.Resolver import (
     AbstractResolver,
     DNSResolver,
@@ -241,3 +243,12 @@ def test_a_host_name_is_bounded_in_time():
     for text in ("1." * 20000 + "x!", "a" * 100000, "0x" * 20000, "a." * 50000):
         assert host_name(text) is None
     assert time.monotonic() - started < 1
+
+
+@given(st.text(st.characters(exclude_categories=())) | st.text("a-.0x1é", max_size=80))
+def test_any_text_is_a_host_name_or_not(text):
+    name = host_name(text)
+    if name is not None:
+        assert all(0 < len(label) < 64 for label in name.labels[:-1])
+        assert address_from_text(name.to_text(omit_final_dot=True)) is None
+    assert address_from_text(text) is None or name is None or ":" in text
