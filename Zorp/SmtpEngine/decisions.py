@@ -78,7 +78,7 @@ class Decisions:
         try:
             action = parse_action(entry)
         except ActionError:
-            raise self._unusable("Invalid request policy type; request='%s'", verb)
+            raise self._unusable("Invalid request policy type; request='%s'", verb) from None
         if action.verdict == ACCEPT:
             return Request(verb, parameter)
         if action.verdict == POLICY:
@@ -96,7 +96,7 @@ class Decisions:
         try:
             action = parse_action(entry)
         except ActionError:
-            raise self._unusable("Invalid request policy type; request='%s'", verb)
+            raise self._unusable("Invalid request policy type; request='%s'", verb) from None
         if action.verdict == REJECT:
             self._set_error(action, "Error in request policy; request='%s'", verb)
         if action.verdict not in (ACCEPT, POLICY):
@@ -122,7 +122,7 @@ class Decisions:
         try:
             callback = parse_policy_action(action)
         except ActionError:
-            raise self._unusable("Error in request policy; request='%s'", verb)
+            raise self._unusable("Error in request policy; request='%s'", verb) from None
         before = variables.request_cmd, variables.request_param = verb, to_policy(parameter)
         verdict = self._call(callback, *before)
         if not isinstance(verdict, int):
@@ -142,7 +142,8 @@ class Decisions:
             changed = parse_command(line, utf8="SMTPUTF8" in session.active)
         except (TextError, UnicodeError, WireError):
             changed = None
-        if changed is None or (changed.verb != verb and changed.verb in _STARTS_A_DIALOGUE):
+        if changed is None or changed.verb != new_verb.upper() or (
+                changed.verb != verb and changed.verb in _STARTS_A_DIALOGUE):
             self._log("smtp.policy", 1, "Invalid request set by policy; request='%s', new_request='%s'",
                       (verb, new_verb))
             raise self._aborted()
@@ -176,7 +177,7 @@ class Decisions:
         try:
             action = parse_action(entry)
         except ActionError:
-            raise self._unusable("Invalid response policy; request='%s', response='%s'", verb, code)
+            raise self._unusable("Invalid response policy; request='%s', response='%s'", verb, code) from None
         if action.verdict == ACCEPT:
             return ReplyDecision(reply, None)
         if action.verdict == POLICY:
@@ -200,12 +201,13 @@ class Decisions:
         try:
             callback = parse_policy_action(action)
         except ActionError:
-            raise self._unusable("Error in response policy; request='%s', response='%s'", verb, str(reply.code))
+            raise self._unusable("Error in response policy; request='%s', response='%s'",
+                                 verb, str(reply.code)) from None
         before = variables.response_code, variables.response_param
         verdict = self._call(callback, verb, parameter, *before)
         if not isinstance(verdict, int):
             raise self._no_verdict("The verdict returned by the policy is not an int; request='%s', response='%s'",
-                             verb, before[0])
+                                   verb, before[0])
         if verdict == REJECT:
             return self._refuse_reply(verb, reply)
         if verdict != ACCEPT:
@@ -259,7 +261,7 @@ class Decisions:
     def _set_error(self, action, problem: str, *fields) -> None:
         """Take code and text of a REJECT entry; what is not given keeps its default."""
         if len(action.args) > _MOST_REJECT_ITEMS:
-            raise self._unusable(problem, *fields)
+            raise self._unusable(problem, *fields) from None
         variables = self._vars
         values = [to_policy(item) if isinstance(item, bytes) else str(item) for item in action.args]
         variables.error_code = values[0] if values else "500"
