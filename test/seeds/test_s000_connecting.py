@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import socket
 import time
 
@@ -82,7 +83,7 @@ def test_the_proxy_decides_when_and_the_policy_layer_connects(server):
         gateway.names["config"].options.permit_local_targets = True
         # when the client has not spoken, nothing is connected; when it has
         client = gateway.connect()
-        gateway.logged.wait_for("calling event; __post_startup__")
+        gateway.logged.wait_for("calling event; __post_config__")
         assert server.peers == []
         client.sendall(b"127.0.0.1:%d" % server.port)
         assert client.recv(1) == b"1"
@@ -138,35 +139,25 @@ def test_the_connection_follows_what_the_session_says(server):
         client.close()
 
 
-STACKED = """
-    class Child(PlugProxy):
-        name = "plug"
-        def config(self):
-            PlugProxy.config(self)
-            SEEN["chainer"] = self.session.chainer
-            SEEN["owner"] = self.session.owner
-
-    class Parent(PlugProxy):
-        def config(self):
-            PlugProxy.config(self)
-            self.stack_proxy = (Z_STACK_PROXY, Child)
-            SEEN["parent"] = self.session
-"""
-
-
 @covers("S000-9", "S000-10")
 def test_a_stacked_proxy_gets_a_prepared_server_side(server):
-    # given a plug with another plug inside
-    with plug(before=STACKED, proxy_class="Parent", server_port=server.port) as gateway:
-        # when bytes pass both
-        client = gateway.connect()
-        assert exchange(client) == b"ping"
-        # then the inner one has no chainer, and the server was connected once
-        assert gateway.seen["chainer"] is None
-        assert gateway.seen["owner"] is gateway.seen["parent"]
-        assert len(gateway.logged.find("Server connection established")) == 1
-        assert len(server.peers) == 1
-        client.close()
+    # given the session of a proxy that stands inside another one, as its parent prepares it
+    with plug(server_port=server.port) as gateway:
+        names = gateway.names
+        parent = importlib.import_module("Zorp.Session").MasterSession()
+        session = importlib.import_module("Zorp.Session").StackedSession(parent)
+        session.client_stream, _upstream = names["streamPair"](socket.AF_UNIX, socket.SOCK_STREAM)
+        session.server_stream, _downstream = names["streamPair"](socket.AF_UNIX, socket.SOCK_STREAM)
+        prepared = session.server_stream
+        # when its proxy connects
+        child = gateway.policy.PlugProxy(session)
+        connected = child.connectServer()
+        # then it has no chainer and gets the prepared end, once, and nobody connects anywhere
+        assert session.chainer is None
+        assert connected is prepared
+        assert child.connectServer() is None
+        gateway.logged.wait_for("Internal error, stacked proxy reconnected to server multiple times")
+        assert server.peers == []
 
 
 @covers("S000-12")
@@ -366,7 +357,7 @@ def test_every_router_can_show_the_client_s_address(server, router):
 def test_the_paper_s_pair_of_services_translates_both_ways():
     # given the paper's policy: each service positional, two NAT policies of pairs of domains
     with (Server(host="127.1.2.1") as server,
-          Gateway(POLICIES / "s000_nat.py", server_port=server.port) as gateway):
+          Gateway(POLICIES / "s000_nat.policy", server_port=server.port) as gateway):
         # when a client of the intranet goes out, and one comes in to a public address
         outgoing = gateway.connect(source="127.0.0.37")
         assert exchange(outgoing) == b"ping"

@@ -22,7 +22,7 @@ def server():
 @pytest.fixture
 def gateway(server):
     """The paper's policy: chain 0 is a simple listener, chain 1 decides by zones."""
-    with Gateway(POLICIES / "s001_listeners.py", server_port=server.port) as running:
+    with Gateway(POLICIES / "s001_listeners.policy", server_port=server.port) as running:
         yield running
 
 
@@ -280,76 +280,26 @@ def test_the_session_knows_the_server_after_the_connection(server):
         assert gateway.seen["server"] == ("127.0.0.1", server.port, "office", server.peers[0][1])
 
 
-NESTED = """
-    class Bottom(PlugProxy):
-        name = "plug"
-        def config(self):
-            PlugProxy.config(self)
-            session = self.session
-            SEEN["bottom"] = (session.client_address.ip_s, session.note, session.extra, session.owner)
-            session.note = "bottom"
-
-    class Middle(PlugProxy):
-        name = "plug"
-        def config(self):
-            PlugProxy.config(self)
-            self.session.note = "middle"
-            self.stack_proxy = (Z_STACK_PROXY, Bottom)
-            SEEN["middle"] = self.session
-
-    class Top(PlugProxy):
-        def config(self):
-            PlugProxy.config(self)
-            self.session.note = "top"
-            self.session.extra = "from the top"
-            self.stack_proxy = (Z_STACK_PROXY, Middle)
-            SEEN["top"] = self.session
-"""
-
-
 @covers("S001-24", "S001-26", "S001-27", "S001-28", "S001-29", "S001-30")
-def test_sessions_inherit_downwards_only(server):
-    # given a proxy in a proxy in a proxy, each with a note in its session
-    with one(NESTED, _SERVICE.replace("Observed", "Top"), server_port=server.port) as gateway:
-        # when a client has been served through all three
-        client = gateway.connect(source="127.0.0.5")
-        assert exchange(client) == b"ping"
-        top, middle = gateway.seen["top"], gateway.seen["middle"]
-        address, note, extra, owner = gateway.seen["bottom"]
-        # then the bottom saw the client, the middle's change, and what the top added
-        assert (address, note, extra) == ("127.0.0.5", "middle", "from the top")
-        # and nobody's note went upwards; the owners are a chain
-        assert (top.note, middle.note) == ("top", "middle")
-        assert owner is middle
-        assert middle.owner is top
-        assert type(top.owner).__name__ == "MasterSession"
-        assert {type(session).__name__ for session in (top, middle)} == {"StackedSession"}
-        client.close()
-
-
-@covers("S001-31")
-def test_a_stacked_proxy_can_talk_to_its_parent(server):
-    # given a proxy written in Python that gives its verdict to who stacked it
-    before = """
-    from Zorp.AnyPy import *
-
-    class Judge(AnyPyProxy):
-        def proxyThread(self):
-            SEEN["parent"] = self.session.owner.proxy
-            self.set_verdict(ANYPY_REJECT, "because")
-
-    class Top(PlugProxy):
-        def config(self):
-            PlugProxy.config(self)
-            self.stack_proxy = (Z_STACK_PROXY, Judge)
-            SEEN["top"] = self
-    """
-    with one(before, _SERVICE.replace("Observed", "Top"), server_port=server.port) as gateway:
-        # when a client comes
-        gateway.connect()
-        # then the verdict arrives there
-        gateway.logged.wait_for("Received verdict from stacked proxy; verdict='Reject data', description='because'")
-        assert gateway.seen["parent"] is gateway.seen["top"]
+def test_sessions_inherit_downwards_only(server, gateway):
+    # given the session of a served client, with one below the proxy's and one below that
+    client = gateway.connect(source="127.0.0.5")
+    assert exchange(client) == b"ping"
+    top = gateway.seen["sessions"][0]
+    middle = type(top)(top)
+    bottom = type(top)(middle)
+    # when upper levels change something or add something
+    top.note, middle.note, top.extra = "top", "middle", "from the top"
+    # then the bottom sees the client, the middle's change and the addition; the owners are a chain
+    assert (bottom.client_address.ip_s, bottom.note, bottom.extra) == ("127.0.0.5", "middle", "from the top")
+    assert bottom.owner is middle
+    assert middle.owner is top
+    assert bottom.getMasterSession() is top.owner
+    assert [type(session).__name__ for session in (top.owner, top)] == ["MasterSession", "StackedSession"]
+    # and what the bottom writes goes nowhere else
+    bottom.note = "bottom"
+    assert (top.note, middle.note, bottom.note) == ("top", "middle", "bottom")
+    client.close()
 
 
 @covers("S001-32")

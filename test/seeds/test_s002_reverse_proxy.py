@@ -7,7 +7,7 @@ import pytest
 from test.seeds import POLICIES, covers
 from test.support.gateway import Gateway, Server, ended
 
-POLICY = POLICIES / "s002_reverse_proxy.py"
+POLICY = POLICIES / "s002_reverse_proxy.policy"
 FIREWALL = ("172.16.40.1", 25)
 CLIENT = "127.0.5.20"
 

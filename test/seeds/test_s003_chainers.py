@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import socket
 
 import pytest
 
@@ -47,7 +48,7 @@ def server():
 @pytest.fixture
 def printed(server):
     """The policy of the paper: chains are directed, transparent, failover."""
-    with Gateway(POLICIES / "s003_chainers.py", server_port=server.port, dead_port=free_port()) as running:
+    with Gateway(POLICIES / "s003_chainers.policy", server_port=server.port, dead_port=free_port()) as running:
         yield running
 
 
@@ -61,36 +62,21 @@ def test_the_module_has_every_chainer(printed):
 
 
 @covers("S003-2", "S003-4", "S003-5")
-def test_a_stacked_proxy_takes_the_prepared_end_or_its_own_chainer(server):
-    # given a proxy stacked in another; the old name of the server side is read where it is used
-    before = """
-    class Inner(PlugProxy):
-        name = "plug"
-        def connectServer(self):
-            SEEN["chainer"] = self.session.chainer
-            SEEN["prepared"] = (self.session.server_fd, self.session.server_stream)
-            return PlugProxy.connectServer(self)
-
-    class Outer(PlugProxy):
-        def config(self):
-            PlugProxy.config(self)
-            self.stack_proxy = (Z_STACK_PROXY, Inner)
-            SEEN["own"] = self.session.chainer
-    """
-    with chained("DirectedChainer(SockAddr('127.0.0.1', $server_port))", before, "Outer",
-                 server_port=server.port) as gateway:
-        # when bytes pass both
-        client = gateway.connect()
-        assert exchange(client) == b"ping"
-        # then the outer one had the chainer; the inner one none, but the end its parent prepared
-        assert gateway.seen["own"] is gateway.service("svc").chainer
-        assert gateway.seen["chainer"] is None
-        by_old_name, by_new_name = gateway.seen["prepared"]
-        assert by_old_name is by_new_name is not None
-        # and a stacked session may be given a chainer of its own
-        own = gateway.names["ConnectChainer"]()
-        assert _module("Session").StackedSession(_master(), own).chainer is own
-        client.close()
+def test_a_stacked_proxy_takes_the_prepared_end_or_its_own_chainer(server, printed):
+    # given a proxy inside another one, once as its parent prepares it and once with a chainer of its own
+    session = _module("Session").StackedSession(_master())
+    session.client_stream, _ = printed.names["streamPair"](socket.AF_UNIX, socket.SOCK_STREAM)
+    session.server_stream, _ = printed.names["streamPair"](socket.AF_UNIX, socket.SOCK_STREAM)
+    chained = _module("Session").StackedSession(_master(), _module("Chainer").AbstractChainer())
+    # then the first has no chainer and takes what the old name says too
+    assert session.chainer is None
+    assert printed.names["PlugProxy"](session).connectServer() is session.server_fd is session.server_stream
+    # and the second, like a proxy on top, asks its chainer
+    chained.client_stream, _ = printed.names["streamPair"](socket.AF_UNIX, socket.SOCK_STREAM)
+    asked = []
+    chained.chainer.chainParent = asked.append
+    printed.names["PlugProxy"](chained).connectServer()
+    assert asked == [chained]
 
 
 def _module(name):

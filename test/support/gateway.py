@@ -106,7 +106,12 @@ class Gateway:
             chain: index into chains.
         """
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            client = socket.create_connection(listener.getsockname(), DEADLINE_S, (source, 0))
+            client = socket.socket()
+            client.settimeout(DEADLINE_S)
+            # the gateway is on this host too, and may want to use the client's address and port
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            client.bind((source, 0))
+            client.connect(listener.getsockname())
             accepted, peer = listener.accept()
         self._clients.callback(client.close)
         where = self.chains[chain]
