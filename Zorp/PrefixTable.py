@@ -5,9 +5,9 @@ Theory of operation
     `_starts` holds where each interval begins, `_owners` which value owns it, so a look-up is a
     search for the last start that is not above the address.  Searching 200 000 starts costs
     eighteen probes of memory that no cache holds; therefore `_slots` cuts the range in which
-    starts lie into about as many equal pieces as there are starts, and says for each piece
-    which few starts to search.  A look-up then costs the same for a hundred nets and for a
-    hundred thousand, unless they crowd in one small piece of a wide range, where it degrades
+    starts lie into equal pieces, a quarter as many as there are starts, and says for each piece
+    which few starts to search.  A look-up then costs nearly the same for a hundred nets and for
+    a hundred thousand, unless they crowd in one small piece of a wide range, where it degrades
     to the plain binary search.
 
     Starts are packed into arrays, because neighbours then share cache lines.  An IPv6 start is
@@ -24,7 +24,8 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 
-_MAX_SLOT_BITS = 20              # 4 MiB of slots; more would cost more cache than it saves
+_STARTS_PER_SLOT = 4             # on average; fewer need more memory, and that costs more than a step of the search
+_MAX_SLOT_BITS = 20              # 4 MiB of slots
 
 Net = tuple[int, int]            # network as a host order integer without host bits, prefix length
 
@@ -42,6 +43,11 @@ def nested(nets: Iterable[Net], width: int) -> Iterator[tuple[Net, Net | None]]:
             around.pop()
         yield net, around[-1] if around else None
         around.append(net)
+
+
+def _smallest_type(values: int) -> str:
+    """Return the array type whose elements count that many values: small tables stay in the caches."""
+    return "B" if values <= 1 << 8 else "H" if values <= 1 << 16 else "I"
 
 
 _LOWER = (1 << 64) - 1
@@ -62,19 +68,20 @@ class PrefixTable:
         """Build from `nets`: (network, prefix length) to value."""
         self._values: list[object] = [None]
         starts, owners = self._intervals(nets)
-        self._owners = array("I", owners)
+        self._owners = array(_smallest_type(len(self._values)), owners)
         self._pack(starts)
 
     def _intervals(self, nets: Mapping[Net, object]) -> tuple[list[int], list[int]]:
         """Return where each interval begins and the index of its value (0: no net)."""
         starts, owners = [0], [0]
         open_nets: list[tuple[int, int]] = []           # (first address after the net, index of its value)
+        indexes: dict[int, int] = {}                    # identity of a value -> its index
         space = 1 << self.width
 
         def begin(start: int, owner: int) -> None:
             if starts[-1] == start:
                 owners[-1] = owner
-            else:
+            elif owners[-1] != owner:
                 starts.append(start)
                 owners.append(owner)
 
@@ -86,9 +93,12 @@ class PrefixTable:
 
         for network, bits in sorted(nets):
             close_until(network)
-            self._values.append(nets[network, bits])
-            open_nets.append((network + (1 << (self.width - bits)), len(self._values) - 1))
-            begin(network, open_nets[-1][1])
+            value = nets[network, bits]
+            index = indexes.setdefault(id(value), len(self._values))
+            if index == len(self._values):
+                self._values.append(value)
+            open_nets.append((network + (1 << (self.width - bits)), index))
+            begin(network, index)
         close_until(space)
         return starts, owners
 
@@ -100,7 +110,8 @@ class PrefixTable:
         """Cut the range that holds starts into equal slots; each knows which starts lie in it."""
         self._base = starts[1] if len(starts) > 1 else 0
         span = starts[-1] - self._base
-        self._shift = max(span.bit_length() - min(len(starts).bit_length(), _MAX_SLOT_BITS), 0)
+        slot_bits = min(max(len(starts) // _STARTS_PER_SLOT, 1).bit_length(), _MAX_SLOT_BITS)
+        self._shift = max(span.bit_length() - slot_bits, 0)
         self._slot_count = (span >> self._shift) + 1
         index = 0
         slots = array("I")

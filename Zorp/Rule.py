@@ -45,6 +45,7 @@ from Zorp.ZoneTable import unmapped_address
 __all__ = ["PortRange", "Rule", "RuleSet"]
 
 _MAX_ID = 0xFFFFFFFF
+_MOST_REPORTS = 100              # of rules that can never win, one by one; the rest is counted
 
 
 class Packet(NamedTuple):
@@ -252,9 +253,12 @@ class RuleSet:
     def check(self):
         """Compile the complete set, and report rules that can never win and other surprises."""
         engine = self._compile()
-        for loser, winner in shadowed(engine):
+        losers = list(shadowed(engine))
+        for loser, winner in losers[:_MOST_REPORTS]:
             log(None, CORE_POLICY, 2, "Rule can never win; rule_id='%d', service='%s', winner='%d', instead='%s'",
                 (loser.rule_id, loser.service, winner.rule_id, winner.service))
+        if len(losers) > _MOST_REPORTS:
+            log(None, CORE_POLICY, 2, "More rules can never win; number='%d'", (len(losers) - _MOST_REPORTS,))
         for rule, dimension in nets_for_everyone(engine.rules):
             log(None, CORE_POLICY, 3, "Subnet of length 0 outranks every zone condition; rule_id='%d', dimension='%s'",
                 (rule.rule_id, dimension))

@@ -121,11 +121,11 @@ class Levels:
             self.union |= bitmap
 
     def best_of(self, candidates: int) -> int:
-        """Return those candidates that have the best score any of them has."""
-        for _, bitmap in self.by_score:
+        """Return those candidates, all of `union`, that have the best score any of them has."""
+        for _, bitmap in self.by_score[:-1]:
             if kept := candidates & bitmap:
                 return kept
-        return 0
+        return candidates
 
 
 class Memo:

@@ -266,7 +266,7 @@ def dac_enforced():
 
 
 def check_zones():
-    """Last step of loading a policy: compile the look-up, say which access mode is in force.
+    """The end of a load, called by init(): compile the look-up, say which access mode is in force.
 
     Raises PolicyError for an unknown mode.
     """
@@ -333,3 +333,4 @@ class InetRootZone(RootZone):
 root_zone = RootZone("root")
 inet_root_zone = InetRootZone("inet-root")
 root_zone.addDomain(inet_root_zone)
+Globals.parsed_callbacks.append(check_zones)

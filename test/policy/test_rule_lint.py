@@ -94,6 +94,14 @@ def test_a_shadowed_rule_is_reported_once_with_its_winner(policy, log_lines):
         ("core.policy", 2, "Rule can never win; rule_id='7', service='t', winner='3', instead='s'")]
 
 
+def test_many_shadowed_rules_are_counted(policy, log_lines):
+    for number in range(1, 106):
+        Rule(rule_id=number, service="s")
+    Globals.rules.check()
+    assert len(texts(log_lines)) == 101
+    assert texts(log_lines)[-1][2] == "More rules can never win; number='4'"
+
+
 def test_a_net_for_everyone_is_reported_where_zones_compete(policy, log_lines):
     Rule(rule_id=1, service="s", src_subnet="0.0.0.0/0")
     Globals.rules.check()
