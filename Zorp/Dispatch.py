@@ -390,7 +390,7 @@ class _TableDispatcher(Dispatcher):
                 name = self.services[candidate]
                 service = name if isinstance(name, AbstractService) else Globals.services.get(name)
                 if service is None:
-                    log(None, CORE_POLICY, 2, "No such service; service='%s'", (name,))
+                    log(NO_SESSION, CORE_POLICY, 2, "No such service; service='%s'", (name,))
                     return None
                 self.cache.store(key, service)
                 return service
@@ -426,8 +426,8 @@ class ZoneDispatcher(_TableDispatcher):
         return self._choose(zone.getName(), lambda: self._candidates(zone))
 
     def _no_service(self, key):
-        log(None, CORE_POLICY, 2, "No applicable service found for this client zone; bindto='%s', client_zone='%s'",
-            (self._bind_text, key))
+        log(NO_SESSION, CORE_POLICY, 2,
+            "No applicable service found for this client zone; bindto='%s', client_zone='%s'", (self._bind_text, key))
 
 
 class CSZoneDispatcher(_TableDispatcher):
@@ -453,7 +453,7 @@ class CSZoneDispatcher(_TableDispatcher):
                      for server in self._candidates(server_zone)))
 
     def _no_service(self, key):
-        log(None, CORE_POLICY, 2,
+        log(NO_SESSION, CORE_POLICY, 2,
             "No applicable service found for this client & server zone; bindto='%s', client_zone='%s',"
             " server_zone='%s'", (self._bind_text, *key))
 
@@ -476,7 +476,7 @@ class NDimensionDispatcher(Dispatcher):
         packet = packet_of(session.client_stream.sock, session.client_address, session.client_local)
         decision = self._rule_set.evaluate(packet)
         if decision is None:
-            log(None, CORE_POLICY, 2, "No applicable service found; bindto='%s'", (self._bind_text,))
+            log(NO_SESSION, CORE_POLICY, 2, "No applicable service found; bindto='%s'", (self._bind_text,))
             return None
         session.server_zone, session.rule_id = decision.server_zone, decision.rule_id
         return Globals.services.get(decision.service_name)
@@ -510,7 +510,7 @@ class RuleDispatcher(BaseDispatch):
         packet = packet_of(client_stream.sock, client_address, client_local)
         decision = Globals.rules.evaluate(packet)
         if decision is None:
-            log(None, CORE_POLICY, 0, "Unable to determine service, KZorp service lookup failed; bindto='%s'",
+            log(NO_SESSION, CORE_POLICY, 0, "Unable to determine service, KZorp service lookup failed; bindto='%s'",
                 (client_listen,))
             client_zone, server_zone = Globals.rules.zones_of(packet)
             values = {"client_zone": client_zone, "server_zone": server_zone}
@@ -534,9 +534,9 @@ class RuleDispatcher(BaseDispatch):
         """Return the service object; None when it vanished, or when the packet filter ought to have served it."""
         service = Globals.services.get(decision.service_name)
         if service is None:
-            log(None, CORE_POLICY, 2, "No such service; service='%s'", (decision.service_name,))
+            log(NO_SESSION, CORE_POLICY, 2, "No such service; service='%s'", (decision.service_name,))
         elif isinstance(service, PFService) and Globals.kzorp_available:
-            log(None, CORE_POLICY, 2, "Packet filter service reached the daemon; service='%s'", (service,))
+            log(NO_SESSION, CORE_POLICY, 2, "Packet filter service reached the daemon; service='%s'", (service,))
             return None
         return service
 

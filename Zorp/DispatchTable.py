@@ -143,7 +143,7 @@ class Chain:
         Never raises.  The socket is ours from now on: it ends up with a session or closed.
         """
         try:
-            self._deliver(Stream(sock), remote, local)
+            self._deliver(Stream(sock, NO_SESSION), remote, local)
         except BaseException:
             # neither a policy's SystemExit nor a defect of ours may end the thread of the pool
             log_exception(NO_SESSION)

@@ -276,8 +276,7 @@ class MasterSession(AbstractSession):
         self.client_stream = client_stream
         self.client_local = client_local
         self.client_listen = client_listen
-        if client_listen is not None and client_listen.protocol != ZD_PROTO_AUTO:
-            self.protocol = client_listen.protocol
+        self.protocol = getattr(client_listen, "protocol", ZD_PROTO_AUTO) or ZD_PROTO_TCP
         self.client_address = client_address
         if values:
             self._add_values(values)
@@ -450,8 +449,11 @@ class StackedSession(AbstractSession):
             self._master.release()
 
     def destroy(self):
-        """Close both sides of this session and take it out of the statistics."""
+        """Close both sides of this session, forget its proxy, take it out of the statistics."""
         self.registerStop()
+        proxy = self.__dict__.pop("proxy", None)
+        if proxy is not None:
+            self.__dict__.pop(proxy.name, None)
         super().destroy()
 
     # statistics

@@ -321,8 +321,25 @@ def test_no_thread_for_the_proxy(gateway, monkeypatch):
     running.logged.wait_for("Connection denied by policy")
     assert len(running.logged.find("Error creating proxy thread;")) == 2
     assert running.logged.find("Unexpected runtime error occured; info='Error starting proxy in group'")
+    assert running.logged.find("Proxy ending; class='Plug', module='plug'")
     assert verdicts(running) == ["DENIED_BY_UNKNOWN_FAIL"]
     assert running.service("plug").num_instances == 0
+
+
+def test_stop_request_ends_the_session(gateway):
+    # given a client that talks to its server
+    from Zorp.BuiltinProxy import running as proxies
+    running = gateway(LISTENER)
+    client = running.connect()
+    assert exchange(client) == b"ping"
+    session = running.logged.find("Starting proxy instance")[0].session
+    # when the administrator stops the session
+    assert proxies.stop_session(session) == 1
+    # then both sides are closed and the summary is written
+    assert ended(client)
+    running.logged.wait_for("User initiated proxy termination request received;")
+    running.logged.wait_for("Ending proxy instance")
+    assert verdicts(running) == ["ACCEPTED"]
 
 
 # ------------------------------------------------------------------ transparent listeners
@@ -471,6 +488,25 @@ def test_no_rule_means_no_service(gateway):
     assert "server_zone='internet'" in running.logged.find("Connection summary")[0].text
 
 
+def test_rules_see_the_client_that_a_load_balancer_announces(gateway, monkeypatch):
+    # given rules by client zone, and a load balancer in front of the rule listener
+    from Zorp.Config import config
+    monkeypatch.setattr(config.options, "proxy_protocol", ("127.0.0.1/32",))
+    running = gateway(CLIENT_ZONES + """
+def gateway():
+    service("a"), service("b")
+    Rule(src_zone="net1", service="a")
+    Rule(src_zone="local", service="b")
+""")
+    # when it announces a client of another zone
+    client = running.connect(to=("203.0.113.80", 80))
+    client.sendall(b"PROXY TCP4 127.1.2.3 203.0.113.80 5000 80\r\nping")
+    # then the rule of that zone decides, and the server gets what follows the header
+    assert client.recv(4) == b"ping"
+    assert running.logged.wait_for("Starting service").arguments == ("a",)
+    assert "client_address='AF_INET(127.1.2.3:5000)'" in running.logged.find("Starting proxy instance")[0].text
+
+
 def test_one_rule_dispatcher_for_all_rules(gateway):
     running = gateway("""
 def gateway():
@@ -508,6 +544,26 @@ def gateway():
     client.close()
     running.logged.wait_for("Ending proxy instance")
     assert verdicts(running) == ["ACCEPTED"]
+
+
+def test_packet_service_that_the_packet_filter_should_have_served_is_reset(gateway, monkeypatch):
+    # given a packet filter that carries out the policy, and a decision that differs from its own
+    running = gateway("""
+def gateway():
+    PFService("pf", router=DirectedRouter(SockAddrInet("127.0.0.1", $port)))
+    Rule(dst_port=80, service="pf")
+""")
+    monkeypatch.setattr(running.names["Globals"], "kzorp_available", True)
+    # when such a connection arrives
+    client = running.connect(to=("203.0.113.80", 80))
+    # then it is reset with a summary
+    with pytest.raises(ConnectionResetError):
+        client.recv(1)
+    running.logged.wait_for("Connection denied by policy")
+    assert verdicts(running) == ["DENIED_BY_POLICY"]
+    # while without one it is relayed
+    monkeypatch.setattr(running.names["Globals"], "kzorp_available", False)
+    assert exchange(running.connect(to=("203.0.113.80", 80))) == b"ping"
 
 
 @pytest.mark.parametrize("logging", [True, False])

@@ -109,3 +109,15 @@ def test_two_listeners_in_one_instance(zorp):
         """, server_port=server.port, limits="", other_port=other_port)
         assert exchange(daemon.connect()) == b"ping"
         assert exchange(daemon.connect(other_port)) == b"ping"
+
+
+def test_ipv6_listener(zorp):
+    # given a listener on ::1 that leads to an IPv4 server
+    with Server() as server:
+        daemon = zorp(PLUG.replace('SockAddrInet("127.0.0.1", $port)', 'SockAddrInet6("::1", $port)')
+                      .replace('"0.0.0.0/0"', '["0.0.0.0/0", "::/0"]'), server_port=server.port, limits="")
+        # when a client comes over IPv6, then it is served and the log shows its address
+        with socket.create_connection(("::1", daemon.port), 10) as client:
+            assert exchange(client) == b"ping"
+            line = daemon.log.wait_for("core.session", 3, "Starting proxy instance")
+            assert line.fields["client_address"] == f"AF_INET6(::1:{client.getsockname()[1]})"
