@@ -94,8 +94,12 @@ class ConfigException(ZorpException):
 
 
 class PolicyError(ValueError):
-    """The policy cannot be used.  Raised while it loads, never for a connection."""
+    """The policy cannot be used.  Raised while it loads, never for a connection.
 
-    def __init__(self, problem: str, *, remedy: str) -> None:
+    `place` is "file:line" where the policy said what is wrong, for checks that run later than
+    that line; None: the loader finds it in the traceback.
+    """
+
+    def __init__(self, problem: str, *, remedy: str, place: str | None = None) -> None:
         super().__init__(f"{problem}; {remedy}")
-        self.problem, self.remedy = problem, remedy
+        self.problem, self.remedy, self.place = problem, remedy, place

@@ -58,6 +58,17 @@ __all__ = [
 ]
 
 
+class UnusableMatcher(PolicyError, MatcherException):
+    """A matcher policy that refers to nothing, or to itself; found when the policy is complete."""
+
+    def __init__(self, problem, *, remedy, place):
+        super().__init__(problem, remedy=remedy, place=place)
+        self.detail = problem
+
+    def __str__(self):
+        return f"{self.problem}; {self.remedy}"
+
+
 class AbstractMatcher:
     """What a matcher can do; sites derive their own from it."""
 
@@ -77,11 +88,17 @@ class MatcherPolicy:
             raise PolicyError(f"Duplicate matcher policy: {name}", remedy="give each matcher policy its own name")
         self.name = name
         self.matcher = matcher
+        self._declared_at = str(policy_caller())
         Globals.matchers[name] = self
 
     def validateMatcher(self):
-        """Check the matcher; raises MatcherException."""
-        getMatcher(self.matcher).validateMatcher()
+        """Check the matcher; raises MatcherException, which is a PolicyError too."""
+        try:
+            getMatcher(self.matcher).validateMatcher()
+        except MatcherException as problem:
+            raise UnusableMatcher(
+                problem.detail, place=self._declared_at,
+                remedy=f"correct MatcherPolicy '{self.name}', or define what it refers to") from None
 
 
 def getMatcher(matcher_or_name_or_whatever):

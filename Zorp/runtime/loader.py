@@ -157,7 +157,7 @@ class Loader:
         """Return the complaint for an exception that escaped from the policy."""
         place = self._place_of(problem)
         if isinstance(problem, PolicyError):
-            return Complaint(f"{place}: {problem}")
+            return Complaint(f"{getattr(problem, 'place', None) or place}: {problem}")
         if isinstance(problem, SyntaxError):
             return Complaint(f"{place}: {problem.msg}; correct this line, the file must be Python 3",
                              tuple(traceback.format_exception_only(problem)))

@@ -9,7 +9,7 @@ from test.support.dns_server import SILENCE, DnsServer
 from test.support.logged import captured_log
 from Zorp import Globals, Patterns, ResolverCache
 from Zorp.Constants import Z_AND, Z_EQ, Z_NE, Z_NOT, Z_OR, Z_XOR
-from Zorp.Exceptions import MatcherException
+from Zorp.Exceptions import MatcherException, PolicyError
 from Zorp.Matcher import (
     AbstractMatcher,
     CombineMatcher,
@@ -261,8 +261,10 @@ def test_the_base_is_abstract():
 def test_scenario_20_names_may_be_used_before_they_are_defined():
     MatcherPolicy("c", CombineMatcher((Z_AND, "a", (Z_NOT, "b"))))
     MatcherPolicy("a", RegexpMatcher(["a"]))
-    with pytest.raises(MatcherException, match="No such matcher; matcher='b'"):
+    with pytest.raises(MatcherException, match="No such matcher; matcher='b'; correct MatcherPolicy 'c'") as problem:
         validateMatchers()
+    assert isinstance(problem.value, PolicyError)
+    assert problem.value.place.startswith(__file__ + ":")
     MatcherPolicy("b", RegexpMatcher(["b"]))
     validateMatchers()
     assert getMatcher("c").checkMatch("xa")
