@@ -31,6 +31,9 @@ soak: $(VENV)/.test
 fuzz: $(VENV)/.test
 	$(BIN)/python -m test.fuzz.run --inputs 1000000
 
+attributes: $(VENV)/.test
+	$(BIN)/python -m doc.attributes
+
 clean:
 	rm -rf $(VENV) build *.egg-info
 
