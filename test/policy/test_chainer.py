@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import struct
 import threading
@@ -11,7 +10,8 @@ import types
 
 import pytest
 
-from test.support.chaining import address_of, asking, unused_port
+from test.support.chaining import address_of, asking
+from test.support.deaf import silent_server, unused_port
 from test.support.gateway import Server, exchange
 from test.support.zones import no_zones
 from Zorp import Globals
@@ -555,17 +555,6 @@ def test_ipv6_addresses_of_the_client_in_a_header(asking):
 
 
 # helpers
-
-@contextlib.contextmanager
-def silent_server():
-    """Yield the address of a server whose queue is full, so that SYN packets are dropped."""
-    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, contextlib.ExitStack() as clients:
-        for _ in range(3):
-            client = clients.enter_context(socket.socket())
-            client.setblocking(False)
-            client.connect_ex(listener.getsockname())
-        yield listener.getsockname()
-
 
 def wait_until(condition):
     limit = time.monotonic() + DEADLINE_S

@@ -9,7 +9,8 @@ import types
 
 import pytest
 
-from test.support.chaining import address_of, asking, unused_port
+from test.support.chaining import address_of, asking
+from test.support.deaf import unused_port
 from test.support.gateway import Gateway, Server, ended, exchange
 from test.support.zones import no_zones
 from Zorp.Chainer import (

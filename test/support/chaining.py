@@ -97,11 +97,3 @@ def asking():
 def address_of(server):
     """Return the SockAddr of a test.support.gateway.Server."""
     return SockAddrInet(server.host, server.port)
-
-
-@contextlib.contextmanager
-def unused_port(host="127.0.0.1"):
-    """Yield a port that nobody listens on while the block runs: bound, but not listening."""
-    with socket.socket() as sock:
-        sock.bind((host, 0))
-        yield sock.getsockname()[1]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from test.support.deaf import silent_server
 from test.support.unprivileged import run_unprivileged
 from Zorp.transport import connect as connecting
 from Zorp.transport.connect import (
@@ -53,17 +54,6 @@ def listener(host, port=0, family=socket.AF_INET, backlog=64):
         sock.listen(backlog)
         sock.settimeout(DEADLINE_S)
         yield sock
-
-
-@contextlib.contextmanager
-def silent_server():
-    """A server whose queue is full, so that the kernel drops further SYN packets."""
-    with listener("127.0.0.1", backlog=0) as sock, contextlib.ExitStack() as clients:
-        for _ in range(3):                         # backlog 0 takes one; the rest wait unanswered
-            client = clients.enter_context(socket.socket(socket.AF_INET, STREAM))
-            client.setblocking(False)
-            client.connect_ex(sock.getsockname())
-        yield sock.getsockname()
 
 
 def connect(remote, *, source=None, kind=STREAM, **options):
