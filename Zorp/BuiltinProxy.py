@@ -311,8 +311,7 @@ class BuiltinProxy:
         """Every step on its own: none may keep the next from running."""
         self._state = SHUTTING_DOWN
         client, server, parent, lock = self._client, self._server, self._parent, self._ends_lock
-        for name in self._event_names("shutdown"):
-            self._quietly(self._call_event, name)
+        self._run_events("shutdown", lambda name: self._quietly(self._call_event, name))
         if self._vars is not None:
             self._quietly(self._engine_stop)
         if enabled(CORE_DEBUG, 7):
@@ -349,25 +348,33 @@ class BuiltinProxy:
 
     # events
 
-    def _event_names(self, family: str) -> tuple[str, ...]:
-        """Return the events of the family that this object has."""
+    def _events_of(self, family: str) -> dict[str, str]:
+        """Return the events of the family that this object has: {name of the event: name of the method}."""
         if _FAMILY_NAMES[family].isdisjoint(self.__dict__):
             return _events_of_class(type(self))[family]
         return _present(_FAMILIES[family], lambda name: getattr(self, name, None) is not None)
 
-    def _run_events(self, family: str) -> None:
-        for name in self._event_names(family):
-            self._call_event(name)
+    def _run_events(self, family: str, call=None) -> None:
+        """Call the events of a family in their order, each announced in the log, also those that do not exist.
+
+        call: runs one event; by default the first exception ends the family.
+        """
+        call = call or self._call_event
+        methods = self._events_of(family)
+        debug = enabled(CORE_DEBUG, 7)
+        for event in _FAMILIES[family] if debug else methods:
+            if debug:
+                log(self._session_id, CORE_DEBUG, 7, "calling event; %s()", (event,))
+            if event in methods:
+                call(methods[event])
 
     def _call_event(self, name: str) -> None:
-        event = getattr(self, name)
-        if enabled(CORE_DEBUG, 7):
-            log(self._session_id, CORE_DEBUG, 7, "calling event; %s()", (name,))
-        if not callable(event):
+        method = getattr(self, name)
+        if not callable(method):
             log(self._session_id, CORE_ERROR, 2, "Traceback: TypeError: Event must be callable: %s", (name,))
             return
         try:
-            event()
+            method()
         except BaseException as problem:
             self._policy_failed(problem)
 
@@ -498,13 +505,14 @@ class BuiltinProxy:
         lock = getattr(self, "_ends_lock", None)
         if lock is None:
             return                           # ended already
+        for child in self._children:
+            child.request_stop()             # first: else they would see an ordinary end of ours
         with lock:
             for busy in (self._connecting, self._client, self._server):
                 if busy is not None:
                     with contextlib.suppress(OSError):
                         busy.abort()
-        for child in self._children:
-            child.request_stop()
+
 
 
 _STRUCTS = {
@@ -517,27 +525,27 @@ def _nothing() -> None:
     pass
 
 
-def _events_of_class(cls: type) -> dict[str, tuple[str, ...]]:
-    """Return the events that the class has, by family; found once, when its first session starts."""
-    names = cls.__dict__.get("_events")
-    if names is None:
-        names = cls._events = {
+def _events_of_class(cls: type) -> dict[str, dict[str, str]]:
+    """Return what _events_of() says for objects of the class, by family; found once, at its first session."""
+    methods = cls.__dict__.get("_events")
+    if methods is None:
+        methods = cls._events = {
             family: _present(members, lambda name: getattr(cls, name, None) is not None)
             for family, members in _FAMILIES.items()}
-    return names
+    return methods
 
 
-def _present(members, has) -> tuple[str, ...]:
-    """Return the members that exist, an old name in the place of its missing new one."""
-    names = []
+def _present(members, has) -> dict[str, str]:
+    """Return {member: method} of the members that exist, an old name standing in for its missing new one."""
+    methods = {}
     for name in members:
         old_name = _OLD_NAMES.get(name)
         if has(name):
-            names.append(name)
+            methods[name] = name
         elif old_name is not None and has(old_name):
             _report_old_name(name, old_name)
-            names.append(old_name)
-    return tuple(names)
+            methods[name] = old_name
+    return methods
 
 
 _old_names_reported: set[str] = set()

@@ -29,7 +29,7 @@ from Zorp.Constants import CORE_DEBUG, CORE_ERROR, FALSE, TRUE, ZV_ACCEPT
 from Zorp.Exceptions import PolicyError
 from Zorp.Log import enabled
 from Zorp.Proxy import Proxy
-from Zorp.ProxyAttributes import ALIAS, ALWAYS, CUSTOM, INT, OBJECT, READ, Attr
+from Zorp.ProxyAttributes import ALIAS, ALWAYS, CUSTOM, INT, READ, Attr
 from Zorp.transport.relay import DRAIN_MS, End, Relay, RelaySettings
 
 PLUG_DEBUG = "plug.debug"
@@ -56,10 +56,10 @@ class AbstractPlugProxy(Proxy):
         Attr("packet_stats_interval", ALIAS, ALWAYS, "packet_stats_interval_packet"),
         Attr("bandwidth_to_client", CUSTOM, READ, lambda proxy: proxy._bandwidth("to_client")),
         Attr("bandwidth_to_server", CUSTOM, READ, lambda proxy: proxy._bandwidth("to_server")),
-        Attr("stack_proxy", OBJECT, default=None),
-        Attr("secondary_sessions", INT, default=10),
-        Attr("secondary_mask", INT, default=0xF),
     )
+    stack_proxy = None                   # what requestStack() returns
+    secondary_sessions = 10
+    secondary_mask = 0xF                 # bits: source address, source port, destination address, port
     _relay = None
 
     def __init_subclass__(cls, **keywords):

@@ -88,9 +88,12 @@ class Proxy(BuiltinProxy):
                          owner.proxy if owner is not None else None)
 
     def __del__(self):
-        """Announce the end of a proxy that never ran."""
-        if not self._ended and self._session_id:
-            self._announce_end()
+        """The last trace of the object; announces the end of a proxy that never ran."""
+        if self._session_id:
+            if not self._ended:
+                self._announce_end()
+            if enabled(CORE_DEBUG, 7):
+                log(self._session_id, CORE_DEBUG, 7, "Freeing ZProxy instance;")
 
     def __destroy__(self):
         """Called by the core last of all: unlink the proxy from its session, drop all attributes."""

@@ -65,6 +65,23 @@ def test_log_of_one_life(serve):
     assert starting.session.startswith(session.master.session_id + "/")
 
 
+def test_events_that_do_not_exist_are_announced_too(serve):
+    # recorded logs of the original show every event of a session, whatever its class defines
+    with serve(PlugProxy) as session:
+        session.client.close()
+        session.wait_for_end()
+    assert [message.arguments[0] for message in session.log.find("calling event; ")] == list(EVENTS[:-1])
+
+
+def test_freed_object_says_so(serve):
+    with serve(PlugProxy) as session:
+        session.client.close()
+        session.wait_for_end()
+        del session.proxy
+        line = session.log.wait_for("Freeing ZProxy instance;")
+    assert (line.tag, line.level) == ("core.debug", 7)
+
+
 def test_config_that_raises_ends_the_session_unheard(serve):
     # given config() that raises ValueError
     class Broken(events_of(PlugProxy, ("shutdown", "__destroy__", "startup"))):
