@@ -133,11 +133,11 @@ def parsePortString(s):
 class ConnectionsPerClient:
     """The open sessions of every client address, for config.options.max_connections_per_client.
 
-    Any thread may call.  _lock guards all fields; log lines are written outside it.
+    Any thread may call.  _open_lock guards all fields; log lines are written outside it.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._open_lock = threading.Lock()
         self._open: dict[str, int] = {}
         self._suppressed = 0
         self._silent_until_s = 0.0
@@ -145,7 +145,7 @@ class ConnectionsPerClient:
     def admit(self, session, maximum: int) -> bool:
         """Count the session until its end, or log the refusal and return False when `maximum` are open."""
         client = getattr(session.client_address, "ip_s", "")
-        with self._lock:
+        with self._open_lock:
             running = self._open.get(client, 0)
             if running < maximum:
                 self._open[client] = running + 1
@@ -172,7 +172,7 @@ class ConnectionsPerClient:
         return suppressed
 
     def _leave(self, client: str) -> None:
-        with self._lock:
+        with self._open_lock:
             if self._open[client] == 1:
                 del self._open[client]
             else:
@@ -203,6 +203,8 @@ class BaseDispatch:
                                " init() function.")
         binds = _binds(bindto)
         prio = kw.pop("prio", ZD_PRI_LISTEN)
+        if not isinstance(prio, int):
+            raise TypeError(f"dispatcher keyword 'prio' takes a number, not {prio!r}")
         self.rule_port = parsePortString(kw.pop("rule_port", ""))
         self.transparent = kw.get("transparent", FALSE)
         self.protocol = binds[0].protocol
@@ -246,17 +248,14 @@ class BaseDispatch:
         session = MasterSession(None, client_stream, client_local, client_listen, client_address)
         try:
             service = self.getService(session)
+            if service is not None:
+                session.setService(service)
+                return session
+            session.verdict = DENIED_BY_POLICY
         except (Exception, SystemExit) as problem:
             refuse(session, problem)
-            service = None
-        else:
-            if service is None:
-                session.verdict = DENIED_BY_POLICY
-        if service is None:
-            session.release()
-            return None
-        session.setService(service)
-        return session
+        session.release()
+        return None
 
     def getService(self, session):
         """Return the service for a connection, None (or an exception of Zorp.Exceptions) to refuse it."""

@@ -19,7 +19,7 @@ Theory of operation
 
 Threads
     Registration happens while the policy loads; proxies may register and unregister later.
-    _lock guards the list of chains and every chain's entries; entries are an immutable tuple,
+    _chains_lock guards the list of chains and every chain's entries; entries are an immutable tuple,
     so deliver() reads it without the lock and no policy code ever runs under it.  deliver() is
     called in the thread that will own the session.
 
@@ -262,24 +262,24 @@ class Dispatch:
 
 
 class DispatchTable:
-    """All chains of this process.  _lock guards the list and the entries of every chain."""
+    """All chains of this process.  _chains_lock guards the list and the entries of every chain."""
 
     serves_udp = False           # UDP sessions are not built; a chain for them is refused at load
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._chains_lock = threading.Lock()
         self._chains: list[Chain] = []
 
     def chains(self) -> list[Chain]:
         """Return every chain that somebody waits on, in order of registration."""
-        with self._lock:
+        with self._chains_lock:
             return list(self._chains)
 
     def register(self, entry: Dispatch, bind: DispatchBindType, params: DispatchParams) -> Chain:
         """Add an entry to the chain of its bind, a new one when there is none."""
         self._check(bind)
         key = bind.key()
-        with self._lock:
+        with self._chains_lock:
             chain = None if not key.port else next((c for c in self._chains if c.key == key), None)
             if chain is None:
                 chain = Chain(bind, params)
@@ -296,7 +296,7 @@ class DispatchTable:
 
     def unregister(self, entry: Dispatch) -> None:
         """Take an entry out; a chain without entries leaves the table."""
-        with self._lock:
+        with self._chains_lock:
             for chain in self._chains:
                 if entry in chain.entries:
                     chain.entries = tuple(e for e in chain.entries if e is not entry)

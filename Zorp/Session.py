@@ -16,7 +16,7 @@ Life
     exactly once, whatever came before.  Nothing waits for the garbage collector.
 
 Threads
-    _lock of a master guards its count of holders.  All other attributes belong to the thread of
+    _holders_lock of a master guards its count of holders.  All other attributes belong to the thread of
     the session; a stacked proxy in another thread reads what was there when it started.
 
 Session ids
@@ -267,7 +267,7 @@ class MasterSession(AbstractSession):
                  client_address=None, **values):
         self.start_time = time.time()
         self.session_id = self.master_session_id = _BASE_SESSION_ID
-        self._lock = threading.Lock()
+        self._holders_lock = threading.Lock()
         self._holders = 1
         self._at_end = []
         if isinstance(service, int):
@@ -337,12 +337,12 @@ class MasterSession(AbstractSession):
 
     def hold(self):
         """Keep the session alive until one more release()."""
-        with self._lock:
+        with self._holders_lock:
             self._holders += 1
 
     def release(self):
         """Give up one hold; the last one ends the session, later calls do nothing."""
-        with self._lock:
+        with self._holders_lock:
             self._holders -= 1
             ended = self._holders == 0
         if ended:

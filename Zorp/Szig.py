@@ -114,11 +114,11 @@ class _ServiceCounters:
 class Statistics:
     """The counters of this process; any thread may call any method.
 
-    _lock guards everything below it; no foreign code runs while it is held.
+    _counters_lock guards everything below it; no foreign code runs while it is held.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._counters_lock = threading.Lock()
         self._services: dict[str, _ServiceCounters] = {}
         # service: instance id: (secondary, related): properties
         self._connections: dict[str, dict[int, dict[tuple[int, int], dict[str, object]]]] = {}
@@ -133,7 +133,7 @@ class Statistics:
 
     def service_started(self, service: str, instance_id: int, now_s: float) -> None:
         """A session of the service counts from now (epoch seconds) on."""
-        with self._lock:
+        with self._counters_lock:
             counters = self._service_locked(service)
             counters.session_number = max(counters.session_number, instance_id + 1)
             counters.sessions_running += 1
@@ -142,12 +142,12 @@ class Statistics:
 
     def service_stopped(self, service: str) -> None:
         """One session of the service has ended."""
-        with self._lock:
+        with self._counters_lock:
             self._service_locked(service).sessions_running -= 1
 
     def service_properties(self, service: str, properties: Mapping) -> None:
         """Set leaves below service.NAME, as a policy's SERVICE_COUNT event asks."""
-        with self._lock:
+        with self._counters_lock:
             counters = self._service_locked(service)
             for name, value in properties.items():
                 if name in ("session_number", "sessions_running"):
@@ -158,14 +158,14 @@ class Statistics:
 
     def connection_opened(self, key: ConnectionKey, properties: dict[str, object]) -> None:
         """A proxy works on the connection; the dictionary is ours from now on."""
-        with self._lock:
+        with self._counters_lock:
             service = self._connections.setdefault(key.service, {})
             service.setdefault(key.instance_id, {})[key[2:]] = properties
             self._sessions_running = (self._sessions_running or 0) + 1
 
     def connection_properties(self, key: ConnectionKey, properties: Mapping) -> bool:
         """Add properties to an open connection; False when there is none."""
-        with self._lock:
+        with self._counters_lock:
             known = self._connections.get(key.service, {}).get(key.instance_id, {}).get(key[2:])
             if known is None:
                 return False
@@ -176,7 +176,7 @@ class Statistics:
         """The server side stands: properties as above, and one more session between the two zones."""
         if not self.connection_properties(key, properties):
             return
-        with self._lock:
+        with self._counters_lock:
             counters = self._service_locked(key.service)
             for zones, name in ((counters.outbound_zones, client_zone), (counters.inbound_zones, server_zone)):
                 if name:
@@ -184,7 +184,7 @@ class Statistics:
 
     def connection_closed(self, key: ConnectionKey) -> None:
         """The connection is over; unknown ones are an error of ours and say so in the log."""
-        with self._lock:
+        with self._counters_lock:
             service = self._connections.get(key.service, {})
             known = service.get(key.instance_id, {}).pop(key[2:], None)
             if known is not None:
@@ -198,41 +198,41 @@ class Statistics:
 
     def sessions_changed(self, step: int) -> None:
         """Correct the number of running sessions, for events that policies report themselves."""
-        with self._lock:
+        with self._counters_lock:
             self._sessions_running = (self._sessions_running or 0) + step
 
     # reported by the runtime
 
     def thread_started(self) -> None:
         """A counted thread begins."""
-        with self._lock:
+        with self._counters_lock:
             self._threads_running += 1
             self._threads_started += 1
             self._threads_max = max(self._threads_max, self._threads_running)
 
     def thread_stopped(self) -> None:
         """A counted thread ends."""
-        with self._lock:
+        with self._counters_lock:
             self._threads_running -= 1
 
     def tick(self, nominal_s: float = 5.0) -> None:
         """Bring the rates up to date; the runtime calls this every `nominal_s` seconds."""
         now_s = time.monotonic()
-        with self._lock:
+        with self._counters_lock:
             self._thread_rate.tick(self._threads_started, now_s, nominal_s)
             for counters in self._services.values():
                 counters.rate.tick(counters.session_number, now_s, nominal_s)
 
     def info_properties(self, branch: str, properties: Mapping) -> None:
         """Set leaves below info.BRANCH (the RELOAD event: branch "policy")."""
-        with self._lock:
+        with self._counters_lock:
             self._info.setdefault(branch, {}).update(properties)
 
     # for the next generation and for the control socket
 
     def export_state(self) -> dict[str, dict[str, object]]:
         """What a new generation goes on counting from: plain data by service name, fit for JSON."""
-        with self._lock:
+        with self._counters_lock:
             return {name: {"session_number": c.session_number, "sessions_max": c.sessions_max,
                            "last_started_s": c.last_started_s, "inbound_zones": dict(c.inbound_zones),
                            "outbound_zones": dict(c.outbound_zones)}
@@ -240,7 +240,7 @@ class Statistics:
 
     def adopt_state(self, state: Mapping[str, Mapping]) -> None:
         """Go on where export_state() of another generation stopped; never counts backwards."""
-        with self._lock:
+        with self._counters_lock:
             for name, values in state.items():
                 mine = self._service_locked(name)
                 mine.session_number = max(mine.session_number, values["session_number"])
@@ -253,7 +253,7 @@ class Statistics:
 
     def tree(self) -> dict[str, object]:
         """Return everything as nested dictionaries; leaves are int or str, None means no value."""
-        with self._lock:
+        with self._counters_lock:
             return {branch: read() for branch, read in self._branches_locked().items()}
 
     def value(self, path: tuple[str, ...]) -> str | None:
@@ -274,7 +274,7 @@ class Statistics:
             if isinstance(node, dict) else None
 
     def _node(self, path: tuple[str, ...]):
-        with self._lock:
+        with self._counters_lock:
             branches = self._branches_locked()
             if not path:
                 return branches
