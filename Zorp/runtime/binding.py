@@ -21,8 +21,10 @@ from collections.abc import Callable
 from Zorp.Bind import DBSockAddr
 from Zorp.Constants import ZD_PROTO_TCP, ZD_PROTO_UDP
 from Zorp.Log import log
+from Zorp.runtime import interfaces
 from Zorp.runtime.listeners import ListenSpec
 from Zorp.SockAddr import SockAddrInet, from_sockaddr
+from Zorp.transport.interfaces import Snapshot, take_snapshot
 
 
 class BindFailed(Exception):
@@ -51,10 +53,9 @@ class Binding:
     def __init__(self, ask: Callable[[ListenSpec], socket.socket]) -> None:
         """ask returns a listening socket that is ours, or raises BindFailed."""
         self._ask = ask
-        self._interfaces = None          # the module, when the policy needs it
-        self._known: dict = {}
+        self._known = Snapshot({}, {})
         self._by_key: dict[tuple, BoundChain] = {}
-        self.watch = None                # what becomes readable when follow() must be called
+        self.watch: interfaces.Watch | None = None      # what becomes readable when follow() must be called
         self.bound: list[BoundChain] = []
 
     def bind(self, chains) -> None:
@@ -80,8 +81,8 @@ class Binding:
     def follow(self, acceptor) -> None:
         """Interfaces have changed: listen where the binds mean now."""
         self.watch.drain()
-        before, self._known = self._known, self._interfaces.snapshot()
-        self._interfaces.log_changes(before, self._known)
+        before, self._known = self._known, take_snapshot()
+        interfaces.log_changes(before, self._known)
         for bound in self.bound:
             if isinstance(bound.chain.bind, DBSockAddr):
                 continue
@@ -97,12 +98,9 @@ class Binding:
             bound.report()
 
     def _begin_watching(self) -> None:
-        from Zorp.runtime import interfaces  # a quarter of a second, for the few policies that need it
-
-        self._interfaces = interfaces
         self.watch = interfaces.Watch()
-        self._known = interfaces.snapshot()
-        interfaces.log_changes({}, self._known)
+        self._known = take_snapshot()
+        interfaces.log_changes(Snapshot({}, {}), self._known)
 
     def _open(self, bound: BoundChain, spec: ListenSpec) -> bool:
         dynamic = not isinstance(bound.chain.bind, DBSockAddr)
@@ -137,7 +135,7 @@ class Binding:
             places = [bind.sa.to_sockaddr()[:2]]
             family = bind.sa.family
         else:
-            places = [(address, bind.port) for address in self._interfaces.addresses_of(bind, self._known)]
+            places = [(address, bind.port) for address in interfaces.addresses_of(bind, self._known)]
             family = socket.AF_INET
         protocol = bind.protocol or ZD_PROTO_TCP
         return [ListenSpec(

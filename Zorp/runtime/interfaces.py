@@ -1,79 +1,73 @@
 """Interfaces of the host and their IPv4 addresses, for binds that name an interface or a group.
 
 Theory of operation
-    snapshot() asks the kernel over netlink.  Watch owns a second netlink socket that becomes
-    readable when any interface or address changes; the loop of the worker then asks again and
-    compares.  Changes come in bursts, so everything that waits is read before one comparison.
-
-Imported only by workers whose policy has such binds: pyroute2 costs a quarter of a second.
+    A snapshot is Zorp.transport.interfaces' dump.  Watch owns a netlink socket that becomes
+    readable when any interface or address changes; the loop of the worker then takes another
+    snapshot and compares.  Changes come in bursts, so everything that waits is read before one
+    comparison.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import ipaddress
+import pathlib
 import socket
-
-from pyroute2 import IPRoute
 
 from Zorp.Bind import DBIface
 from Zorp.Log import log
+from Zorp.transport.interfaces import Snapshot
 
 _RTMGRP_LINK = 1
 _RTMGRP_IPV4_IFADDR = 0x10
 _ANY = "0.0.0.0"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Interface:
-    """One interface as the kernel describes it."""
-
-    name: str
-    flags: int
-    group: int
-    addresses: tuple[str, ...]       # IPv4, sorted
-
-
-def snapshot() -> dict[int, Interface]:
-    """Return the interfaces of this moment by their number.  Raises OSError."""
-    with IPRoute() as route:
-        addresses: dict[int, list[str]] = {}
-        for message in route.get_addr(family=socket.AF_INET):
-            local = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
-            addresses.setdefault(message["index"], []).append(local)
-        return {link["index"]: Interface(link.get_attr("IFLA_IFNAME"), link["flags"], link.get_attr("IFLA_GROUP") or 0,
-                                         tuple(sorted(addresses.get(link["index"], ()))))
-                for link in route.get_links()}
-
-
-def addresses_of(bind, interfaces: dict[int, Interface]) -> list[str]:
+def addresses_of(bind, snapshot: Snapshot) -> list[str]:
     """The addresses that a DBIface or DBIfaceGroup means now; none when the interface is not there."""
     if isinstance(bind, DBIface):
-        found = [address for interface in interfaces.values() if interface.name == bind.iface
-                 for address in interface.addresses]
+        found = _texts(snapshot, bind.iface)
         return [address for address in found if bind.ip_s in (_ANY, address)]
-    return [address for interface in interfaces.values() if interface.group == bind.group
-            for address in interface.addresses]
+    names = sorted(name for name, group in snapshot.groups.items() if group == bind.group)
+    return [address for name in names for address in _texts(snapshot, name)]
 
 
-def log_changes(before: dict[int, Interface], after: dict[int, Interface]) -> None:
+def _texts(snapshot: Snapshot, name: str) -> list[str]:
+    own = snapshot.addresses.get(name, frozenset())
+    return [str(ipaddress.IPv4Address(number)) for family, number in sorted(own) if family == socket.AF_INET]
+
+
+def log_changes(before: Snapshot, after: Snapshot) -> None:
     """Say what came, went and changed."""
-    for index in before.keys() - after.keys():
-        log(None, "core.info", 4, "Interface removed; if_index='%d', if_name='%s'", (index, before[index].name))
-    for index, new in after.items():
-        old = before.get(index)
-        fields = (index, new.name, new.flags)
-        if old is None:
-            log(None, "core.info", 4, "Interface added; if_index='%d', if_name='%s', if_flags='%d'", fields)
-        elif (old.name, old.flags) != (new.name, new.flags):
-            log(None, "core.info", 4, "Interface info updated; if_index='%d', if_name='%s', if_flags='%d'", fields)
-        had = old.addresses if old is not None else ()
-        for address in sorted(set(new.addresses) - set(had)):
-            log(None, "core.info", 4, "Address added to interface; if_name='%s', if_addr='%s'", (new.name, address))
-        for address in sorted(set(had) - set(new.addresses)):
-            log(None, "core.info", 4, "Address removed from interface; if_name='%s', if_addr='%s'", (new.name, address))
-        if old is not None and old.group != new.group:
-            log(None, "core.debug", 4, "Interface removed from group; group='0x%x', name='%s'", (old.group, old.name))
-            log(None, "core.debug", 4, "Interface added to group; group='0x%x', name='%s'", (new.group, new.name))
+    for name in before.groups.keys() - after.groups.keys():
+        log(None, "core.info", 4, "Interface removed; if_name='%s'", (name,))
+    for name in sorted(after.groups):
+        if name not in before.groups:
+            log(None, "core.info", 4, "Interface added; if_index='%d', if_name='%s', if_flags='%d'",
+                (_index(name), name, _flags(name)))
+        elif before.groups[name] != after.groups[name]:
+            log(None, "core.debug", 4, "Interface removed from group; group='0x%x', name='%s'",
+                (before.groups[name], name))
+            log(None, "core.debug", 4, "Interface added to group; group='0x%x', name='%s'", (after.groups[name], name))
+    for name in sorted(before.addresses.keys() | after.addresses.keys()):
+        had, has = set(_texts(before, name)), set(_texts(after, name))
+        for address in sorted(has - had):
+            log(None, "core.info", 4, "Address added to interface; if_name='%s', if_addr='%s'", (name, address))
+        for address in sorted(had - has):
+            log(None, "core.info", 4, "Address removed from interface; if_name='%s', if_addr='%s'", (name, address))
+
+
+def _index(name: str) -> int:
+    try:
+        return socket.if_nametoindex(name)
+    except OSError:                      # gone again
+        return 0
+
+
+def _flags(name: str) -> int:
+    try:
+        return int(pathlib.Path("/sys/class/net", name, "flags").read_text("ascii"), 16)
+    except (OSError, ValueError):        # gone again, or out of reach in a new root
+        return 0
 
 
 class Watch:

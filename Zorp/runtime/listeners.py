@@ -21,6 +21,7 @@ import dataclasses
 import socket
 
 from Zorp.Constants import ZD_PROTO_TCP, ZD_PROTO_UDP
+from Zorp.transport.interfaces import remember_incoming_interface
 
 _IP_TRANSPARENT = 19
 _IP_FREEBIND = 15
@@ -68,6 +69,7 @@ def open_listener(spec: ListenSpec) -> socket.socket:
     try:
         step = "setsockopt"
         _set_options(sock, spec)
+        remember_incoming_interface(sock)
         step = "bind"
         sock.bind((spec.address, spec.port))
         if spec.protocol == ZD_PROTO_TCP:

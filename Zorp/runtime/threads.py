@@ -148,24 +148,21 @@ class ThreadPool:
         return task
 
     def _lead(self):
-        """Wait for one client.  Return how to serve it, with another leader in place; None: none came."""
+        """Wait for one client.  Return how to serve it, with another leader in place; None: none is mine."""
         while (accepted := self._acceptor.wait()) is not None:
             with self._state_lock:
                 verdict = self._make_room(accepted)
-            if verdict == "mine":
+            if verdict == "mine" or verdict == "spawn" and self._spawn():
                 return lambda: self._deliver(accepted)
-            if verdict == "spawn":
-                if self._spawn():
-                    return lambda: self._deliver(accepted)
-                self._take_back_lead()
-                verdict = "refuse"
-            if verdict == "refuse":
-                accepted.refuse()
-                log(None, "core.error", 2, "Too many connections, refusing; client_host='%s', max_threads='%d'",
-                    (accepted.remote_host, self._limits.max_threads))
-            else:
+            if verdict == "queued":
                 log(None, "core.error", 3, "Too many running threads, waiting for one to become free; "
                     "num_threads='%d', max_threads='%d'", (self._limits.max_threads, self._limits.max_threads))
+                continue
+            accepted.refuse()
+            log(None, "core.error", 2, "Too many connections, refusing; client_host='%s', max_threads='%d'",
+                (accepted.remote_host, self._limits.max_threads))
+            if verdict == "spawn" and not self._take_back_lead():
+                return None
         with self._state_lock:
             self._has_leader = False
             self._leading_allowed = False
@@ -187,11 +184,12 @@ class ThreadPool:
         self._has_leader = False
         return "spawn"
 
-    def _take_back_lead(self) -> None:
-        """No thread could be made: go on leading."""
+    def _take_back_lead(self) -> bool:
+        """No thread could be made: go on leading, unless a thread that became free does so already."""
         with self._state_lock:
             self._busy -= 1
-            self._has_leader = True
+            taken, self._has_leader = self._has_leader, True
+            return not taken
 
     def _spawn(self, task=None) -> bool:
         try:

@@ -20,6 +20,8 @@ zorp(policy, instance="intra", verbosity=6, arguments=(), start=True, environmen
     policy      text; its common indent is removed and $name is replaced by values (string.Template)
     arguments   further command line options
     start       False: the caller calls start() or run() itself
+    detached    True: not in the foreground and not with --no-syslog; start() waits for the command, whose
+                exit status is in .process.returncode; the log is where --log-socket says
 A test may call it several times; whatever still runs at the end of the test is killed.
 
 Daemon
@@ -150,6 +152,13 @@ def wait_until(condition, what: str = "condition", timeout_s: float = DEADLINE_S
     return result
 
 
+def lock_holders(directory: pathlib.Path) -> set[int]:
+    """The masters that live: whoever holds a lock in this directory."""
+    inodes = {str(path.stat().st_ino) for path in directory.glob("*.lock")}
+    locks = [line.split() for line in pathlib.Path("/proc/locks").read_text().splitlines()]
+    return {int(fields[4]) for fields in locks if fields[1] == "FLOCK" and fields[5].split(":")[-1] in inodes}
+
+
 class Control:
     """One connection to a control socket; a path of any length will do."""
 
@@ -191,8 +200,9 @@ class Daemon:
     """One zorp instance of a test; see the module's text."""
 
     def __init__(self, directory: pathlib.Path, policy: str, instance: str = "intra", verbosity: int = 6,
-                 arguments=(), environment=None, **values) -> None:
+                 arguments=(), environment=None, detached: bool = False, **values) -> None:
         self.directory = directory
+        self.detached = detached
         self.instance = instance
         self.values = {"port": free_port(), "dir": str(directory), "word": "hello", **values}
         self.values.setdefault("ports", self.values["port"])
@@ -215,10 +225,11 @@ class Daemon:
     @property
     def command(self) -> list[str]:
         """The command line; the last of several equal options wins, so arguments may replace ours."""
-        return [sys.executable, str(ROOT / "sbin" / "zorp"), "--as", self.instance, "--policy", str(self.policy),
-                "--foreground", "--no-syslog", "--verbose", str(self._verbosity), "--pid-dir", str(self.directory),
-                "--state-dir", str(self.directory), "--user", str(os.getuid()), "--group", str(os.getgid()),
-                "--deadlock-check-timeout", "-1", *self._arguments]
+        mode = () if self.detached else ("--foreground", "--no-syslog")
+        return [sys.executable, str(ROOT / "sbin" / "zorp"), "--as", self.instance, "--policy", str(self.policy), *mode,
+                "--verbose", str(self._verbosity), "--pid-dir", str(self.directory), "--state-dir", str(self.directory),
+                "--user", str(os.getuid()), "--group", str(os.getgid()), "--deadlock-check-timeout", "-1",
+                *self._arguments]
 
     def launch(self) -> None:
         """Start the process and return at once."""
@@ -228,6 +239,9 @@ class Daemon:
 
     def start(self) -> Daemon:
         self.launch()
+        if self.detached:
+            self.wait()
+            return self
         deadline = time.monotonic() + DEADLINE_S
         while not self.pid_file().exists():
             if self.process.poll() is not None:
@@ -251,7 +265,11 @@ class Daemon:
 
     @property
     def pid(self) -> int:
-        return self.process.pid
+        """The pid of the master; of a detached one while its worker lives."""
+        if not self.detached:
+            return self.process.pid
+        stat = pathlib.Path(f"/proc/{self.worker_pid()}/stat").read_text()
+        return int(stat.rpartition(")")[2].split()[1])
 
     def worker_pid(self, number: int | None = None) -> int:
         return int(self.pid_file(number).read_text())
@@ -285,6 +303,9 @@ class Daemon:
 
     def end(self) -> None:
         """Kill what is left; the workers die with their master."""
+        if self.detached:
+            for pid in lock_holders(self.directory):
+                os.kill(pid, signal.SIGKILL)
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait()

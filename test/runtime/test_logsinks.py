@@ -1,0 +1,136 @@
+"""Sinks: the forms of a packet, and what happens when nobody reads."""
+
+import json
+import os
+import re
+import socket
+
+import pytest
+
+from test.support.daemon import wait_until
+from test.support.syslog import SyslogReceiver
+from Zorp.runtime import logsinks
+from Zorp.runtime.logsinks import Formatter, StderrSink, SyslogSink, Throttle, severity_of
+
+RECORD = ("core.session", 3, "svc/intra/x:0", "Starting proxy instance; client_fd='5'")
+
+
+def test_the_packet_of_the_original():
+    packet = Formatter("classic", "intra").syslog(*RECORD)
+    assert re.fullmatch(
+        r"<182>\w{3} [ \d]\d \d\d:\d\d:\d\d zorp/intra\[" + str(os.getpid()) + r"\]: "
+        r"core\.session\(3\): \(svc/intra/x:0\): Starting proxy instance; client_fd='5'", packet)
+
+
+def test_the_line_for_standard_error():
+    assert re.fullmatch(r"\w{3} \d\d \d\d:\d\d:\d\d core\.session\(3\): \(svc/intra/x:0\): Starting .*",
+                        Formatter("classic", "intra").plain(*RECORD))
+
+
+def test_json_takes_the_fields_apart():
+    record = json.loads(Formatter("json", "intra").plain(*RECORD))
+    assert (record["tag"], record["level"], record["session"]) == RECORD[:3]
+    assert record["message"] == "Starting proxy instance"
+    assert record["fields"] == {"client_fd": "5"}
+
+
+def test_rfc_5424():
+    packet = Formatter("rfc5424", "intra").syslog(*RECORD)
+    assert re.match(r"<182>1 \d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}[+-]\d\d:\d\d \S+ zorp/intra \d+ core\.session "
+                    r'\[zorp@32473 level="3" session="svc/intra/x:0"\] Starting', packet)
+
+
+@pytest.mark.parametrize(("tag", "level", "severity"), [
+    ("core.debug", 0, 3), ("core.error", 1, 3), ("core.policy", 1, 4), ("http.violation", 1, 4), ("core.error", 2, 4),
+    ("core.session", 3, 5), ("core.summary", 4, 6), ("core.session", 5, 6), ("core.debug", 6, 7), ("core.dump", 9, 7)])
+def test_severities(tag, level, severity):
+    assert severity_of(tag, level) == severity
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM])
+def test_both_kinds_of_sockets(tmp_path, kind):
+    with SyslogReceiver(tmp_path / "log", kind) as receiver:
+        sink = SyslogSink(Formatter("classic", "intra"), str(receiver.path))
+        sink(*RECORD)
+        sink("core.debug", 6, None, "x" * 9000)
+        assert receiver.wait_for("Starting proxy instance").startswith("<182>")
+        assert len(receiver.wait_for("xxx")) == logsinks.PACKET_BYTES - 1
+        sink.close()
+
+
+def test_what_cannot_be_sent_waits_and_what_does_not_fit_is_counted(tmp_path, monkeypatch):
+    # given a receiver that does not read, and room for a few lines
+    monkeypatch.setattr(logsinks, "MAX_WAITING_BYTES", 2000)
+    woken = []
+    with SyslogReceiver(tmp_path / "log", reading=False) as receiver:
+        sink = SyslogSink(Formatter("classic", "intra"), str(receiver.path))
+        sink.on_backlog = lambda: woken.append(True)
+        # when a thousand lines are written
+        for number in range(1000):
+            sink("core.debug", 0, "s", f"line {number};")
+        assert sink.waiting
+        assert woken == [True]
+        assert not sink.flush()
+        # then, when it reads again, the lines that waited follow in order, and the count of the others
+        received = []
+        receiver._socket.settimeout(5)
+
+        def take() -> bool:
+            received.append(receiver._socket.recv(9000).decode())
+            return sink.flush()
+
+        wait_until(take, "room for the last line")
+        receiver._socket.setblocking(False)
+        while True:
+            try:
+                received.append(receiver._socket.recv(9000).decode())
+            except BlockingIOError:
+                break
+        sink.close()
+    numbers = [int(found[1]) for line in received if (found := re.search(r"line (\d+);", line))]
+    dropped = int(re.search(r"Log messages dropped; count='(\d+)'", "".join(received))[1])
+    assert numbers == list(range(len(numbers)))
+    assert len(numbers) + dropped == 1000
+
+
+def test_a_log_that_is_away_is_asked_once_a_second(tmp_path):
+    # given no log at all, and a clock of our own
+    now = [0.0]
+    sink = SyslogSink(Formatter("classic", "intra"), str(tmp_path / "log"), lambda: now[0])
+    sink(*RECORD)
+    with SyslogReceiver(tmp_path / "log") as receiver:
+        # when it comes, then it is noticed after the pause, and the line was kept
+        assert not sink.flush()
+        now[0] += 1.1
+        assert sink.flush()
+        receiver.wait_for("Starting proxy instance")
+        sink.close()
+
+
+def test_a_full_pipe_on_standard_error_delays_nobody():
+    # given a pipe that nobody reads
+    read_end, write_end = os.pipe()
+    sink = StderrSink(Formatter("classic", "intra"), write_end)
+    # when more is written than it holds
+    for number in range(2000):
+        sink("core.debug", 0, "s", f"line {number}; {'x' * 100}")
+    # then the rest waits and follows
+    assert sink.waiting
+    received = b""
+    while not sink.flush():
+        received += os.read(read_end, 65_536)
+    os.close(write_end)
+    while data := os.read(read_end, 65_536):
+        received += data
+    os.close(read_end)
+    assert [int(number) for number in re.findall(rb"line (\d+);", received)] == list(range(2000))
+
+
+def test_a_throttle_lets_so_many_of_each_text_through():
+    now = [0.0]
+    throttle = Throttle(2, lambda: now[0])
+    assert [throttle("a", "x") for _ in range(3)] == [True, True, False]
+    assert throttle("a", "y")
+    now[0] += 1
+    assert throttle("a", "x")
+    assert (throttle.take_held(), throttle.take_held()) == (1, 0)

@@ -1,0 +1,240 @@
+"""The pool: one thread owns a session, limits refuse the new and never harm the old."""
+
+import queue
+import signal
+import threading
+
+import pytest
+
+from test.runtime.policies import ECHO
+from test.support.daemon import wait_until
+from Zorp.runtime.threads import PoolLimits, ThreadPool
+
+
+class Clients:
+    """An acceptor for tests: connections come out of a queue."""
+
+    def __init__(self) -> None:
+        self._queue: queue.Queue = queue.Queue()
+        self.stopped = False
+
+    def come(self, connection) -> None:
+        self._queue.put(connection)
+
+    def stop(self) -> None:
+        self.stopped = True
+        self._queue.put(None)
+
+    def wait(self):
+        return self._queue.get(timeout=20)
+
+
+class Connection:
+    """A client whose delivery starts one job, as a service does."""
+
+    remote_host = "192.0.2.1"
+
+    def __init__(self, pool: ThreadPool, name: str = "session") -> None:
+        self.pool, self.name = pool, name
+        self.finish = threading.Event()
+        self.running = threading.Event()
+        self.refused = threading.Event()
+        self.threads: list[int] = []
+
+    def deliver(self) -> None:
+        self.threads.append(threading.get_ident())
+        assert self.pool.start(self.name, self.live)
+
+    def live(self) -> None:
+        self.threads.append(threading.get_ident())
+        self.thread_name = threading.current_thread().name
+        self.running.set()
+        assert self.finish.wait(20)
+
+    def refuse(self) -> None:
+        self.refused.set()
+
+
+@pytest.fixture
+def clients():
+    source = Clients()
+    yield source
+    source.stop()
+
+
+def pool_of(clients, **limits) -> ThreadPool:
+    pool = ThreadPool(PoolLimits(**limits), clients)
+    pool.begin()
+    return pool
+
+
+def test_the_thread_that_accepts_serves(clients):
+    pool = pool_of(clients)
+    connection = Connection(pool, "svc/intra/x:0")
+    clients.come(connection)
+    assert connection.running.wait(5)
+    assert connection.threads[0] == connection.threads[1]
+    assert connection.thread_name == "svc/intra/x:0"
+    connection.finish.set()
+
+
+def test_while_one_serves_another_accepts(clients):
+    pool = pool_of(clients)
+    connections = [Connection(pool) for _ in range(5)]
+    for connection in connections:
+        clients.come(connection)
+    for connection in connections:
+        assert connection.running.wait(5)
+    assert pool.busy == 5
+    for connection in connections:
+        connection.finish.set()
+    wait_until(lambda: pool.busy == 0, "the end of the sessions")
+
+
+def test_over_the_limit_they_line_up_and_over_that_they_are_refused(clients):
+    # given room for one session and one that waits
+    pool = pool_of(clients, max_threads=1, max_queued=1)
+    first, second, third = (Connection(pool) for _ in range(3))
+    # when three come
+    for connection in (first, second, third):
+        clients.come(connection)
+    # then the first is served, the second waits, the third is refused
+    assert first.running.wait(5)
+    assert third.refused.wait(5)
+    assert not second.running.is_set()
+    # and the second is served when the first ends
+    first.finish.set()
+    assert second.running.wait(5)
+    second.finish.set()
+
+
+def test_a_stacked_job_gets_a_thread_even_at_the_limit(clients):
+    # given a pool whose only thread is taken
+    pool = pool_of(clients, max_threads=1, max_queued=0)
+    done = threading.Event()
+
+    class Stacking(Connection):
+        def live(self) -> None:
+            self.started = self.pool.start("stacked", done.set)
+            super().live()
+
+    connection = Stacking(pool)
+    clients.come(connection)
+    # then the job that it starts runs beside it
+    assert connection.running.wait(5)
+    assert connection.started
+    assert done.wait(5)
+    connection.finish.set()
+
+
+def test_stacked_jobs_have_a_limit_too(clients):
+    pool = pool_of(clients, max_threads=4)
+    blocker = threading.Event()
+    started = [pool.start(f"job {number}", lambda: blocker.wait(20)) for number in range(7)]
+    assert started == [True] * 5 + [False] * 2
+    blocker.set()
+
+
+def test_what_a_job_raises_ends_nothing_else(clients):
+    pool = pool_of(clients)
+    for problem in (ValueError("x"), SystemExit(3)):
+        def fail(problem=problem) -> None:
+            raise problem
+
+        assert pool.start("failing", fail)
+    connection = Connection(pool)
+    clients.come(connection)
+    assert connection.running.wait(5)
+    connection.finish.set()
+    wait_until(lambda: pool.busy == 0, "the end of the sessions")
+
+
+def test_idle_threads_are_few_and_used_again(clients):
+    pool = pool_of(clients, idle_threads=2)
+    connections = [Connection(pool) for _ in range(20)]
+    for connection in connections:
+        clients.come(connection)
+    for connection in connections:
+        assert connection.running.wait(5)
+    for connection in connections:
+        connection.finish.set()
+    wait_until(lambda: sum(getattr(thread, "pool", None) is pool for thread in threading.enumerate()) <= 3,
+               "a leader and two idle threads")
+
+
+def test_a_host_without_threads_refuses_the_new_and_goes_on(clients, monkeypatch):
+    # given a pool with its leader, and a host that gives no further thread
+    pool = pool_of(clients, idle_threads=1)
+    monkeypatch.setattr("Zorp.runtime.threads._PoolThread.start", no_thread)
+    refused = Connection(pool)
+    clients.come(refused)
+    assert refused.refused.wait(5)
+    # when it gives threads again, then clients are served again
+    monkeypatch.undo()
+    served = Connection(pool)
+    clients.come(served)
+    assert served.running.wait(5)
+    served.finish.set()
+
+
+def no_thread(thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def test_the_end_of_the_last_session_is_told_once(clients):
+    pool = pool_of(clients)
+    connection = Connection(pool)
+    clients.come(connection)
+    assert connection.running.wait(5)
+    told = threading.Event()
+    pool.when_idle(told.set)
+    assert not told.is_set()
+    connection.finish.set()
+    assert told.wait(5)
+
+
+def test_five_threads_serve_ten_sessions(zorp):
+    # given an instance with five threads, and ten clients at once
+    daemon = zorp(ECHO, arguments=["--threads", "5"])
+    clients = [daemon.connect() for _ in range(10)]
+    served = clients[:5]
+    for client in served:
+        assert client.recv(100)
+    # then the log says that others wait
+    line = daemon.log.wait_for("core.error", 3, "Too many running threads, waiting for one to become free", count=5)
+    assert line.fields == {"num_threads": "5", "max_threads": "5"}
+    # and they are served when others finish
+    for client in served:
+        client.close()
+    for client in clients[5:]:
+        assert client.recv(100)
+
+
+def test_a_full_line_refuses(zorp):
+    policy = ECHO + "\nfrom Zorp.Config import config\nconfig.options.max_queued_sessions = 1\n"
+    daemon = zorp(policy, arguments=["--threads", "1"])
+    first, second, third = (daemon.connect() for _ in range(3))
+    assert first.recv(100)
+    assert third.recv(100) == b""
+    daemon.log.wait_for("core.error", 2, "Too many connections, refusing")
+    first.close()
+    assert second.recv(100)
+
+
+def test_a_stacked_job_runs_while_every_thread_is_taken(zorp):
+    daemon = zorp(ECHO, arguments=["--threads", "1"])
+    client = daemon.connect()
+    client.recv(100)
+    client.sendall(b"nested\n")
+    assert client.recv(100) == b"started\n"
+
+
+def test_deep_recursion_in_policy_code_is_an_exception_not_a_crash(zorp):
+    deep = ECHO.replace("def serve(stream, session_id):",
+                        "def deep(n):\n    return deep(n + 1)\n\ndef serve(stream, session_id):\n"
+                        "    import sys\n    sys.setrecursionlimit(5000)\n    try:\n        deep(0)\n"
+                        "    except RecursionError:\n        pass")
+    daemon = zorp(deep, arguments=["--stack-size", "64"])
+    assert daemon.connect().recv(100).startswith(b"hello")
+    daemon.kill(signal.SIGUSR1)
+    daemon.log.wait_for("core.info", 0, "Changing verbosity level")
