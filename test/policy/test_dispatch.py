@@ -1,5 +1,6 @@
 """From an accepted connection to a running proxy: selection, limits, refusals, the log of one connection."""
 
+import gc
 import socket
 import threading
 import time
@@ -324,6 +325,31 @@ def test_no_thread_for_the_proxy(gateway, monkeypatch):
     assert running.logged.find("Proxy ending; class='Plug', module='plug'")
     assert verdicts(running) == ["DENIED_BY_UNKNOWN_FAIL"]
     assert running.service("plug").num_instances == 0
+
+
+def test_nothing_of_a_session_waits_for_the_garbage_collector(gateway):
+    # given a garbage collector that does not come
+    gc.collect()
+    gc.disable()
+    try:
+        running = gateway("""
+import weakref
+class Plug(PlugProxy):
+    def config(self):
+        SEEN.update(proxy=weakref.ref(self), stacked=weakref.ref(self.session), master=weakref.ref(self.session.owner))
+""" + LISTENER)
+        # when a session has ended
+        client = running.connect()
+        assert exchange(client) == b"ping"
+        client.close()
+        running.logged.wait_for("Ending proxy instance")
+        # then its objects are gone as soon as its thread is
+        deadline = time.monotonic() + 10
+        while any(reference() is not None for reference in running.seen.values()) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        assert {name: reference() for name, reference in running.seen.items()} == dict.fromkeys(running.seen)
+    finally:
+        gc.enable()
 
 
 def test_stop_request_ends_the_session(gateway):
