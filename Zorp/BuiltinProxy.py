@@ -45,6 +45,7 @@ import socket
 import threading
 from typing import NoReturn
 
+from Zorp import Globals
 from Zorp.Config import config
 from Zorp.Constants import CORE_DEBUG, CORE_ERROR, CORE_INFO, CORE_POLICY
 from Zorp.Exceptions import PolicyError
@@ -171,6 +172,11 @@ def apply_tos(sock: socket.socket, tos: int) -> None:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, tos)
 
 
+def _server_socket_mark() -> int:
+    """The mark is for packet rules; without them it would only ask for a privilege."""
+    return _SERVER_SIDE_MARK if Globals.kzorp_available and config.options.kzorp_enabled else 0
+
+
 def _value_of(name):
     return lambda proxy: getattr(proxy._vars, name)
 
@@ -279,7 +285,7 @@ class BuiltinProxy:
         self._state = THREAD_STARTED
         self._vars = made = self._table.new_vars()
         made.client_local_tos = made.server_local_tos = 0
-        made.server_socket_mark = _SERVER_SIDE_MARK if config.options.kzorp_enabled else 0
+        made.server_socket_mark = _server_socket_mark()
         self._engine_start()
         self._state = STATE_CONFIG
         plain_attributes = len(self.__dict__)

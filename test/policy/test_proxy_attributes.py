@@ -7,6 +7,7 @@ import socket
 import pytest
 
 from test.support.proxies import serve
+from Zorp import Globals
 from Zorp.BuiltinProxy import BuiltinProxy
 from Zorp.Config import config
 from Zorp.Plug import PlugProxy
@@ -317,9 +318,11 @@ def test_tos_of_a_wrong_type_is_refused(lived):
     assert refused(session)
 
 
-@pytest.mark.parametrize(("enabled", "mark"), [(1, 0x40000000), (0, 0)])
-def test_server_socket_mark_follows_the_kernel_option(lived, monkeypatch, enabled, mark):
+@pytest.mark.parametrize(("enabled", "rules_loaded", "mark"), [
+    (1, True, 0x40000000), (0, True, 0), (1, False, 0)])
+def test_server_sockets_are_marked_for_packet_rules(lived, monkeypatch, enabled, rules_loaded, mark):
     monkeypatch.setattr(config.options, "kzorp_enabled", enabled)
+    monkeypatch.setattr(Globals, "kzorp_available", rules_loaded)
     assert lived(at_run=lambda self: self.server_socket_mark)[0] == mark
 
 
