@@ -125,6 +125,7 @@ class Chain:
         self.key: BindKey = bind.key()
         self.addresses: tuple = ()               # real addresses of the listening sockets
         self.entries: tuple[Dispatch, ...] = ()
+        self._only_connection = threading.Lock()     # taken for good by the one connection of accept_one
 
     @property
     def protocol(self) -> int:
@@ -149,7 +150,17 @@ class Chain:
             log_exception(NO_SESSION)
             sock.close()
 
+    @property
+    def is_spent(self) -> bool:
+        """True when accept_one has had its connection: listening may stop, whoever still comes is refused."""
+        return self.params.accept_one and self._only_connection.locked()
+
     def _deliver(self, stream: Stream, remote, local) -> None:
+        if self.params.accept_one and not self._only_connection.acquire(blocking=False):
+            log(self._session_id(), CORE_POLICY, 2, "Listener was for one connection only, refusing; remote='%s'",
+                (remote,))
+            stream.close()
+            return
         destination = self._wanted_destination(stream, local)
         if destination is None:
             log(self._session_id(), CORE_ERROR, 1,

@@ -322,6 +322,20 @@ def test_header_of_anybody_else_is_just_data(table):
     assert stream.recv() == b"PROXY UNKNOWN\r\n"
 
 
+def test_accept_one_takes_one_connection(table, logged):
+    # given a listener for one connection
+    taker = Taker()
+    chain = Dispatch("a", bind(), 100, taker, {"accept_one": True}).chain
+    assert not chain.is_spent
+    # when two come, then the second is closed and the runtime may stop listening
+    deliver(chain)
+    client, *_ = deliver(chain)
+    assert ended(client)
+    assert len(taker.connections) == 1
+    assert chain.is_spent
+    assert logged.find("Listener was for one connection only, refusing; remote='AF_INET(127.0.0.1:")
+
+
 def test_closed_socket_is_no_crash(table):
     chain = Dispatch("a", bind(), 100, Taker()).chain
     sock = socket.socket()
