@@ -279,9 +279,6 @@ def check_zones():
         ("yes" if dac_enforced() else "no", mode, len(Globals.zones)))
 
 
-Globals.parsed_callbacks.append(check_zones)
-
-
 class RootZone(AbstractZone):
     """Finds zones for policies that ask the module's root_zone; not a zone that rules could name."""
 

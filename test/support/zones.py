@@ -20,6 +20,7 @@ def forget_policy():
     Zone.zone_subnet_tree.clear()
     Zone.has_dynamic_subnet = False
     config.options.zone_dac = "auto"
+    config.options.zone_dns_grace = 3600
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def log_lines(monkeypatch):
             session_id, tag, level, text = None, session_id, tag, level
         lines.append((tag, level, text % args if args else text))
 
-    for module in ("Zone", "ZoneTable", "Rule", "RuleConditions", "Util"):
+    for module in ("Zone", "ZoneTable", "ZoneNames", "Rule", "RuleConditions", "Util"):
         monkeypatch.setattr(f"Zorp.{module}.log", keep, raising=False)
     return lines
 
