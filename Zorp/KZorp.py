@@ -114,14 +114,12 @@ def netlinkmsg_handler(msg):
 
 def createAddZoneMessageFromZone(zone):
     """Return the message that defines a zone."""
-    return {"message": "add zone", "name": zone.name,
-            "admin_parent": zone.admin_parent.name if zone.admin_parent is not None else None}
+    return zone.buildKZorpMessage()[0]
 
 
 def createAddZoneSubnetMessagesFromZoneAddresses(zone):
     """Return the messages that give a zone its subnets."""
-    return [{"message": "add zone subnet", "zone": zone.name, "family": int(subnet.family),
-             "network": subnet.network_int, "bits": subnet.mask_bits} for subnet in zone.subnets]
+    return zone.buildKZorpMessage()[1:]
 
 
 def downloadZones(h):

@@ -118,6 +118,13 @@ class AbstractZone(BaseZone):
             zone = zone.admin_parent
         return False
 
+    def buildKZorpMessage(self):
+        """Return the zone and its subnets as a list of messages, plain dictionaries."""
+        parent = self.admin_parent.name if self.admin_parent is not None else None
+        return [{"message": "add zone", "name": self.name, "admin_parent": parent}] + [
+            {"message": "add zone subnet", "zone": self.name, "family": int(subnet.family),
+             "network": subnet.network_int, "bits": subnet.mask_bits} for subnet in self.subnets]
+
     def addAdminChild(self, child):
         """Add a zone below this one."""
         child.setAdminParent(self)
@@ -284,7 +291,7 @@ class RootZone(AbstractZone):
 
     def __init__(self, name):
         self.name = name
-        self.domains = []
+        self.domains, self.subnets = [], []
         self.admin_children, self.admin_parent = [], None
         self._set_access(None, None, 0, FALSE)
 
@@ -307,8 +314,10 @@ class RootZone(AbstractZone):
         return self.findDomain(address).findZone(address)
 
 
-class InetRootZone(RootZone):
+class InetRootZone(RootZone, Zone):
     """The zones of IP addresses."""
+
+    address, _is_classic = None, False
 
     @property
     def zones(self):

@@ -173,6 +173,9 @@ def test_the_root_zones_of_old_policies():
     zone = Zone("office", "10.0.0.0/8")
     assert isinstance(root_zone, RootZone)
     assert isinstance(inet_root_zone, InetRootZone)
+    assert isinstance(inet_root_zone, InetZone)
+    assert str(inet_root_zone) == "Zone(inet-root)"
+    root_zone.addZone(zone)
     assert root_zone.findZone(address("10.0.0.1")) is zone
     assert inet_root_zone.zones == [zone]
     with pytest.raises(ZoneException) as caught:
