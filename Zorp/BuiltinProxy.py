@@ -94,6 +94,8 @@ class PolicyCallFailed(Exception):
 
 def log_policy_exception(session_id, problem: BaseException) -> None:
     """Log an exception that left policy code, as its kind wants it (call while it is handled)."""
+    if isinstance(problem, PolicyCallFailed):
+        return
     if isinstance(problem, PolicyError):
         log(session_id, CORE_POLICY, 1, "Policy cannot be used; error='%s'", (problem,))
         return
@@ -230,7 +232,7 @@ class BuiltinProxy:
         super().__init_subclass__(**keywords)
         cls._table = install(cls)
 
-    def __init__(self, name, module, session_id, client_stream, parent=None):
+    def __init__(self, proxy_name, module_name, session_id, client_stream, parent=None):
         if not isinstance(client_stream, Stream):
             raise TypeError("client must be a ZPolicyStream")
         self._ends_lock = threading.Lock()
@@ -239,7 +241,7 @@ class BuiltinProxy:
         self._parent = parent
         if type(self)._engine_main is BuiltinProxy._engine_main:
             log(session_id, CORE_ERROR, 1, "Cannot find proxy module; module='%s', proxy='%s, type='%d'",
-                (module, name, 0))
+                (module_name, proxy_name, 0))
             raise RuntimeError("Error binding proxy implementation")
         if parent is not None:
             parent.add_child(self)
@@ -317,7 +319,7 @@ class BuiltinProxy:
         """Every step on its own: none may keep the next from running."""
         self._state = SHUTTING_DOWN
         client, server, parent, lock = self._client, self._server, self._parent, self._ends_lock
-        self._run_events("shutdown", lambda name: self._quietly(self._call_event, name))
+        self._quietly(self._run_events, "shutdown", lambda name: self._quietly(self._call_event, name))
         if self._vars is not None:
             self._quietly(self._engine_stop)
         if enabled(CORE_DEBUG, 7):
@@ -338,8 +340,6 @@ class BuiltinProxy:
     def _quietly(self, step, *args) -> None:
         try:
             step(*args)
-        except PolicyCallFailed:
-            pass
         except BaseException as problem:
             log_policy_exception(self._session_id, problem)
 
@@ -347,8 +347,6 @@ class BuiltinProxy:
         """Run a step whose exceptions are the policy's fault."""
         try:
             step()
-        except PolicyCallFailed:
-            raise
         except BaseException as problem:
             self._policy_failed(problem)
 
@@ -387,6 +385,8 @@ class BuiltinProxy:
     # calls into policy code
 
     def _policy_failed(self, problem: BaseException) -> NoReturn:
+        if isinstance(problem, PolicyCallFailed):
+            raise problem                    # of a call within this call; all is said already
         log_policy_exception(self._session_id, problem)
         self._closed_by_abort()
         raise PolicyCallFailed from problem

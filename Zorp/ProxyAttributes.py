@@ -278,6 +278,7 @@ _WITHOUT_VALUE = (METHOD, CUSTOM, ALIAS, OBSOLETE)
 
 
 def check_number(value: Any, attribute: Attr) -> int:
+    """Return the number if it fits the attribute's kind; raises TypeError or ValueError."""
     if not isinstance(value, int):
         raise TypeError(f"an integer is required, not {type(value).__name__}")
     least, most = _RANGES[attribute.kind]

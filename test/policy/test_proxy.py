@@ -9,11 +9,12 @@ import pytest
 from test.support.proxies import events_of, serve
 from Zorp import BuiltinProxy as core
 from Zorp.BuiltinProxy import running
-from Zorp.Constants import FALSE, ZV_ACCEPT
+from Zorp.Constants import FALSE, ZD_PROTO_TCP, ZD_PROTO_UDP, ZV_ACCEPT
 from Zorp.Exceptions import (
     AAException, DACException, LicenseException, LimitException, MACException, PolicyError, ZoneException,
 )
 from Zorp.Plug import PlugProxy
+from Zorp.PolicyHash import ActionError, PolicyHash, parse_action
 from Zorp.Proxy import Proxy, proxyLog
 
 __all__ = ["serve"]          # fixture
@@ -250,6 +251,45 @@ def test_answer_that_is_no_verdict_aborts(serve, answer):
     assert Silent.outcome is None
 
 
+def test_malformed_table_entry_has_its_own_verdict(serve):
+    class Malformed(PlugProxy):
+        def _engine_main(self):
+            table = PolicyHash({"GET": ("accept",)})
+            try:
+                parse_action(table.search("GET"))
+            except ActionError:
+                self._invalid_policy_call()
+
+    with serve(Malformed) as session:
+        assert session.verdict == "INVALID_POLICY_CALL"
+
+
+def test_first_reason_for_the_end_stays(serve):
+    class Twice(PlugProxy):
+        def _engine_main(self):
+            self._invalid_policy_call()
+            self._closed_by_abort()
+
+    with serve(Twice) as session:
+        assert session.verdict == "INVALID_POLICY_CALL"
+
+
+@pytest.mark.parametrize(("protocol", "timeout"), [(ZD_PROTO_TCP, 600_000), (ZD_PROTO_UDP, 60_000)])
+def test_udp_sessions_idle_for_a_minute_at_most(serve, protocol, timeout):
+    class Looking(PlugProxy):
+        seen = None
+
+        def config(self):
+            type(self).seen = self.timeout
+
+    with serve(Looking, start=False) as session:
+        session.master.protocol = protocol
+        session.start()
+        session.client.close()
+        session.wait_for_end()
+    assert Looking.seen == timeout
+
+
 def test_answer_of_the_policy_reaches_the_engine(serve):
     with serve(Asking) as session:
         assert session.verdict == "ACCEPTED"
@@ -275,6 +315,20 @@ def test_proxy_log_formats_only_what_is_written():
 
     proxy = types.SimpleNamespace(session=types.SimpleNamespace(session_id="svc/x:0/y"))
     proxyLog(proxy, "core.info", 10, "x %s", (Loud(),))
+
+
+def test_failure_inside_a_nested_call_is_logged_once(serve):
+    class Nested(Asking):
+        def inner(self):
+            raise ValueError("inner")
+
+        def policy(self):
+            return self._ask_policy(self.inner)
+
+    with serve(Nested) as session:
+        assert session.verdict == "ABORTED_BY_POLICY_ACTION"
+    assert session.log.texts("core.error").count("Traceback: ValueError: inner") == 1
+    assert not any("PolicyCallFailed" in text for text in session.log.texts())
 
 
 # the server side
