@@ -20,6 +20,10 @@ Theory of operation
 
     Routers are made while the policy loads and not changed afterwards; any thread may call.
 
+What is said when the policy is loaded
+    A service whose clients name the server themselves, and which neither zones nor
+    limit_target_zones_to restrict, is open to everywhere: that is one line in the log.
+
 Deviations
     A numeric forge_port counts without forge_addr too.  TRUE and FALSE as forge_port, found in
     old examples, mean Z_PORT_EXACT and Z_PORT_ANY and are reported while the policy loads;
@@ -30,6 +34,7 @@ from __future__ import annotations
 
 import socket
 
+from Zorp import Globals
 from Zorp.Constants import (
     CORE_POLICY,
     FALSE,
@@ -43,6 +48,7 @@ from Zorp.Exceptions import PolicyError
 from Zorp.Log import log
 from Zorp.PolicyCaller import policy_caller
 from Zorp.SockAddr import SockAddr, SockAddrInet, SockAddrInet6
+from Zorp.Zone import dac_enforced
 
 _LARGEST_PORT = 65535
 
@@ -209,3 +215,17 @@ def _wildcard(client_address, port):
     if client_address.family == socket.AF_INET6:
         return SockAddrInet6("::", port)
     raise ValueError(f"Invalid client_address type ({client_address.type})")
+
+
+def _report_open_services():
+    """Name the services that take any server their clients ask for."""
+    if dac_enforced():
+        return
+    for service in Globals.services.values():
+        if (getattr(getattr(service, "router", None), "overrideable", FALSE)
+                and not getattr(service, "limit_target_zones_to", None)):
+            log(None, CORE_POLICY, 3, "Clients of the service may name any server (see limit_target_zones_to);"
+                " service='%s'", (service.name,))
+
+
+Globals.parsed_callbacks.append(_report_open_services)

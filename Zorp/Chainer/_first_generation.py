@@ -17,8 +17,10 @@ from __future__ import annotations
 from Zorp.Chainer._connect import ConnectChainer
 from Zorp.Chainer._state import Turns
 from Zorp.Chainer._targets import StateBasedChainer, _is_stopping, _no_destination
-from Zorp.Constants import FALSE, TRUE, Z_PORT_ANY, ZD_PROTO_AUTO
+from Zorp.Constants import CORE_POLICY, FALSE, TRUE, Z_PORT_ANY, ZD_PROTO_AUTO
 from Zorp.Exceptions import PolicyError
+from Zorp.Log import log
+from Zorp.PolicyCaller import policy_caller
 from Zorp.Router import DirectedRouter, InbandRouter, TransparentRouter, as_addresses
 from Zorp.SockAddr import SockAddr
 
@@ -74,6 +76,7 @@ class DirectedChainer(_RoutingChainer, ConnectChainer):
         super().__init__()
         if not isinstance(remote, SockAddr) and isinstance(local, SockAddr):
             remote, local = local, remote
+            _report_old_form("DirectedChainer(local, remote)")
         if not isinstance(remote, SockAddr):
             raise PolicyError(f"Invalid remote address of DirectedChainer; remote='{remote}'",
                               remedy="give a SockAddrInet or SockAddrInet6")
@@ -163,6 +166,8 @@ class FailoverChainer(_RoutingChainer, StateBasedChainer):
         self.round_robin = round_robin
         self._set_source(local, forge_addr or 0)
         self._first_generation = first_generation
+        if first_generation:
+            _report_old_form("FailoverChainer(hosts)")
         self.hosts = as_addresses(hosts, "hosts") if first_generation else ()
         self._turns = Turns()
 
@@ -239,6 +244,10 @@ class FailoverChainer(_RoutingChainer, StateBasedChainer):
             host = self.getHostAddress()
             self.nextHost()
         return host
+
+
+def _report_old_form(form):
+    log(None, CORE_POLICY, 4, "Old form of a chainer; form='%s', place='%s'", (form, policy_caller()))
 
 
 def _is_host_list(value):

@@ -12,6 +12,7 @@ import pytest
 from test.support.chaining import address_of, asking
 from test.support.deaf import unused_port
 from test.support.gateway import Gateway, Server, ended, exchange
+from test.support.logged import captured_log
 from test.support.zones import no_zones
 from Zorp.Chainer import (
     AbstractChainer,
@@ -255,6 +256,17 @@ def test_router_attributes():
         assert (chainer.forge_addr, chainer.forge_port) == (0, Z_PORT_ANY)
         assert chainer.overrideable == isinstance(chainer, InbandChainer)
         assert list(inspect.signature(chainer.connectServer).parameters) == ["session", "host", "port"]
+
+
+def test_old_forms_are_reported_with_their_place():
+    with captured_log() as log:
+        DirectedChainer(None, ELSEWHERE)
+        FailoverChainer([ELSEWHERE])
+        FailoverChainer()
+        DirectedChainer(ELSEWHERE)
+    lines = log.find("Old form of a chainer;")
+    assert [line.arguments[0] for line in lines] == ["DirectedChainer(local, remote)", "FailoverChainer(hosts)"]
+    assert all("test_chainer_first_generation.py" in line.text for line in lines)
 
 
 # both APIs

@@ -8,7 +8,7 @@ import types
 import pytest
 
 from test.support.chaining import address_of, asking
-from test.support.gateway import Server
+from test.support.gateway import Gateway, Server
 from test.support.unprivileged import run_unprivileged
 from Zorp.Constants import FALSE, TRUE, Z_PORT_ANY, Z_PORT_EXACT, Z_PORT_GROUP, Z_PORT_RANDOM
 from Zorp.Exceptions import PolicyError
@@ -40,7 +40,7 @@ def test_transparent_router_leads_to_the_original_destination(asking, server):
     # when its proxy connects, then the server sees the firewall's own address and some port
     host, port = peer_of(asked, server)
     assert host == "127.0.0.1"
-    assert port != 40000
+    assert port != 20000
     assert str(asked.session.server_address) == f"AF_INET(127.0.0.1:{server.port})"
 
 
@@ -106,13 +106,13 @@ def test_forged_address_has_another_port_than_the_client_s(asking, server):
     """Scenario 3."""
     host, port = peer_of(asking(TransparentRouter(forge_addr=TRUE), wanted=address_of(server)), server)
     assert host == "127.0.0.5"
-    assert port != 40000
+    assert port != 20000
 
 
 def test_forged_address_and_exact_port(asking, server):
     """Scenario 4."""
     router = TransparentRouter(forge_addr=TRUE, forge_port=Z_PORT_EXACT)
-    assert peer_of(asking(router, wanted=address_of(server)), server) == ("127.0.0.5", 40000)
+    assert peer_of(asking(router, wanted=address_of(server)), server) == ("127.0.0.5", 20000)
 
 
 def test_port_group_with_the_client_s_port_occupied(asking, server):
@@ -142,9 +142,9 @@ def test_random_ports(asking, server):
 @pytest.mark.parametrize("forge_addr", [FALSE, TRUE])
 def test_numeric_port(asking, server, forge_addr):
     """Scenario 7: the number counts, with and without forge_addr."""
-    router = TransparentRouter(forge_addr=forge_addr, forge_port=40321)
+    router = TransparentRouter(forge_addr=forge_addr, forge_port=20321)
     expected = "127.0.0.5" if forge_addr else "127.0.0.1"
-    assert peer_of(asking(router, wanted=address_of(server)), server) == (expected, 40321)
+    assert peer_of(asking(router, wanted=address_of(server)), server) == (expected, 20321)
 
 
 @pytest.mark.parametrize(("value", "means", "name"), [
@@ -162,7 +162,7 @@ def test_truth_value_as_port_is_understood_with_a_warning(asking, value, means, 
 def test_forge_port_true_behaves_as_the_exact_port(asking, server):
     """Scenario 8, at the server."""
     router = TransparentRouter(forge_port=TRUE)
-    assert peer_of(asking(router, wanted=address_of(server)), server) == ("127.0.0.1", 40000)
+    assert peer_of(asking(router, wanted=address_of(server)), server) == ("127.0.0.1", 20000)
 
 
 @pytest.mark.parametrize("value", [70000, 65536, -5, -100, "any", 1.5, [1]])
@@ -183,7 +183,7 @@ def test_impossible_port_that_a_site_s_class_sets_later_is_refused_at_the_connec
 def test_forging_without_privilege_fails_and_nothing_reaches_the_server(asking, server):
     """Scenario 10: the client's address is not one of the host's, and the process has no capabilities."""
     # given a client from elsewhere, and a service that forges
-    asked = asking(TransparentRouter(forge_addr=TRUE), client=SockAddrInet("203.0.113.9", 40000),
+    asked = asking(TransparentRouter(forge_addr=TRUE), client=SockAddrInet("203.0.113.9", 20000),
                    wanted=address_of(server))
     # when the proxy connects in a process that may not do that
 
@@ -200,7 +200,7 @@ def test_forging_without_privilege_fails_and_nothing_reaches_the_server(asking, 
 
 def test_foreign_address_is_forged_with_privilege(asking):
     """The same with the right to do it: the socket carries the client's address (UDP needs no answer)."""
-    asked = asking(TransparentRouter(forge_addr=TRUE), client=SockAddrInet("203.0.113.9", 40000))
+    asked = asking(TransparentRouter(forge_addr=TRUE), client=SockAddrInet("203.0.113.9", 20000))
     asked.master.protocol = 2
     stream = asked.connect()
     assert stream.local_address.ip_s == "203.0.113.9"
@@ -209,9 +209,9 @@ def test_foreign_address_is_forged_with_privilege(asking):
 def test_wildcard_takes_the_family_of_the_server(asking):
     """A wish for a port alone must not bind the connection to the client's family."""
     with socket.create_server(("::1", 0), family=socket.AF_INET6) as listener:
-        router = DirectedRouter(SockAddrInet6("::1", listener.getsockname()[1]), forge_port=41234)
+        router = DirectedRouter(SockAddrInet6("::1", listener.getsockname()[1]), forge_port=21234)
         stream = asking(router).connect()
-        assert stream.local_address.port == 41234
+        assert stream.local_address.port == 21234
 
 
 def test_forged_address_of_another_family_than_the_server_s_fails(asking):
@@ -226,8 +226,8 @@ def test_forged_address_of_another_family_than_the_server_s_fails(asking):
 def test_ipv6_client_and_server(asking):
     with socket.create_server(("::1", 0), family=socket.AF_INET6) as listener:
         wanted = SockAddrInet6("::1", listener.getsockname()[1])
-        asked = asking(TransparentRouter(forge_port=Z_PORT_EXACT), client=SockAddrInet6("::1", 40555), wanted=wanted)
-        assert asked.connect().local_address.port == 40555
+        asked = asking(TransparentRouter(forge_port=Z_PORT_EXACT), client=SockAddrInet6("::1", 20555), wanted=wanted)
+        assert asked.connect().local_address.port == 20555
 
 
 def wish(router, client=None, snat_policy=None):
@@ -305,3 +305,24 @@ def test_range_of_ports_as_destination_is_an_address():
 def test_foreign_means_what_bind_may_refuse():
     assert connecting.Source(socket.AF_INET, ("203.0.113.9", 0)).foreign
     assert not connecting.Source(socket.AF_INET, ("0.0.0.0", 0)).foreign
+
+
+OPEN = """
+    from Zorp.Core import *
+    from Zorp.Plug import *
+
+    Zone("office", "127.0.0.0/8"$lists)
+
+    def gateway():
+        Service("open", PlugProxy, router=InbandRouter())
+        Service("limited", PlugProxy, router=InbandRouter(), limit_target_zones_to="office")
+        Service("directed", PlugProxy, router=DirectedRouter(SockAddrInet("127.0.0.1", 25)))
+        Service("overrideable", PlugProxy, router=TransparentRouter(overrideable=TRUE))
+    """
+
+
+@pytest.mark.parametrize(("lists", "reported"), [("", ["open", "overrideable"]), (", inbound_services=['*']", [])])
+def test_services_that_are_open_to_everywhere_are_reported_at_load(lists, reported):
+    with Gateway(OPEN, lists=lists) as gateway:
+        lines = gateway.logged.find("Clients of the service may name any server")
+    assert [line.arguments[0] for line in lines] == reported

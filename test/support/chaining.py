@@ -30,7 +30,7 @@ from Zorp.Session import MasterSession, StackedSession
 from Zorp.SockAddr import SockAddrInet
 from Zorp.Stream import streamPair
 
-CLIENT = ("127.0.0.5", 40000)
+CLIENT = ("127.0.0.5", 20000)
 PATIENCE_S = 10.0
 
 

@@ -84,9 +84,9 @@ def test_without_source_the_kernel_chooses(server):
 
 
 def test_source_address_and_port_are_kept(server):
-    sock, local = connect(server.getsockname(), source=from_address("127.0.0.9", exact(40123)))
+    sock, local = connect(server.getsockname(), source=from_address("127.0.0.9", exact(20123)))
     peer, seen = server.accept()
-    assert seen == local == ("127.0.0.9", 40123)
+    assert seen == local == ("127.0.0.9", 20123)
     sock.close(), peer.close()
 
 
@@ -119,10 +119,10 @@ def test_foreign_source_without_privilege_fails_and_nothing_arrives(server):
 
 def test_own_source_without_privilege_works(server):
     def attempt():
-        sock, local = connect(server.getsockname(), source=from_address("127.0.0.5", exact(45678)))
+        sock, local = connect(server.getsockname(), source=from_address("127.0.0.5", exact(25678)))
         sock.close()
         return local
-    assert run_unprivileged(attempt) == ("127.0.0.5", 45678)
+    assert run_unprivileged(attempt) == ("127.0.0.5", 25678)
 
 
 def test_privileged_port_without_privilege_fails(server):
@@ -147,9 +147,9 @@ def test_one_source_address_serves_the_same_port_to_many_servers():
     # given two servers, and one local address with an exact port
     with listener("127.0.0.1") as first, listener("127.0.0.2") as second:
         # when both are connected to, then both see it: only the pair must be unique
-        one, local_one = connect(first.getsockname(), source=from_address("127.0.0.9", exact(40222)))
-        two, local_two = connect(second.getsockname(), source=from_address("127.0.0.9", exact(40222)))
-        assert local_one == local_two == ("127.0.0.9", 40222)
+        one, local_one = connect(first.getsockname(), source=from_address("127.0.0.9", exact(20222)))
+        two, local_two = connect(second.getsockname(), source=from_address("127.0.0.9", exact(20222)))
+        assert local_one == local_two == ("127.0.0.9", 20222)
         one.close(), two.close()
 
 
@@ -197,24 +197,24 @@ def test_port_group_with_the_wanted_port_listened_on(server):
 def test_port_group_with_the_wanted_port_connected_to_the_same_server(server):
     """bind() lets sockets share the port; the collision shows in connect()."""
     source = from_address("127.0.0.9")
-    first, _ = connect(server.getsockname(), source=Source(source.family, source.address, same_group(41000)))
-    second, local = connect(server.getsockname(), source=Source(source.family, source.address, same_group(41000)))
-    assert local == ("127.0.0.9", 41001)
+    first, _ = connect(server.getsockname(), source=Source(source.family, source.address, same_group(21000)))
+    second, local = connect(server.getsockname(), source=Source(source.family, source.address, same_group(21000)))
+    assert local == ("127.0.0.9", 21001)
     first.close(), second.close()
 
 
 def test_exact_port_that_is_taken_fails(server):
-    first, _ = connect(server.getsockname(), source=from_address("127.0.0.9", exact(41500)))
+    first, _ = connect(server.getsockname(), source=from_address("127.0.0.9", exact(21500)))
     with pytest.raises(ConnectFailed) as refused:
-        connect(server.getsockname(), source=from_address("127.0.0.9", exact(41500)))
+        connect(server.getsockname(), source=from_address("127.0.0.9", exact(21500)))
     assert refused.value.errno == errno.EADDRNOTAVAIL
     assert refused.value.at_once
     first.close()
 
 
 def test_exact_port_that_is_listened_on_fails(server):
-    with listener("127.0.0.9", 41501), pytest.raises(BindFailed) as refused:
-        connect(server.getsockname(), source=from_address("127.0.0.9", exact(41501)))
+    with listener("127.0.0.9", 21501), pytest.raises(BindFailed) as refused:
+        connect(server.getsockname(), source=from_address("127.0.0.9", exact(21501)))
     assert refused.value.errno == errno.EADDRINUSE
 
 
@@ -229,18 +229,18 @@ def test_random_ports_do_not_follow_the_wish(server):
 
 
 def test_range_without_free_port_fails(server):
-    with listener("127.0.0.9", 42000), listener("127.0.0.9", 42001), pytest.raises(BindFailed) as refused:
-        connect(server.getsockname(), source=from_address("127.0.0.9", in_range(42000, 42001)))
+    with listener("127.0.0.9", 22000), listener("127.0.0.9", 22001), pytest.raises(BindFailed) as refused:
+        connect(server.getsockname(), source=from_address("127.0.0.9", in_range(22000, 22001)))
     assert refused.value.errno == errno.EADDRINUSE
 
 
 def test_search_for_a_port_ends_at_the_deadline(server):
     # given a source whose ports never end and are all taken
-    with listener("127.0.0.9", 42002):
+    with listener("127.0.0.9", 22002):
         started = time.monotonic()
         # when we connect, then the deadline holds for the search too
         with pytest.raises(ConnectTimeout):
-            connect(server.getsockname(), source=from_address("127.0.0.9", itertools.repeat(42002)), timeout_ms=200)
+            connect(server.getsockname(), source=from_address("127.0.0.9", itertools.repeat(22002)), timeout_ms=200)
     assert time.monotonic() - started < 2
 
 
@@ -256,9 +256,9 @@ def test_address_without_port_wish_is_not_bound_to_a_port_before_connect():
 def test_ipv6_source_and_traffic_class():
     with listener("::1", family=socket.AF_INET6) as server:
         connector = Connector(socket.AF_INET6, STREAM, server.getsockname(), tos=0x20,
-                              source=Source(socket.AF_INET6, ("::1", 0, 0, 0), same_group(43000)))
+                              source=Source(socket.AF_INET6, ("::1", 0, 0, 0), same_group(23000)))
         sock, local = connector.run()
-        assert local[:2] == ("::1", 43000)
+        assert local[:2] == ("::1", 23000)
         assert sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS) == 0x20
         assert connector.option_failures == []
         sock.close()
@@ -343,7 +343,7 @@ def test_unknown_family():
 def test_self_connection_is_refused():
     # given a port of the host that nobody listens on, and the wish to come from there
     with pytest.raises(SelfConnection):
-        connect(("127.0.0.1", 44001), source=from_address("127.0.0.1", exact(44001)))
+        connect(("127.0.0.1", 24001), source=from_address("127.0.0.1", exact(24001)))
 
 
 def test_failures_leave_no_descriptor(server):
@@ -352,7 +352,7 @@ def test_failures_leave_no_descriptor(server):
     before = open_descriptors()
     attempts = [
         lambda: connect(closed),
-        lambda: connect(("127.0.0.1", 44002), source=from_address("127.0.0.1", exact(44002))),
+        lambda: connect(("127.0.0.1", 24002), source=from_address("127.0.0.1", exact(24002))),
         lambda: connect(server.getsockname(), source=from_address("::1", family=socket.AF_INET6)),
         lambda: Connector(socket.AF_UNIX, STREAM, "/nonexistent/socket").run(),
     ]
