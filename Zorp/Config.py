@@ -10,6 +10,8 @@ Options of ours, not of the original:
     options.session_id_format        "3", "5", "7" (default) or "short": the form of session ids
     options.permit_local_targets     may a name given in-band lead to the firewall itself (FALSE)
     options.permit_own_listeners     may a service connect to a listener of its own instance (FALSE)
+    options.max_queued_sessions      connections that may wait for a thread; beyond they are refused
+    options.max_accepts_per_second   new connections per second (0: no limit)
     options.proxy_protocol           subnets of load balancers that send a PROXY header to rules
     options.rule_listen_port         port of the listeners that rules use; 0: any free one
     options.max_connections_per_client   open sessions of one client address; 0: any number
@@ -69,6 +71,7 @@ config.options.__dict__.update(
     package_suffix="", product_name="Zorp", ssl3_enabled=FALSE,
     timeout_server_connect=30000, zone_cache_shift_threshold=1000, zone_dispatcher_shift_threshold=1000,
     zone_dac="auto", zone_dns_grace=3600,
+    max_queued_sessions=1000, max_accepts_per_second=0,
     session_id_format="7", permit_local_targets=FALSE, permit_own_listeners=FALSE,
     proxy_protocol=(),
     rule_listen_port=0, max_connections_per_client=0,

@@ -1,17 +1,18 @@
 """The pool of threads that serve sessions.
 
 Theory of operation
-    Leader and followers.  One idle thread, the leader, waits for a client.  It accepts, makes
-    another thread the leader, and delivers the connection itself: no hand-over between the
-    thread that accepts and the one that serves.  start(), called from inside that delivery,
-    only notes the session's job, and the same thread runs it when the delivery returns; so one
-    thread owns a session from the first line of policy to the last log line.  A job started from
-    inside a running job, a stacked proxy, gets a thread of its own.
+    Every idle thread waits for a client in the acceptor.  The thread that gets one delivers the
+    connection itself; start(), called from inside that delivery, only notes the session's job,
+    and the same thread runs it when the delivery returns.  So one thread owns a session from
+    the accept to the last log line.  At least one thread always waits: whoever takes the last
+    one's place starts another.  A job started from inside a running job, a stacked proxy, gets
+    a thread of its own, an idle one if there is one to spare.
 
-    While max_threads sessions run, the leader goes on accepting and lines the connections up,
-    with one log line each; the next thread that becomes free serves them in order.  When the
-    line is full, they are refused.  Stacked jobs cannot wait in that line, for the sessions that
-    wait for them would never end: they may exceed the limit by STACKED_SHARE, and fail beyond.
+    While max_threads sessions run, the waiting thread goes on accepting and lines the
+    connections up, with one log line each; the next thread that becomes free serves them in
+    order.  When the line is full, they are refused.  Stacked jobs cannot wait in that line, for
+    the sessions that wait for them would never end: they may exceed the limit by STACKED_SHARE,
+    and fail beyond.
 
 Guarantees
     A job runs exactly once or start() returns False.  What a job raises is logged and ends with
@@ -24,10 +25,12 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import enum
 import threading
 from collections.abc import Callable
 
 from Zorp.Log import log, log_exception
+from Zorp.runtime.admission import Admission
 
 MIN_STACK_KIB = 2048             # deep recursion in policy code overflows less and kills the process
 STACKED_SHARE = 0.25             # of max_threads, for stacked jobs beyond the limit
@@ -42,22 +45,22 @@ class PoolLimits:
     max_queued: int = 1000       # accepted connections waiting for a thread
 
 
-class _Lead:
-    """The order to wait for the next client."""
+class _Verdict(enum.Enum):
+    """What becomes of an accepted connection."""
 
-
-_LEAD = _Lead()
+    SERVE = "serve it"
+    SERVE_AND_SPAWN = "serve it, and start a thread that waits in my place"
+    QUEUE = "line it up"
+    REFUSE = "refuse it"
 
 
 class _PoolThread(threading.Thread):
-    """A thread of the pool.  `task` is written by whoever releases `wake`, read by the thread."""
+    """A thread of the pool; `task` is what it begins with, or None."""
 
-    def __init__(self, pool: ThreadPool, task=None) -> None:
+    def __init__(self, pool: ThreadPool, task: Callable[[], None] | None = None) -> None:
         super().__init__(name="idle", daemon=True)
         self.pool = pool
         self.task = task
-        self.wake = threading.Lock()
-        self.wake.acquire()
         self.delivering = False
         self.deferred: tuple[str, Callable[[], None]] | None = None
 
@@ -68,18 +71,19 @@ class _PoolThread(threading.Thread):
 class ThreadPool:
     """Threads for sessions; `Globals.threads` of a worker."""
 
-    def __init__(self, limits: PoolLimits, acceptor, events=None, stack_kib: int | None = None) -> None:
-        """acceptor has wait() and stopped; events gets thread_started() and thread_stopped(), or is None."""
+    def __init__(self, limits: PoolLimits, acceptor, events=None, stack_kib: int | None = None,
+                 admission: Admission | None = None) -> None:
+        """acceptor has wait() and wake(); events gets thread_started() and thread_stopped(), or is None."""
         self._limits = limits
         self._most_stacked = limits.max_threads + max(1, int(limits.max_threads * STACKED_SHARE))
         self._acceptor = acceptor
         self._events = events
+        self._admission = admission or Admission()
         self._state_lock = threading.Lock()
-        self._idle: list[_PoolThread] = []
-        self._queue: collections.deque[Callable[[], None]] = collections.deque()
-        self._has_leader = False
-        self._leading_allowed = False
-        self._busy = 0
+        self._waiting = 0                # threads inside the acceptor
+        self._busy = 0                   # jobs that have a thread, or one that is on its way to them
+        self._handed: collections.deque[Callable[[], None]] = collections.deque()   # for waiting threads; in _busy
+        self._queue: collections.deque[Callable[[], None]] = collections.deque()    # over the limit; not in _busy
         self._when_idle: Callable[[], None] | None = None
         threading.stack_size(max(stack_kib or 0, MIN_STACK_KIB) * 1024)
 
@@ -87,9 +91,7 @@ class ThreadPool:
 
     def begin(self) -> None:
         """Start accepting."""
-        with self._state_lock:
-            self._leading_allowed = True
-        _PoolThread(self).start()
+        self._spawn()
 
     def when_idle(self, callback: Callable[[], None]) -> None:
         """Call back once no session runs or waits; at once if so already.  Accepting must have stopped."""
@@ -118,80 +120,63 @@ class ThreadPool:
         task, thread.task = thread.task, None
         while True:
             if task is None:
-                task = self._next_task(thread)
-                if task is None:
-                    return
-            if task is _LEAD:
-                task = self._lead()
-                if task is None:
-                    continue
-            try:
-                task()
-            except BaseException:
-                log_exception(None)
-            self._finished()
-            task = None
+                with self._state_lock:
+                    task = self._take_unlocked()
+                    if task is None and self._waiting >= self._limits.idle_threads:
+                        return
+                    self._waiting += task is None
+            if task is None:
+                task = self._await_client()
+            if task is not None:
+                self._do(task)
+                task = None
 
-    def _next_task(self, thread: _PoolThread):
-        with self._state_lock:
-            if self._queue:
-                self._busy += 1
-                return self._queue.popleft()
-            if self._leading_allowed and not self._has_leader:
-                self._has_leader = True
-                return _LEAD
-            if len(self._idle) >= self._limits.idle_threads:
-                return None
-            self._idle.append(thread)
-        thread.wake.acquire()
-        task, thread.task = thread.task, None
-        return task
-
-    def _lead(self):
-        """Wait for one client.  Return how to serve it, with another leader in place; None: none is mine."""
-        while (accepted := self._acceptor.wait()) is not None:
-            with self._state_lock:
-                verdict = self._make_room(accepted)
-            if verdict == "mine" or verdict == "spawn" and self._spawn():
-                return lambda: self._deliver(accepted)
-            if verdict == "queued":
-                log(None, "core.error", 3, "Too many running threads, waiting for one to become free; "
-                    "num_threads='%d', max_threads='%d'", (self._limits.max_threads, self._limits.max_threads))
-                continue
-            accepted.refuse()
-            log(None, "core.error", 2, "Too many connections, refusing; client_host='%s', max_threads='%d'",
-                (accepted.remote_host, self._limits.max_threads))
-            if verdict == "spawn" and not self._take_back_lead():
-                return None
-        with self._state_lock:
-            self._has_leader = False
-            self._leading_allowed = False
+    def _take_unlocked(self) -> Callable[[], None] | None:
+        """The next job that needs no client."""
+        if self._handed:
+            return self._handed.popleft()
+        if self._queue and self._busy < self._limits.max_threads:
+            self._busy += 1
+            return self._queue.popleft()
         return None
 
-    def _make_room(self, accepted) -> str:
-        """Decide under the lock who serves this connection and who leads next."""
+    def _await_client(self) -> Callable[[], None] | None:
+        """Wait in the acceptor; return how to serve who came, None when there is nothing for this thread."""
+        accepted = self._acceptor.wait()
+        with self._state_lock:
+            self._waiting -= 1
+            if accepted is None:
+                return self._take_unlocked()
+            verdict = self._judge_unlocked(accepted)
+        if verdict is _Verdict.SERVE:
+            return lambda: self._deliver(accepted)
+        if verdict is _Verdict.QUEUE:
+            log(None, "core.error", 3, "Too many running threads, waiting for one to become free; "
+                "num_threads='%d', max_threads='%d'", (self._limits.max_threads, self._limits.max_threads))
+            return None
+        if verdict is _Verdict.SERVE_AND_SPAWN:
+            if self._spawn():
+                return lambda: self._deliver(accepted)
+            with self._state_lock:
+                self._busy -= 1          # nobody would wait for clients: refuse this one
+        self._admission.report_refusal(accepted.remote_host)
+        accepted.refuse()
+        return None
+
+    def _judge_unlocked(self, accepted) -> _Verdict:
+        if not self._admission.enter():
+            return _Verdict.REFUSE
         if self._busy >= self._limits.max_threads:
             if len(self._queue) >= self._limits.max_queued:
-                return "refuse"
+                return _Verdict.REFUSE
             self._queue.append(lambda: self._deliver(accepted))
-            return "queued"
+            return _Verdict.QUEUE
         self._busy += 1
-        if self._idle:
-            follower = self._idle.pop()
-            follower.task = _LEAD
-            follower.wake.release()
-            return "mine"
-        self._has_leader = False
-        return "spawn"
+        if self._waiting > len(self._handed):
+            return _Verdict.SERVE
+        return _Verdict.SERVE_AND_SPAWN
 
-    def _take_back_lead(self) -> bool:
-        """No thread could be made: go on leading, unless a thread that became free does so already."""
-        with self._state_lock:
-            self._busy -= 1
-            taken, self._has_leader = self._has_leader, True
-            return not taken
-
-    def _spawn(self, task=None) -> bool:
+    def _spawn(self, task: Callable[[], None] | None = None) -> bool:
         try:
             _PoolThread(self, task).start()
         except RuntimeError as problem:
@@ -204,16 +189,28 @@ class ThreadPool:
             if self._busy >= self._most_stacked:
                 return False
             self._busy += 1
-            if self._idle:
-                follower = self._idle.pop()
-                follower.task = task
-                follower.wake.release()
-                return True
+            spare = self._waiting > len(self._handed) + 1        # one must go on waiting for clients
+            if spare:
+                self._handed.append(task)
+        if spare:
+            self._acceptor.wake()
+            return True
         if self._spawn(task):
             return True
         with self._state_lock:
             self._busy -= 1
         return False
+
+    def _do(self, task: Callable[[], None]) -> None:
+        try:
+            task()
+        except BaseException:
+            log_exception(None)
+        with self._state_lock:
+            self._busy -= 1
+            done = self._when_idle is not None
+        if done:
+            self._tell_if_idle()
 
     def _deliver(self, accepted) -> None:
         thread = threading.current_thread()
@@ -241,13 +238,6 @@ class ThreadPool:
             thread.name = "idle"
             if self._events is not None:
                 self._events.thread_stopped()
-
-    def _finished(self) -> None:
-        with self._state_lock:
-            self._busy -= 1
-            done = self._when_idle is not None
-        if done:
-            self._tell_if_idle()
 
     def _tell_if_idle(self) -> None:
         with self._state_lock:

@@ -45,6 +45,7 @@ from Zorp.InstanceNumbers import numbers
 from Zorp.Log import log
 from Zorp.runtime import privileges
 from Zorp.runtime.acceptor import Acceptor
+from Zorp.runtime.admission import Admission
 from Zorp.runtime.answers import Answers
 from Zorp.runtime.binding import BindFailed, Binding
 from Zorp.runtime.channel import Channel, ChannelClosed, Message
@@ -176,10 +177,12 @@ class Worker:
     def _serve(self) -> int:
         if not self._options.no_caps:
             privileges.give_up(unused_capabilities())
-        queued = getattr(Config.config.options, "max_queued_sessions", 1000)
+        options = Config.config.options
         self._pool = ThreadPool(
-            PoolLimits(max_threads=self._options.threads, idle_threads=self._options.idle_threads, max_queued=queued),
-            self._acceptor, statistics, self._options.stack_kib)
+            PoolLimits(max_threads=self._options.threads, idle_threads=self._options.idle_threads,
+                       max_queued=options.max_queued_sessions),
+            self._acceptor, statistics, self._options.stack_kib,
+            Admission(options.max_accepts_per_second))
         Globals.threads = self._pool
         self._log_setup.sink.on_backlog = self._wake_up
         self._selector.register(self._channel, selectors.EVENT_READ, self._take_message)

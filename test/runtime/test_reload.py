@@ -62,6 +62,7 @@ def test_a_stream_of_connections_is_never_refused(zorp):
         client.start()
     # when the policy is reloaded twice meanwhile
     daemon.reload(ECHO, word="second")
+    wait_until(lambda: "second" in words, "the second policy")
     daemon.reload(ECHO, word="third")
     wait_until(lambda: "third" in words, "the third policy")
     stop.set()

@@ -16,17 +16,15 @@ class Clients:
 
     def __init__(self) -> None:
         self._queue: queue.Queue = queue.Queue()
-        self.stopped = False
 
     def come(self, connection) -> None:
         self._queue.put(connection)
 
-    def stop(self) -> None:
-        self.stopped = True
+    def wake(self) -> None:
         self._queue.put(None)
 
     def wait(self):
-        return self._queue.get(timeout=20)
+        return self._queue.get()
 
 
 class Connection:
@@ -57,9 +55,7 @@ class Connection:
 
 @pytest.fixture
 def clients():
-    source = Clients()
-    yield source
-    source.stop()
+    return Clients()
 
 
 def pool_of(clients, **limits) -> ThreadPool:
@@ -158,13 +154,13 @@ def test_idle_threads_are_few_and_used_again(clients):
         assert connection.running.wait(5)
     for connection in connections:
         connection.finish.set()
-    wait_until(lambda: sum(getattr(thread, "pool", None) is pool for thread in threading.enumerate()) <= 3,
-               "a leader and two idle threads")
+    wait_until(lambda: sum(getattr(thread, "pool", None) is pool for thread in threading.enumerate()) <= 2,
+               "two idle threads")
 
 
 def test_a_host_without_threads_refuses_the_new_and_goes_on(clients, monkeypatch):
-    # given a pool with its leader, and a host that gives no further thread
-    pool = pool_of(clients, idle_threads=1)
+    # given a pool with one thread, and a host that gives no further one
+    pool = pool_of(clients)
     monkeypatch.setattr("Zorp.runtime.threads._PoolThread.start", no_thread)
     refused = Connection(pool)
     clients.come(refused)
@@ -238,3 +234,25 @@ def test_deep_recursion_in_policy_code_is_an_exception_not_a_crash(zorp):
     assert daemon.connect().recv(100).startswith(b"hello")
     daemon.kill(signal.SIGUSR1)
     daemon.log.wait_for("core.info", 0, "Changing verbosity level")
+
+
+def test_more_clients_per_second_than_allowed_are_refused(zorp):
+    # given an instance that accepts three per second
+    policy = ECHO + "\nfrom Zorp.Config import config\nconfig.options.max_accepts_per_second = 3\n"
+    daemon = zorp(policy)
+    # when ten come at once
+    answers = [client.recv(100) for client in [daemon.connect() for _ in range(10)]]
+    # then most are closed, and one line says so
+    assert answers.count(b"") >= 4
+    assert answers[0]
+    daemon.log.wait_for("core.error", 2, "Too many connections, refusing")
+
+
+def test_accept_one_stops_after_one(zorp):
+    daemon = zorp(ECHO.replace("accepted)\n    return", "accepted, {'accept_one': 1})\n    return"))
+    with daemon.connect() as client:
+        assert client.recv(100)
+    with daemon.connect() as client:        # the master's queue still takes it, nobody serves it
+        client.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            client.recv(100)
