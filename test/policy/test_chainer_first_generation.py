@@ -475,6 +475,8 @@ def test_failover_service_alternates(server):
                 client = gateway.connect(to=("127.0.0.1", 80))
                 assert exchange(client) == b"ping"
                 client.close()
+            server.wait_for_peers(2)
+            other.wait_for_peers(2)
             assert (len(server.peers), len(other.peers)) == (2, 2)
             # when one is down, then the other serves all
             other.close()

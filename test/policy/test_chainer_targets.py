@@ -444,6 +444,7 @@ def test_long_connection_sends_the_next_ones_elsewhere(asking, pair):
     second = asking(both(pair), chainer).connect()
     asking(both(pair), chainer).connect()
     pair[0].wait_for_peers(2)
+    pair[1].wait_for_peers(1)
     assert count_of(pair) == [2, 1]
     # when the connections to the first end, then it is its turn again
     first.close()
