@@ -17,7 +17,7 @@ Theory of operation
 
 Deviation
     The tables are the union over the releases 3.9.0 to 7.0.7.  Libraries that no current
-    Python has (`new`, `DNS`, `radix`, the kernel module's bindings) are not imitated.
+    Python has (`DNS`, `radix`, the kernel module's bindings) are not imitated.
 """
 
 from __future__ import annotations
@@ -117,7 +117,8 @@ _LIBRARY = {
     "Zorp.Cache": {"threading": ".", "time": "."},
     "Zorp.Chainer": {"types": "."},
     "Zorp.Common": {"os": ".", "re": ".", "socket": "."},
-    "Zorp.Config": {"sys": "."},
+    "Zorp.Config": {"new": ".", "sys": "."},
+    "Zorp.Core": {"new": "."},
     "Zorp.Dispatch": {"collections": ".", "traceback": "print_exc", "types": "."},
     "Zorp.Domain": {"socket": "htonl ntohl", "string": "atoi split"},
     "Zorp.FileLock": {"fcntl": "."},
@@ -166,7 +167,16 @@ def _old_types():
     return module
 
 
-_OLD_LIBRARY = {"string": _old_string(), "types": _old_types()}
+def _old_new():
+    """The `new` module: makers of classes, functions and methods under their Python 2 names."""
+    module = types.ModuleType("new", "Python 2's makers of built-in objects.")
+    module.classobj, module.code, module.function, module.module = (
+        type, types.CodeType, types.FunctionType, types.ModuleType)
+    module.instancemethod = lambda function, instance, cls=None: types.MethodType(function, instance)
+    return module
+
+
+_OLD_LIBRARY = {"string": _old_string(), "types": _old_types(), "new": _old_new()}
 _OLD_NAMES = {"thread": "_thread"}
 
 
