@@ -69,8 +69,6 @@ class MultiTargetChainer(ConnectChainer):
         """Connect to the first target that answers; return a Stream or None."""
         if self._uses_connect_server(session):
             return self._call_connect_server(session)
-        if not session.target_address:
-            return _no_destination(session)
         session.chainer_iterating = True
         try:
             self.restart(session)
@@ -97,13 +95,14 @@ class MultiTargetChainer(ConnectChainer):
 
     def _try_targets(self, session):
         refusal = None
-        while True:
-            local, remote = self._next_target(session)
-            if remote is None:
-                break
+        local, remote = self._next_target(session)
+        if remote is None and not session.target_address:
+            return _no_destination(session)
+        while remote is not None:
             stream, refusal = self._try_target(session, local, remote, refusal)
             if stream is not None or _is_stopping(session):
                 return stream
+            local, remote = self._next_target(session)
         if refusal is not None:
             raise refusal
         return None
@@ -137,8 +136,9 @@ class MultiTargetChainer(ConnectChainer):
     def _remaining(self, session, targets):
         """Return the indices that the session's round has left; a new round when there is none."""
         own = vars(session)
-        if not own.get("chainer_restart", TRUE) and "chainer_remaining" in own:
+        if not own.get("chainer_restart", TRUE) and own.get("chainer_round_targets") is targets:
             return own["chainer_remaining"]
+        session.chainer_round_targets = targets        # other targets are another round
         first = self.getFirstTargetIndex(session) % len(targets)
         session.chainer_restart = FALSE
         session.chainer_first_attempt = first

@@ -257,6 +257,32 @@ def test_own_loop_of_a_site_over_get_next_target(asking, pair):
         assert chainer.getNextTarget(session) == (None, None)
 
 
+def test_targets_that_change_begin_another_round(asking, pair):
+    chainer = MultiTargetChainer()
+    session = asking(both(pair), chainer).session
+    chainer.getNextTarget(session)
+    session.setTargetAddress(SockAddrInet("192.0.2.1", 1))
+    assert str(chainer.getNextTarget(session)[1]) == "AF_INET(192.0.2.1:1)"
+    assert chainer.getNextTarget(session) == (None, None)
+
+
+def test_site_with_targets_of_its_own(asking, pair):
+    """A site's getNextTarget() need not look at the session's targets."""
+    class Own(RoundRobinChainer):
+        def __init__(self, targets):
+            RoundRobinChainer.__init__(self)
+            self.targets = list(targets)
+
+        def getNextTarget(self, session):
+            return None, self.targets.pop(0) if self.targets else None
+
+    with unused_port() as port:
+        chainer = Own([SockAddrInet("127.0.0.1", port), address_of(pair[1])])
+        assert asking(DirectedRouter([]), chainer).connect() is not None
+        assert asking(DirectedRouter([]), chainer).connect() is None
+    pair[1].wait_for_peers(1)
+
+
 # down state
 
 def test_failover_skips_what_another_session_found_down(asking, dead):
