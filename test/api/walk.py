@@ -139,8 +139,10 @@ def _form_checks(module, subject, variants, signature, *, every_keyword):
     """The forms of a constructor or function: what each release wrote has to bind."""
     if not variants:
         return
-    for variant in variants:
-        yield Check(module, "form", f"{subject} {_releases(variant, variants)}",
+    # a form may stand there twice, with and without the documented types
+    different = {(_releases(variant), str(variant["params"])): variant for variant in variants}
+    for variant in different.values():
+        yield Check(module, "form", f"{subject} {_releases(variant)}",
                     lambda variant=variant: _accepts_keywords(signature(), variant["params"])
                     if every_keyword else _accepts_positional(signature(), variant["params"]))
     last = api.newest(variants)
@@ -155,12 +157,9 @@ def _default_checks(module, subject, variant, signature):
                         lambda item=item: _has_default(module, signature(), item))
 
 
-def _releases(variant, variants=()):
-    """Return `3.9.0-7.0.7`, and the number of parameters where one release had several forms."""
+def _releases(variant):
     first, last = variant["versions"][0], variant["versions"][-1]
-    text = first if first == last else f"{first}-{last}"
-    several = sum(other["versions"] == variant["versions"] for other in variants) > 1
-    return f"{text} with {len(variant['params'])}" if several else text
+    return first if first == last else f"{first}-{last}"
 
 
 def _constructor(cls):
