@@ -151,7 +151,7 @@ class AbstractChainer:
         local, usable = _local_for(session, local, remote)
         if not usable or (self.proxy_protocol and _is_datagram(session, protocol)):
             return None
-        settings = session.proxy._vars
+        settings = getattr(session.proxy, "_vars", None)
         attach = Attach(
             session.proxy, protocol, local, remote, timeout=self._timeout_ms(session),
             local_loose=session.target_local_loose, local_random=session.target_local_random,
@@ -170,6 +170,7 @@ class AbstractChainer:
 
     def _failed(self, session, protocol):
         session.server_stream = None
+        session.server_local = session.getMasterSession().server_local = None
         log(session.session_id, CORE_SESSION, 3,
             "Server connection failure; server_address='%s', server_zone='%s', server_local='%s', server_protocol='%s'",
             (session.server_address, session.server_zone, session.server_local, ZD_PROTO_NAME[protocol]))

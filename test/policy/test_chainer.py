@@ -392,6 +392,31 @@ def test_proxy_protocol_header_comes_first(asking):
                                   + struct.pack(">HH", 20000, 25))
 
 
+def test_server_that_takes_no_header(asking, server, monkeypatch):
+    """A header that cannot be sent is a failed connect, and the stream is closed."""
+    streams = []
+    attach = AbstractChainer._attach
+
+    def broken(self, *args):
+        streams.append(attach(self, *args))
+        streams[0].sock.shutdown(socket.SHUT_WR)
+        return streams[0]
+
+    monkeypatch.setattr(AbstractChainer, "_attach", broken)
+    asked = asking(chainer=ConnectChainer(proxy_protocol=1), wanted=address_of(server))
+    assert asked.connect() is None
+    assert asked.log.find("Error sending PROXY protocol header; error='Broken pipe'")
+    assert asked.session.server_local is None
+    assert streams[0].fd == -1
+
+
+def test_session_without_a_proxy(asking, server):
+    asked = asking(wanted=address_of(server))
+    asked.session.proxy = None
+    with pytest.raises(TypeError, match="First argument must be a Proxy instance"):
+        asked.session.chainer.chainParent(asked.session)
+
+
 def test_proxy_protocol_needs_tcp(asking, server):
     asked = asking(chainer=ConnectChainer(proxy_protocol=1), wanted=address_of(server))
     asked.master.protocol = ZD_PROTO_UDP
