@@ -312,11 +312,10 @@ _SPECIAL = {"method": _is_method_alias, "enum": _is_enum, "re.compile": _is_patt
 
 
 def _equal(actual, expected):
-    if isinstance(expected, list):
-        return list(actual) == expected
-    if isinstance(expected, tuple):
-        return tuple(actual) == expected
-    if isinstance(expected, (bool, int)) and isinstance(actual, (bool, int)):
+    """True when two values are the same to a policy: a list may be a tuple, a truth value a number."""
+    if isinstance(expected, (list, tuple)):
+        return isinstance(actual, (list, tuple)) and list(actual) == list(expected)
+    if isinstance(expected, int) and isinstance(actual, int):
         return int(actual) == int(expected)
     return actual == expected
 
