@@ -141,7 +141,7 @@ class Binding:
         return [ListenSpec(
             protocol=protocol, family=int(family), address=address, port=port,
             backlog=params.backlog if protocol != ZD_PROTO_UDP else 0,
-            rcvbuf_bytes=params.rcvbuf_bytes,
+            rcvbuf_bytes=params.rcvbuf_bytes, lasting=params.rule_chain,
             transparent=bool(params.transparent or params.mark_tproxy)) for address, port in places]
 
 

@@ -8,7 +8,8 @@ Theory of operation
     that connects while they change waits in the kernel's queue, and nobody refuses it.
 
     Port 0 means "any free port", once per `ordinal`: the n-th such bind of a policy gets the
-    same socket in every worker and after every reload, so that packet rules stay right.
+    same socket in every worker and after every reload.  Ports that packet rules lead to are
+    even the same after a restart of the instance, as long as they are free: PortStore.
 
     A listener is closed when no living generation uses it any more.
 
@@ -18,9 +19,12 @@ Nobody may change the shared open description later: no shutdown(), no settimeou
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 import socket
 
 from Zorp.Constants import ZD_PROTO_TCP, ZD_PROTO_UDP
+from Zorp.Log import log
 from Zorp.transport.interfaces import remember_incoming_interface
 
 _IP_TRANSPARENT = 19
@@ -44,6 +48,7 @@ class ListenSpec:
     backlog: int = 255
     rcvbuf_bytes: int = 65_536   # UDP
     transparent: bool = False
+    lasting: bool = False        # port 0: try to get the port of the last start again
 
     @property
     def key(self) -> tuple:
@@ -58,8 +63,22 @@ class ListenError(OSError):
         self.step = step
 
 
-def open_listener(spec: ListenSpec) -> socket.socket:
-    """Open, bind and listen; return the socket, which does not block.  Raises ListenError."""
+def open_listener(spec: ListenSpec, ports: PortStore | None = None) -> socket.socket:
+    """Open, bind and listen; return the socket, which does not block.  Raises ListenError.
+
+    ports: where lasting ports are remembered.
+    """
+    if ports is None or not spec.lasting or spec.port:
+        return _open(spec, spec.port)
+    try:
+        sock = _open(spec, ports.recall(spec))
+    except ListenError:
+        sock = _open(spec, 0)
+    ports.remember(spec, sock.getsockname()[1])
+    return sock
+
+
+def _open(spec: ListenSpec, port: int) -> socket.socket:
     kind = socket.SOCK_DGRAM if spec.protocol == ZD_PROTO_UDP else socket.SOCK_STREAM
     step = "socket"
     try:
@@ -71,7 +90,7 @@ def open_listener(spec: ListenSpec) -> socket.socket:
         _set_options(sock, spec)
         remember_incoming_interface(sock)
         step = "bind"
-        sock.bind((spec.address, spec.port))
+        sock.bind((spec.address, port))
         if spec.protocol == ZD_PROTO_TCP:
             step = "listen"
             sock.listen(spec.backlog)
@@ -106,10 +125,46 @@ def _set_options(sock: socket.socket, spec: ListenSpec) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
+class PortStore:
+    """Ports of lasting listeners, in a small JSON file; without a directory for it, forgotten."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        try:
+            with open(path, encoding="ascii") as file:
+                known = json.load(file)
+            self._ports = {str(key): int(port) for key, port in known.items()}
+        except (OSError, ValueError, TypeError, AttributeError):
+            self._ports = {}
+
+    def recall(self, spec: ListenSpec) -> int:
+        """The port of the last time, 0 when there was none."""
+        port = self._ports.get(self._name_of(spec), 0)
+        return port if 0 < port <= 65_535 else 0
+
+    def remember(self, spec: ListenSpec, port: int) -> None:
+        """Write the port down for the next start."""
+        if self._ports.get(self._name_of(spec)) == port:
+            return
+        self._ports[self._name_of(spec)] = port
+        try:
+            with open(self._path + ".new", "w", encoding="ascii") as file:
+                json.dump(self._ports, file)
+            os.replace(self._path + ".new", self._path)
+        except OSError as problem:
+            log(None, "core.error", 3, "Cannot store the ports of rule listeners; file='%s', error='%s'",
+                (self._path, problem.strerror))
+
+    @staticmethod
+    def _name_of(spec: ListenSpec) -> str:
+        return f"{spec.protocol} {int(spec.family)} {spec.address} {spec.ordinal}"
+
+
 class ListenerTable:
     """The master's listening sockets, by bind key, and the generations that use each."""
 
-    def __init__(self) -> None:
+    def __init__(self, ports: PortStore | None = None) -> None:
+        self._ports = ports
         self._sockets: dict[tuple, socket.socket] = {}
         self._users: dict[tuple, set[int]] = {}
 
@@ -117,7 +172,7 @@ class ListenerTable:
         """Return the socket of this key, opened now if need be.  Raises ListenError."""
         sock = self._sockets.get(spec.key)
         if sock is None:
-            sock = self._sockets[spec.key] = open_listener(spec)
+            sock = self._sockets[spec.key] = open_listener(spec, self._ports)
             self._users[spec.key] = set()
         self._users[spec.key].add(generation)
         return sock

@@ -60,6 +60,8 @@ from Zorp.runtime.threads import PoolLimits, ThreadPool
 from Zorp.runtime.timers import Timers
 from Zorp.SockAddr import from_sockaddr
 from Zorp.Szig import statistics
+from Zorp.Zone import Zone
+from Zorp.ZoneNames import ZoneNames
 
 EXIT_OK = 0
 EXIT_SETUP = 1
@@ -245,6 +247,8 @@ class Worker:
         for _thread in range(_BASE_THREADS + self._options.syslog):
             statistics.thread_started()
         self._tick()
+        if Zone.has_dynamic_subnet:
+            ZoneNames(Zone.zone_subnet_tree).start()
         self._pool.begin()
         log(None, "core.info", 4, "Accepting connections; process='%s', generation='%d', listeners='%d'",
             (self._identity.name, self._identity.generation, len(listening)))

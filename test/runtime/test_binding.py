@@ -11,7 +11,7 @@ from Zorp.DispatchTable import Chain, DispatchParams
 from Zorp.runtime import interfaces
 from Zorp.runtime.acceptor import Acceptor
 from Zorp.runtime.binding import BindFailed, Binding
-from Zorp.runtime.listeners import ListenError, ListenerTable, ListenSpec, open_listener
+from Zorp.runtime.listeners import ListenError, ListenerTable, ListenSpec, PortStore, open_listener
 from Zorp.SockAddr import SockAddrInet
 from Zorp.transport.interfaces import Snapshot
 
@@ -140,3 +140,26 @@ def test_a_fixed_address_that_cannot_be_bound_is_a_failure():
     binding = Binding(Master({"127.0.0.1": os.strerror(99)}).ask)
     with pytest.raises(BindFailed):
         binding.bind([chain_of(DBSockAddr(SockAddrInet("127.0.0.1", 1), ZD_PROTO_TCP))])
+
+
+def test_ports_of_rules_are_the_same_after_a_restart(tmp_path):
+    # given a rule listener that got some port
+    spec = ListenSpec(protocol=ZD_PROTO_TCP, family=socket.AF_INET, address="127.0.0.1", port=0, lasting=True)
+    path = str(tmp_path / "ports")
+    with open_listener(spec, PortStore(path)) as first:
+        port = first.getsockname()[1]
+        # when it is taken at the next start, then there is another
+        with open_listener(spec, PortStore(path)) as second:
+            assert second.getsockname()[1] != port
+            port = second.getsockname()[1]
+    # and when it is free, the same
+    with open_listener(spec, PortStore(path)) as third:
+        assert third.getsockname()[1] == port
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{\"1 2 127.0.0.1 0\": \"x\"}", "{\"1 2 127.0.0.1 0\": 99999}"])
+def test_a_damaged_store_is_as_good_as_none(tmp_path, text):
+    path = tmp_path / "ports"
+    path.write_text(text)
+    spec = ListenSpec(protocol=ZD_PROTO_TCP, family=socket.AF_INET, address="127.0.0.1", port=0, lasting=True)
+    open_listener(spec, PortStore(str(path))).close()
