@@ -1,7 +1,6 @@
 """From an accepted connection to a running proxy: selection, limits, refusals, the log of one connection."""
 
 import gc
-import socket
 import threading
 import time
 
@@ -9,23 +8,8 @@ import pytest
 
 from Zorp.Szig import statistics
 
-from test.support.gateway import Gateway, Server, ended, exchange
+from test.support.gateway import Gateway, ended, exchange
 
-HEAD = """
-from Zorp.Core import *
-from Zorp.Plug import *
-
-Zone("local", "127.0.0.0/8")
-Zone("office", "10.0.0.0/8")
-Zone("lab", "10.7.0.0/16", admin_parent="office")
-Zone("internet", "0.0.0.0/0")
-
-class Plug(PlugProxy):
-    pass
-
-def service(name, **values):
-    return Service(name, Plug, router=DirectedRouter(SockAddrInet("127.0.0.1", $port)), **values)
-"""
 LISTENER = """
 def gateway():
     service("plug")
@@ -34,23 +18,13 @@ def gateway():
 
 
 @pytest.fixture
-def server():
-    with Server() as server:
-        yield server
+def gateway(dispatching):
+    return dispatching
 
 
 @pytest.fixture
-def gateway(server):
-    """Start a policy whose services connect to the echo server; policies begin with HEAD."""
-    running = []
-
-    def start(policy, **values):
-        gateway = Gateway(HEAD + policy, port=server.port, **values).__enter__()
-        running.append(gateway)
-        return gateway
-    yield start
-    for gateway in reversed(running):
-        gateway.__exit__(None, None, None)
+def server(echo_server):
+    return echo_server
 
 
 def verdicts(gateway):
@@ -727,53 +701,6 @@ def test_deinit_destroys_the_dispatchers(gateway):
     assert running.chains == []
 
 
-# ------------------------------------------------------------------ refused at load
-
-REFUSED = {
-    "undefined service": ('Listener(SockAddrInet("127.0.0.1", 1), "nosuch")',
-                          Exception, "Service: Service nosuch not found"),
-    "mixed protocols": (
-        'Dispatcher([DBSockAddr(SockAddrInet("127.0.0.1", 1), ZD_PROTO_TCP),'
-        ' DBSockAddr(SockAddrInet("127.0.0.1", 1), ZD_PROTO_UDP)], "a")',
-        ValueError, "Inconsistent protocol specified in dispatch addresses"),
-    "no protocol": ('Dispatcher(DBSockAddr(SockAddrInet("127.0.0.1", 1)), "a")',
-                    ValueError, "No preferred protocol is specified"),
-    "no bind": ('Dispatcher(service="a")', ValueError, "bindto is required argument and must be a sequence"),
-    "empty bind": ('Dispatcher([], "a")', ValueError, "bindto is required argument and must be a sequence"),
-    "no address": ('Listener("127.0.0.1", "a")', ValueError, "Expected SockAddr"),
-    "protocol of a listener": ('Listener(DBSockAddr(SockAddrInet("127.0.0.1", 1), ZD_PROTO_UDP), "a")',
-                               ValueError, "Protocol number mismatch (2 != 1)"),
-    "unknown keyword": ('Listener(SockAddrInet("127.0.0.1", 1), "a", transparant=TRUE)', TypeError, "transparant"),
-    "UDP keyword": ('Listener(SockAddrInet("127.0.0.1", 1), "a", rcvbuf=1)', TypeError, "rcvbuf"),
-    "follow_parent without zones": ('Listener(SockAddrInet("127.0.0.1", 1), "a", follow_parent=TRUE)',
-                                    TypeError, "follow_parent"),
-    "bad rule port": ('Listener(SockAddrInet("127.0.0.1", 1), "a", rule_port="80-90")',
-                      ValueError, "Invalid port range: '80-90'"),
-    "no table": ('ZoneListener(SockAddrInet("127.0.0.1", 1), "a")', ValueError, "services must be a mapping"),
-    "unknown service in a table": ('ZoneListener(SockAddrInet("127.0.0.1", 1), {"*": "nosuch"})',
-                                   ValueError, "No such service; service='nosuch', dispatcher='policy.py:"),
-    "UDP receiver": ('Receiver(SockAddrInet("127.0.0.1", 1), "a")', ValueError, "UDP is not built yet"),
-    "keyword of TCP for a receiver": ('ZoneReceiver(SockAddrInet("127.0.0.1", 1), {"*": "a"}, backlog=1)',
-                                      TypeError, "backlog"),
-    "protocol of a receiver": ('Receiver(DBSockAddr(SockAddrInet("127.0.0.1", 1), ZD_PROTO_TCP), "a")',
-                               ValueError, "Protocol number mismatch (1 != 2)"),
-}
-
-
-@pytest.mark.parametrize(("declaration", "kind", "text"), REFUSED.values(), ids=REFUSED)
-def test_refused_at_load(gateway, declaration, kind, text):
-    with pytest.raises(kind) as refused:
-        gateway(f"def gateway():\n    service('a')\n    {declaration}\n")
-    assert text in str(refused.value)
-
-
-@pytest.mark.parametrize("declaration", ['Dispatcher(SockAddrInet("127.0.0.1", 1), "a")',
-                                         'ZoneListener(SockAddrInet("127.0.0.1", 1), {})'])
-def test_dispatchers_belong_into_instance_functions(gateway, monkeypatch, declaration):
-    with pytest.raises(RuntimeError, match="Parsing phase has not completed yet, Dispatcher must be defined"):
-        gateway(f"Globals.parsing = False\nservice('a')\n{declaration}\n")
-
-
 def test_service_of_a_table_may_be_defined_later(gateway):
     running = gateway("""
 def gateway():
@@ -781,58 +708,3 @@ def gateway():
     service("late")
 """)
     assert served_by(running) == "late"
-
-
-def test_deprecated_classes_are_named_once(gateway):
-    import Zorp.Dispatch
-    import Zorp.Listener
-    for cls in (Zorp.Listener.Listener, Zorp.Dispatch.ZoneDispatcher):
-        cls.deprecated_warning = True
-    running = gateway("""
-def gateway():
-    service("a")
-    for port in (1, 2):
-        Listener(SockAddrInet("127.0.0.1", port), "a")
-        ZoneDispatcher(DBSockAddr(SockAddrInet("127.0.0.1", port), ZD_PROTO_TCP), {"*": "a"})
-""")
-    texts = running.logged.texts("core.debug")
-    assert texts.count("Use of Listener class is deprecated, Dispatcher should be used instead.") == 1
-    assert texts.count("Use of ZoneDispatcher class is deprecated, Rule should be used instead.") == 1
-
-
-def test_receivers_construct_where_udp_is_served(gateway, monkeypatch):
-    from Zorp.DispatchTable import DispatchTable
-    monkeypatch.setattr(DispatchTable, "serves_udp", True)
-    running = gateway("""
-def gateway():
-    service("a")
-    Receiver(SockAddrInet("127.0.0.1", 1), "a", rcvbuf=1000, session_limit=10)
-    ZoneReceiver(SockAddrInet("127.0.0.1", 2), {"*": "a"})
-    CSZoneReceiver(SockAddrInet("127.0.0.1", 3), {("*", "*"): "a"})
-""")
-    assert [chain.protocol for chain in running.chains] == [2, 2, 2]
-    assert running.chains[0].params.rcvbuf_bytes == 1000
-
-
-def test_protocol_numbers():
-    from Zorp.Dispatch import convertDBProtoToIPProto, convertIPProtoToDBProto
-    assert [convertDBProtoToIPProto(1), convertDBProtoToIPProto(2)] == [socket.IPPROTO_TCP, socket.IPPROTO_UDP]
-    assert [convertIPProtoToDBProto(6), convertIPProtoToDBProto(17)] == [1, 2]
-    with pytest.raises(ValueError, match="Unknown dispatch bind protocol"):
-        convertDBProtoToIPProto(0)
-    with pytest.raises(ValueError, match="IP protocol not representable in DBProto; protocol='1'"):
-        convertIPProtoToDBProto(1)
-
-
-@pytest.mark.parametrize(("text", "ports"), [(80, [(80, 80)]), ("80", [(80, 80)]), ("", []), (" 80 , 443", [(80, 80),
-                         (443, 443)]), ("1024:2048,8080", [(1024, 2048), (8080, 8080)])])
-def test_port_lists(text, ports):
-    from Zorp.Dispatch import parsePortString
-    assert parsePortString(text) == ports
-
-
-@pytest.mark.parametrize("text", ["a", "80-90", "2:1", "70000", "80,,90", "-1", ":80"])
-def test_bad_port_lists(text):
-    from Zorp.Dispatch import parsePortString
-    with pytest.raises(ValueError, match="Invalid port range: '"):
-        parsePortString(text)
