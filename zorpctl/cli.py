@@ -197,8 +197,8 @@ COMMANDS = {
                      whole_instances="started", touches_daemons=True),
     "force-start": Command(_lifecycle("start", forced=True), CONFIGURED, "Starting {}:",
                            "start, even with --no-auto-start", whole_instances="started", touches_daemons=True),
-    "stop": Command(_lifecycle("stop"), WITH_PID_FILE, "Stopping {}:", "stop instances", whole_instances="stopped"),
-    "force-stop": Command(_lifecycle("stop", forced=True), WITH_PID_FILE, "Stopping {}:", "kill instances",
+    "stop": Command(_lifecycle("stop"), BOTH, "Stopping {}:", "stop instances", whole_instances="stopped"),
+    "force-stop": Command(_lifecycle("stop", forced=True), BOTH, "Stopping {}:", "kill instances",
                           whole_instances="stopped"),
     "restart": Command(_lifecycle("restart"), BOTH, "Restarting {}:", "stop and start",
                        whole_instances="started", touches_daemons=True),
@@ -245,9 +245,7 @@ def main(arguments: list[str] | None = None) -> int:
     general = argparse.ArgumentParser(prog="zorpctl", usage=usage().partition(" ")[2], add_help=False)
     general.add_argument("-c", "--config", metavar="CONF")
     general.add_argument("-h", "--help", action="store_true")
-    if arguments and arguments[0].startswith("--") and arguments[0][2:] in COMMANDS and arguments[0] != "--help":
-        arguments[0] = arguments[0][2:]
-    split = next((i for i, word in enumerate(arguments) if word in COMMANDS), len(arguments))
+    split = next((i for i, word in enumerate(arguments) if _command(word)), len(arguments))
     options, _ = general.parse_known_args(arguments[:split])
     if options.help:
         print(usage())
@@ -256,10 +254,16 @@ def main(arguments: list[str] | None = None) -> int:
         unknown = next((word for word in arguments if not word.startswith("-")), None)
         general.error(f"invalid choice: '{unknown}'" if unknown else "a command is required")
     try:
-        return _run(arguments[split], arguments[split + 1:], options.config)
+        return _run(_command(arguments[split]), arguments[split + 1:], options.config)
     except (HostError, OSError) as problem:
         print(problem, file=sys.stderr)
         return EXIT_FAILED
+
+
+def _command(word: str) -> str | None:
+    """Return the command that a word names, also with leading dashes; None when it names none."""
+    bare = word[2:] if word.startswith("--") and word != "--help" else word
+    return bare if bare in COMMANDS else None
 
 
 def _run(name: str, arguments: list[str], conf_path: str | None) -> int:

@@ -1,0 +1,145 @@
+"""Questions and small orders to running instances (zorpctl, observable scenarios 15 to 19, 30, 33)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import signal
+import socket
+import time
+
+import pytest
+
+from test.support.daemon import wait_until
+
+
+@pytest.fixture
+def intra(host):
+    """A host with a running instance whose sessions last as long as a server that never answers."""
+    server = socket.create_server(("127.0.0.1", 0))
+    host.port = host.instance("intra", server_port=server.getsockname()[1])
+    assert host.zorpctl("start").status == 0
+    yield host
+    server.close()
+
+
+def session(host):
+    """Open a session and wait until it is counted."""
+    client = socket.create_connection(("127.0.0.1", host.port), 10)
+    wait_until(lambda: "client_address" in host.zorpctl("conns").out, "the session in the tree")
+    return client
+
+
+def test_verbose_status_has_five_lines(intra):
+    lines = intra.zorpctl("status", "-v").out.splitlines()
+    pid = intra.process("intra#0").worker_pid()
+    assert re.fullmatch(rf"intra#0: running, \d+ threads active, pid {pid}", lines[0])
+    assert [line.split(":")[0] for line in lines[1:]] == ["started at", "policy", "cpu", "memory"]
+    assert re.fullmatch(r"memory: vsz=\d+kB, rss=\d+kB", lines[4])
+
+
+def test_status_as_json(intra):
+    outcome = intra.zorpctl("status", "--json")
+    (state,) = json.loads(outcome.out)
+    assert (outcome.status, state["process"], state["running"], state["policy_current"]) == (0, "intra#0", True, True)
+
+
+def test_log_level_is_set_and_shown(intra):
+    assert intra.zorpctl("log", "-s", "7", "intra").out.strip() == "intra#0: New verbose_level=7"
+    assert "intra#0: verbose_level=7" in intra.zorpctl("log", "intra").out
+    assert "intra#0: New verbose_level=8" in intra.zorpctl("inclog", "intra").out
+    assert "intra#0: New verbose_level=7" in intra.zorpctl("declog").out
+    refused = intra.zorpctl("log", "intra", "-s", "11")
+    assert (refused.status, "Log level is out of range" in refused.err) == (1, True)
+
+
+def test_log_spec_is_set_and_shown(intra):
+    assert "intra#0: New logspec='plug.*:6'" in intra.zorpctl("log", "--logspec", "plug.*:6", "intra").out
+    assert "logspec='plug.*:6'" in intra.zorpctl("log").out
+    refused = intra.zorpctl("log", "-S", "a_b:3")
+    assert (refused.status, "Log specification has not been set." in refused.err) == (1, True)
+
+
+def test_the_tree_shows_an_open_session(intra):
+    with session(intra):
+        lines = intra.zorpctl("szig", "-r", "conns", "intra").out.splitlines()
+    assert lines[0] == "Process intra#0: walking"
+    assert any(re.fullmatch(r"conns\.intra_plug\.0\.0\.0\.client_address: AF_INET\(127\.0\.0\.1:\d+\)", line)
+               for line in lines)
+
+
+def test_one_session_is_ended(intra):
+    # given an open session
+    with session(intra) as client:
+        found = re.search(r"session_id=([^;]*);", intra.zorpctl("conns").out)[1]
+        # when it is stopped by its id
+        assert intra.zorpctl("stop-session", "-i", found).status == 0
+        # then the client sees the end
+        client.settimeout(5)
+        assert client.recv(1) == b""
+    assert intra.zorpctl("stop-session", "-i", "svc/none:1").status == 1
+
+
+def test_gui_status_is_a_table_of_nine_columns(intra):
+    outcome = intra.zorpctl("gui-status")
+    rows = [row for row in csv.reader(io.StringIO(outcome.out), delimiter=";") if row]
+    assert outcome.status == 0
+    assert [len(row) for row in rows] == [9, 9]
+    assert rows[1][:3] == ["intra#0", "0", "running"]
+
+
+def test_deadlock_check_is_switched(intra):
+    assert "intra#0: Deadlockcheck=" in intra.zorpctl("deadlockcheck").out
+    assert "intra#0: Deadlockcheck=False" in intra.zorpctl("deadlockcheck", "--disable").out
+
+
+def test_a_hung_daemon_costs_the_timeout_and_a_failure_line(intra):
+    # given a worker and a master that do not run
+    process = intra.process("intra#0")
+    for pid in (process.worker_pid(), process.master_pid()):
+        os.kill(pid, signal.SIGSTOP)
+    # when the state is asked for
+    before = time.monotonic()
+    outcome = intra.zorpctl("status")
+    # then an answer comes within the timeout
+    assert time.monotonic() - before < 15
+    assert outcome.status == 1
+    assert "intra#0: Error while communicating through szig" in outcome.err
+
+
+USAGE = {
+    "help": (["help"], 0), "--help": (["--help"], 0), "version": (["version"], 0), "coredump": (["coredump"], 0),
+    "unknown": (["nosuch"], 2), "nothing": ([], 2), "authorize without what": (["authorize", "--nonsense"], 2),
+}
+
+
+@pytest.mark.parametrize(("arguments", "status"), USAGE.values(), ids=USAGE)
+def test_usage(host, arguments, status):
+    assert host.zorpctl(*arguments).status == status
+
+
+def test_a_command_with_leading_dashes(host):
+    outcome = host.zorpctl("--version")
+    assert (outcome.status, outcome.out.startswith("Zorp ")) == (0, True)
+    assert host.zorpctl("--nonsense").status == 2
+
+
+@pytest.mark.parametrize(("arguments", "text"), [
+    (["authorize", "-d", "why"], "either the '--accept' or '--reject' option has to be specified"),
+    (["authorize", "-a", "x", "-r", "y", "-d", "why"], "both reject and accept cannot be used"),
+    (["authorize", "-a", "svc/x:1"], "description is not specified"),
+    (["authorize", "-a", "-d", "why"], "proxy instance is not specified"),
+])
+def test_misuse_of_authorize(intra, arguments, text):
+    outcome = intra.zorpctl(*arguments)
+    assert (outcome.status, text in outcome.err) == (1, True)
+
+
+def test_names_that_mean_nothing(host):
+    host.instance("intra")
+    unknown = host.zorpctl("status", "nosuch")
+    assert (unknown.status, unknown.err.splitlines()[-1]) == (1, "Instance nosuch not found!")
+    assert "Instance: intra#x not recognized!" in host.zorpctl("status", "intra#x").err
