@@ -41,6 +41,7 @@ LITERAL = "literal"
 WILDCARD = "wildcard"
 CONSUME = "consume"
 
+_NOTHING = object()
 _ANY = ""                      # how a wildcard part is stored
 _REMEMBERED_SEARCHES = 128     # per table; peers choose the keys, so there must be a bound
 _TO_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
@@ -260,6 +261,9 @@ class DimHash(_Table):
 
     def search(self, *parts: str, default: Any = None) -> Any:
         """Return the entry that fits `parts` best, or `default`; the order is in the module's docstring."""
+        entry = self._entries.get(parts, _NOTHING)
+        if entry is not _NOTHING:                 # the strongest key of all
+            return entry
         remembered = self._remembered
         try:
             found = remembered[parts]
@@ -274,8 +278,6 @@ class DimHash(_Table):
         if not self._entries or not self._allows(parts):
             return None
         entries = self._entries
-        if parts in entries and _ANY not in parts:
-            return (entries[parts],)              # the strongest key of all
         tries = [self._weakened(part, flag) for part, flag in zip(parts, self._flags, strict=False)]
         for count in range(len(parts), 0, -1):
             for candidate in itertools.product(*tries[:count]):

@@ -54,7 +54,7 @@ from Zorp.SmtpEngine import presets, received
 from Zorp.SmtpEngine.dialogue import Dialogue
 from Zorp.wire.errors import WireError
 from Zorp.wire.limits import SmtpLimits
-from Zorp.wire.smtp_addresses import PathRules, comparable_domain, parse_path, split_address
+from Zorp.wire.smtp_addresses import comparable_domain, parse_path, path_rules, split_address
 from Zorp.wire.text import TextError, to_policy, to_wire
 
 SMTP_POLICY = "smtp.policy"
@@ -236,7 +236,7 @@ class AbstractSmtpProxy(Proxy):
             settings.auth_mechanisms = (settings.auth_mechanisms,)
         if not all(isinstance(name, str) for name in settings.auth_mechanisms):
             raise PolicyError("Invalid auth_mechanisms", remedy="give a tuple of mechanism names")
-        self._limits = SmtpLimits(
+        self._limits = _limits_of(
             line_bytes=settings.max_line_length, command_bytes=settings.max_request_length,
             sasl_line_bytes=settings.max_auth_request_length, reply_line_bytes=settings.max_response_length,
             recipients=max(settings.max_recipients, 0), errors=max(settings.max_errors, 0),
@@ -255,7 +255,7 @@ class AbstractSmtpProxy(Proxy):
         if len(arguments) != 1:
             raise ValueError("Invalid arguments")
         settings = self._vars
-        rules = PathRules(
+        rules = path_rules(
             compat=settings.address_syntax == "compat",
             brackets_optional=bool(settings.permit_omission_of_angle_brackets),
             append_domain=to_wire(settings.append_domain), utf8=bool(settings.active_extensions & _UTF8_FLAG),
@@ -386,6 +386,12 @@ class SmtpProxy(AbstractSmtpProxy):
                 return TRUE
             zone = zone.admin_parent
         return FALSE
+
+
+@functools.lru_cache(maxsize=64)
+def _limits_of(**limits):
+    """Return the SmtpLimits with these values; one object serves all sessions of a policy."""
+    return SmtpLimits(**limits)
 
 
 def _asks_for_stacking(entry):

@@ -50,9 +50,9 @@ class SaslDialogue:
         except SideLost:
             self._log("smtp.error", 3, "Error sending authentication request;")
             raise
-        self.replied("", session.read_reply(hide=True))
+        self.replied(b"", session.read_reply(hide=True))
 
-    def replied(self, parameter: str, reply: Reply) -> None:
+    def replied(self, parameter: bytes, reply: Reply) -> None:
         """Decide about the server's answer to AUTH or to a line; raises Refusal or SessionOver."""
         session = self._session
         if reply.code == DONE:
@@ -61,14 +61,16 @@ class SaslDialogue:
         elif reply.code >= 400:
             self._log("smtp.error", 3, "Authentication failed; mechanism='%s', response='%d'",
                       (self._mechanism, reply.code))
-        decision = self._decisions.reply("AUTH", parameter, reply)
-        if decision.refusal is not None:
-            self._told_no(reply.code, decision.refusal)
+        try:
+            accepted = self._decisions.reply("AUTH", parameter, reply)
+        except Refusal as refusal:
+            self._told_no(reply.code, refusal)
+            raise
         session.state.replied("AUTH", reply.code)
-        if reply.code == GO_ON and decision.reply.code != GO_ON:
+        if reply.code == GO_ON and accepted.code != GO_ON:
             self._cancel()
-        session.client.send(decision.reply.encode())
-        if reply.code == DONE and decision.reply.code >= 300:
+        session.client.send(accepted.encode())
+        if reply.code == DONE and accepted.code >= 300:
             raise SessionOver("")                   # the server believes in a login that the client knows nothing of
 
     def _told_no(self, code: int, refusal: Refusal) -> None:
@@ -78,7 +80,6 @@ class SaslDialogue:
         self._session.state.replied("AUTH", 500)
         if code == DONE:
             raise SessionOver(refusal.code, refusal.info)
-        raise refusal
 
     def _give_up(self, code: str, info: str) -> None:
         self._cancel()

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from Zorp.SmtpEngine.decisions import Decisions
 from Zorp.SmtpEngine.session import Refusal, SmtpSession, Transaction
-from Zorp.wire.smtp_addresses import Path, PathError, PathRules, is_helo_argument, parse_path
+from Zorp.wire.smtp_addresses import Path, PathError, is_helo_argument, parse_path, path_rules
 from Zorp.wire.smtp_commands import CommandError, is_etrn_argument, parse_auth
 from Zorp.wire.smtp_extensions import NEEDS, bits_of, ehlo_keyword, keep_mechanisms, lower_limits, lower_size
 from Zorp.wire.smtp_parameters import ParameterError, Parameters, check_parameters
@@ -142,7 +142,7 @@ class Commands:
         variables, active = self._vars, self._session.active
         if parameter[:len(keyword)].upper() != keyword:
             self._invalid(verb, parameter)
-        rules = PathRules(
+        rules = path_rules(
             compat=self._compat, brackets_optional=bool(variables.permit_omission_of_angle_brackets),
             append_domain=variables.append_domain.encode("latin-1") if variables.append_domain else b"",
             utf8="SMTPUTF8" in active, null=verb == "MAIL", postmaster=verb == "RCPT")
@@ -220,6 +220,11 @@ class Commands:
     def _invalid(self, verb: str, parameter: bytes, code: str = "500") -> NoReturn:
         self._log("smtp.violation", 2, "Invalid SMTP command; request='%s', param='%s'", (verb, parameter))
         raise Refusal(code)
+
+
+# by verb
+CHECKS = {name[3:]: method for name, method in vars(Commands).items() if name.startswith("do_")}
+FINISHES = {name[5:]: method for name, method in vars(Commands).items() if name.startswith("done_")}
 
 
 def _argument(keyword: bytes, path: Path, parameters: Parameters) -> bytes:

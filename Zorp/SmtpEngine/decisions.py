@@ -16,7 +16,6 @@ Added to the original
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from typing import NamedTuple, NoReturn
 
 from Zorp.BuiltinProxy import PolicyCallFailed
@@ -51,13 +50,6 @@ class Request(NamedTuple):
         """Return its bytes."""
         verb = self.verb.encode("ascii")
         return verb + b" " + self.parameter + b"\r\n" if self.parameter else verb + b"\r\n"
-
-
-class ReplyDecision(NamedTuple):
-    """What becomes of a reply."""
-
-    reply: Reply                    # as the client gets it, when accepted
-    refusal: Refusal | None         # instead of it
 
 
 class Decisions:
@@ -163,28 +155,31 @@ class Decisions:
 
     # replies
 
-    def reply(self, verb: str, parameter: str, reply: Reply) -> ReplyDecision:
-        """Return what becomes of a reply to `verb`; raises SessionOver.  Sets response_code, response_param."""
+    def reply(self, verb: str, parameter: bytes, reply: Reply) -> Reply:
+        """Return a reply to `verb` as the client may get it; raises Refusal or SessionOver.
+
+        Sets response_code and response_param.
+        """
         variables = self._vars
         code = str(reply.code)
         variables.response_code, variables.response_param = code, to_policy(reply.texts[0])
         entry = self._reply_entry(verb, code)
         if type(entry) is int and entry == ACCEPT:
-            return ReplyDecision(reply, None)
+            return reply
         if entry is None:
             variables.error_code, variables.error_info = _BY_CLASS.get(reply.code // 100, ("500", INVALID))
-            return self._refuse_reply(verb, reply)
+            raise self._refused_reply(verb, reply)
         try:
             action = parse_action(entry)
         except ActionError:
             raise self._unusable("Invalid response policy; request='%s', response='%s'", verb, code) from None
         if action.verdict == ACCEPT:
-            return ReplyDecision(reply, None)
+            return reply
         if action.verdict == POLICY:
             return self._ask_about_reply(verb, parameter, reply, action)
         if action.verdict == REJECT:
             self._set_error(action, "Error in response policy; request='%s', response='%s'", verb, code)
-            return self._refuse_reply(verb, reply)
+            raise self._refused_reply(verb, reply)
         if action.verdict == ABORT:
             self._log("smtp.policy", 2, "Response not allowed by policy; request='%s', response='%s'", (verb, code))
             raise self._aborted()
@@ -196,7 +191,7 @@ class Decisions:
             entry = self._vars.response.search("DATA", code)
         return entry
 
-    def _ask_about_reply(self, verb: str, parameter: str, reply: Reply, action) -> ReplyDecision:
+    def _ask_about_reply(self, verb: str, parameter: bytes, reply: Reply, action) -> Reply:
         variables = self._vars
         try:
             callback = parse_policy_action(action)
@@ -204,18 +199,18 @@ class Decisions:
             raise self._unusable("Error in response policy; request='%s', response='%s'",
                                  verb, str(reply.code)) from None
         before = variables.response_code, variables.response_param
-        verdict = self._call(callback, verb, parameter, *before)
+        verdict = self._call(callback, verb, to_policy(parameter), *before)
         if not isinstance(verdict, int):
             raise self._no_verdict("The verdict returned by the policy is not an int; request='%s', response='%s'",
                                    verb, before[0])
         if verdict == REJECT:
-            return self._refuse_reply(verb, reply)
+            raise self._refused_reply(verb, reply)
         if verdict != ACCEPT:
             self._log("smtp.policy", 2, "Response not allowed by policy; request='%s', response='%s'",
                       (verb, before[0]))
             raise self._aborted()
         after = variables.response_code, variables.response_param
-        return ReplyDecision(reply if after == before else self._changed_reply(verb, reply, *after), None)
+        return reply if after == before else self._changed_reply(verb, reply, *after)
 
     def _changed_reply(self, verb: str, reply: Reply, code: str, text: str) -> Reply:
         """Return what the policy made of a reply; an unusable value ends the session."""
@@ -229,11 +224,11 @@ class Decisions:
                       "Invalid response set by policy; request='%s', response='%d', new_response='%s'",
                       (verb, reply.code, code))
             raise self._aborted()
-        return replace(reply, code=int(code), texts=(first, *reply.texts[1:]))
+        return Reply(int(code), (first, *reply.texts[1:]))
 
-    def _refuse_reply(self, verb: str, reply: Reply) -> ReplyDecision:
+    def _refused_reply(self, verb: str, reply: Reply) -> Refusal:
         self._log("smtp.policy", 2, "Response not allowed by policy; request='%s', response='%d'", (verb, reply.code))
-        return ReplyDecision(reply, Refusal(self._vars.error_code, self._vars.error_info))
+        return Refusal(self._vars.error_code, self._vars.error_info)
 
     # extensions
 

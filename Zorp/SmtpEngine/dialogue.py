@@ -9,9 +9,8 @@ SessionOver, a lost side or a server that sends no replies ends the session.
 from __future__ import annotations
 
 from Zorp.BuiltinProxy import PolicyCallFailed
-from Zorp.Log import enabled
 from Zorp.SmtpEngine.authentication import SaslDialogue
-from Zorp.SmtpEngine.commands import Commands
+from Zorp.SmtpEngine.commands import CHECKS, FINISHES, Commands
 from Zorp.SmtpEngine.decisions import Decisions, Request
 from Zorp.SmtpEngine.received import keyword
 from Zorp.SmtpEngine.session import INVALID, Refusal, SessionOver, SmtpSession
@@ -92,14 +91,15 @@ class Dialogue:
         session = self._session
         reply = session.read_reply()
         self._check_early_client()
-        decision = self._decisions.reply(_GREETING, "", reply)
         self._server_refused = reply.code >= 400
         if reply.code // 100 == 3:
-            self._out_of_step(_GREETING, reply)
-        elif decision.refusal is not None:
-            session.answer(decision.refusal.code, decision.refusal.info)
-        else:
-            self._copy(decision.reply)
+            raise self._out_of_step(_GREETING, reply)
+        try:
+            accepted = self._decisions.reply(_GREETING, b"", reply)
+        except Refusal as refusal:
+            session.answer(refusal.code, refusal.info)
+            return
+        self._copy(accepted)
 
     def _check_early_client(self) -> None:
         """Wait as long as the policy wants before the greeting; a client that cannot wait may be refused."""
@@ -126,29 +126,32 @@ class Dialogue:
 
     def _read_command(self) -> Command:
         """Return the client's next command; raises Refusal when it is none, SideLost when there is none."""
-        self._session.tracing = enabled("smtp.debug", 6)
-        self._trace("Fetching request;")
-        line = self._session.client.read_line()
+        session = self._session
+        session.look_at_verbosity()
+        if session.tracing:
+            self._trace("Fetching request;")
+        line = session.client.read_line()
         after_auth, self._after_auth = self._after_auth, False
         if not line:
             raise Refusal
         try:
-            command = parse_command(line, utf8="SMTPUTF8" in self._session.active)
+            command = parse_command(line, utf8="SMTPUTF8" in session.active)
         except CommandError as problem:
             self._log("smtp.violation", 2, problem.text, ("(hidden)",) if after_auth else problem.fields)
             raise Refusal from problem
         if after_auth and is_sasl_line(line) and command.verb not in RULES and command.verb not in self._vars.request:
             self._log("smtp.violation", 2, "Invalid command verb in request; line='%s'", ("(hidden)",))
             raise Refusal
-        self._check_length(command.verb, len(line))
-        self._log("smtp.request", 7, "Request parsed; request='%s', param='%s'",
-                  (command.verb, self._shown(command.verb, command.parameter)))
+        if len(line) > self._limits.command_bytes:
+            self._check_length(command.verb, len(line))
+        if session.dumping:
+            self._log("smtp.request", 7, "Request parsed; request='%s', param='%s'",
+                      (command.verb, self._shown(command.verb, command.parameter)))
         return command
 
     def _check_length(self, verb: str, length: int) -> None:
+        """Refuse a line longer than max_request_length unless its extensions explain that."""
         limit = self._limits.command_bytes
-        if length <= limit:
-            return
         if verb in _ADDED_BYTES:
             active = self._session.active
             added = sum(count for keyword, count in _ADDED_BYTES[verb].items() if keyword in active)
@@ -166,21 +169,27 @@ class Dialogue:
         verb, parameter = command
         variables = self._vars
         variables.request_cmd, variables.request_param = verb, to_policy(parameter)
-        self._trace("Processing request;")
+        if self._session.tracing:
+            self._trace("Processing request;")
         if self._server_refused and verb != "QUIT":
             self._refuse_for_the_server()
         if verb == "BDAT":
             self._transfer.chunk(parameter)
             return
-        parameter = self._checked(verb, parameter)
-        variables.request_param = to_policy(parameter)
-        request = self._decisions.request(verb, parameter)
+        checked = self._checked(verb, parameter)
+        if checked is not parameter:
+            variables.request_param = to_policy(checked)
+        request = self._decisions.request(verb, checked)
         if verb == "DATA":
             self._transfer.prepare()
         elif verb == "AUTH":
             self._after_auth = True
             self._sasl.begin(request.parameter)
-        self._exchange(verb, request)
+        reply = self._forward(verb, request)
+        if verb == "AUTH":
+            self._sasl.replied(request.parameter, reply)
+        else:
+            self._conclude(verb, request, reply)
 
     def _checked(self, verb: str, parameter: bytes) -> bytes:
         """Return the argument as it is forwarded; raises Refusal when state or syntax forbid the command."""
@@ -189,50 +198,48 @@ class Dialogue:
         except OutOfSequence as problem:
             self._log("smtp.violation", 4, problem.text, problem.fields)
             raise Refusal("503", WRONG_STATE) from problem
-        check = getattr(self._commands, "do_" + verb, None)
-        return parameter if check is None else check(parameter)
+        check = CHECKS.get(verb)
+        return parameter if check is None else check(self._commands, parameter)
 
-    def _exchange(self, verb: str, request: Request) -> None:
-        """Forward a request and take the reply back."""
+    def _forward(self, verb: str, request: Request) -> Reply:
+        """Take a request to the server and return its reply."""
         session = self._session
+        server = session.server
         line = request.line()
-        self._check_length(verb, len(line) - 2)
-        self._check_server_silent()
-        shown = self._shown(verb, request.parameter)
+        if len(line) - 2 > self._limits.command_bytes:
+            self._check_length(verb, len(line) - 2)
+        if server.speaks():
+            raise self._unasked_reply()
         if session.tracing:
-            self._log("smtp.debug", 6, "Copying request to server; request='%s', param='%s'", (request.verb, shown))
+            self._log("smtp.debug", 6, "Copying request to server; request='%s', param='%s'",
+                      (request.verb, self._shown(verb, request.parameter)))
         try:
-            session.server.send(line)
+            server.send(line)
         except SideLost:
-            self._log("smtp.error", 3, "Error sending request; request='%s', param='%s'", (request.verb, shown))
+            self._log("smtp.error", 3, "Error sending request; request='%s', param='%s'",
+                      (request.verb, self._shown(verb, request.parameter)))
             raise
         reply = session.read_reply(hide=verb == "AUTH")
-        if reply.code // 100 == 3 and (verb, reply.code) not in (("DATA", 354), ("AUTH", 334)):
-            self._out_of_step(verb, reply)
-        if verb == "AUTH":
-            self._sasl.replied(to_policy(request.parameter), reply)
-            return
-        self._conclude(verb, request, reply)
+        if 300 <= reply.code < 400 and (verb, reply.code) not in (("DATA", 354), ("AUTH", 334)):
+            raise self._out_of_step(verb, reply)
+        return reply
 
     def _conclude(self, verb: str, request: Request, reply: Reply) -> None:
         """Decide about a reply, move the state, tell the client."""
-        session = self._session
-        accepted, refusal = self._decisions.reply(request.verb, to_policy(request.parameter), reply)
-        finish = getattr(self._commands, "done_" + verb, None)
-        if refusal is None and finish is not None:
-            try:
-                accepted = finish(accepted)
-            except Refusal as problem:
-                refusal = problem
-        if refusal is not None:
+        try:
+            accepted = self._decisions.reply(request.verb, request.parameter, reply)
+            finish = FINISHES.get(verb)
+            if finish is not None:
+                accepted = finish(self._commands, accepted)
+        except Refusal as refusal:
             self._told_no(verb, reply.code)
-            if (verb, reply.code) == ("DATA", 354):
-                raise SessionOver(refusal.code, refusal.info, refusal.status)
-            raise refusal
-        if accepted.code // 100 != reply.code // 100 and accepted.code >= 400:
+            if verb == "DATA" and reply.code == 354:
+                raise SessionOver(refusal.code, refusal.info, refusal.status) from refusal
+            raise
+        if accepted.code >= 400 > reply.code:
             self._told_no(verb, reply.code)
         else:
-            session.state.replied(verb, accepted.code)
+            self._session.state.replied(verb, accepted.code)
         self._copy(accepted)
         if verb == "DATA":
             self._after_data(reply, accepted)
@@ -264,16 +271,13 @@ class Dialogue:
 
     # the server
 
-    def _check_server_silent(self) -> None:
-        """A reply that nobody asked for would answer the next command; raises SessionOver."""
-        server = self._session.server
-        if not server.speaks():
-            return
-        reply = server.unasked()
+    def _unasked_reply(self) -> SessionOver:
+        """Return the end of the session: what the server said unasked would answer the next command."""
+        reply = self._session.server.unasked()
         if reply is None or reply.code != 421:
             self._log("smtp.violation", 2, "Unsolicited response; response='%s', response_param='%s'",
                       (reply.code, reply.texts[0]) if reply else ("", ""))
-        raise SessionOver
+        return SessionOver()
 
     def _refuse_for_the_server(self) -> None:
         """The server's greeting refused the session; the client may only leave."""
@@ -282,12 +286,14 @@ class Dialogue:
             server.unasked()                        # raises SideLost when it hung up
         raise Refusal("503", WRONG_STATE)
 
-    def _out_of_step(self, verb: str, reply: Reply) -> None:
+    def _out_of_step(self, verb: str, reply: Reply) -> SessionOver:
+        """Return the end of the session for a reply that begins a dialogue nobody wanted."""
         self._log("smtp.violation", 2, "Invalid SMTP response; request='%s', response='%d'", (verb, reply.code))
-        raise SessionOver
+        return SessionOver()
 
     def _copy(self, reply: Reply) -> None:
-        self._trace("Copying response to client;")
+        if self._session.tracing:
+            self._trace("Copying response to client;")
         try:
             self._session.client.send(reply.encode())
         except SideLost:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from Zorp.Log import enabled
+from Zorp.Log import current_filter, enabled
 from Zorp.SmtpEngine.sides import ClientSide, ServerSide, SideLost
 from Zorp.wire.errors import WireError
 from Zorp.wire.limits import SmtpLimits
@@ -82,8 +82,17 @@ class SmtpSession:
         self.transaction = Transaction()
         self.errors = 0
         self.authenticated = False
-        self.tracing = enabled("smtp.debug", 6)     # looked up once per command
         self._lines_cut = 0
+        self._filter = None
+        self.look_at_verbosity()
+
+    def look_at_verbosity(self) -> None:
+        """Find out, once per command, what would be logged: steps (`tracing`), requests and replies (`dumping`)."""
+        present = current_filter()
+        if present is not self._filter:
+            self._filter = present
+            self.tracing = enabled("smtp.debug", 6)
+            self.dumping = enabled("smtp.request", 7) or enabled("smtp.response", 7)
 
     def trace(self, text: str) -> None:
         """Log one step at smtp.debug(6)."""
@@ -93,16 +102,19 @@ class SmtpSession:
     def read_reply(self, *, hide: bool = False) -> Reply:
         """Return the server's next reply; raises SideLost or WireError.  hide: its text is a secret."""
         server = self.server
-        self.trace("Fetching response;")
+        if self.tracing:
+            self.trace("Fetching response;")
         reply = server.read_reply()
         if server.lines_cut != self._lines_cut:
             self._lines_cut = server.lines_cut
             limit = self.limits.reply_line_bytes
             self.log("smtp.violation", 3,
                      "Response line was too long, truncated; length='%d', max_response_length='%d'", (limit, limit))
-        self.log("smtp.response", 7, "Response parsed; response='%d', param='%s'",
-                 (reply.code, "" if hide else reply.texts[0]))
-        self.trace("Processing response;")
+        if self.dumping:
+            self.log("smtp.response", 7, "Response parsed; response='%d', param='%s'",
+                     (reply.code, "" if hide else reply.texts[0]))
+        if self.tracing:
+            self.trace("Processing response;")
         return reply
 
     # replies in our own name

@@ -8,13 +8,13 @@ Theory of operation
     What goes wrong with a connection becomes SideLost, after it was logged.  The log names the
     stream, not the proxy, as every reader of lines does here.
 
-    Whole lines and replies go out in one write, with TCP_NODELAY: nothing waits for a timer.
+    Whole lines and replies go out in one write, and whoever accepts or connects has set
+    TCP_NODELAY: nothing waits for a timer.
 """
 
 from __future__ import annotations
 
 import select
-import socket
 import time
 
 from Zorp.Log import log
@@ -27,7 +27,6 @@ from Zorp.wire.smtp_replies import Reply, ReplyReader
 _LINE_RECV_BYTES = 8192
 _BLOCK_BYTES = 65536
 _LINE_END_BYTES = 2
-_IP_FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 
 class SideLost(Exception):
@@ -50,8 +49,6 @@ class _Side:
         """Talk over this stream from now on."""
         self._stream = stream
         stream.timeout_ms = self._limits.idle_ms
-        if stream.sock.family in _IP_FAMILIES:
-            stream.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def send(self, data: bytes) -> None:
         """Send all of it; raises SideLost."""
@@ -92,24 +89,33 @@ class ClientSide(_Side):
 
     def read_line(self) -> bytes:
         """Return the next line, without its end; raises SideLost."""
-        return self._read_line(self._command_limit)
+        if self.long_auth:
+            return self._read_long_line()
+        return self._read_line(self._limits.line_bytes)
+
+    def _read_long_line(self) -> bytes:
+        line_bytes = self._limits.line_bytes
+        line = self._read_line(max(line_bytes, self._limits.sasl_line_bytes + _LINE_END_BYTES))
+        if len(line) + _LINE_END_BYTES > line_bytes and line[:5].upper() != b"AUTH ":
+            self._report(f"Line too long, max_line_length=[{line_bytes}]")
+            raise SideLost
+        return line
 
     def read_sasl_line(self) -> bytes:
         """Return the next line of a SASL dialogue; may be one byte longer than the limit says."""
-        return self._read_line(lambda: self._limits.sasl_line_bytes + 1 + _LINE_END_BYTES)
+        return self._read_line(self._limits.sasl_line_bytes + 1 + _LINE_END_BYTES)
 
-    def _command_limit(self) -> int:
-        limit = self._limits.line_bytes
-        if self.long_auth and self._lines.starts_with(b"AUTH "):
-            limit = max(limit, self._limits.sasl_line_bytes + _LINE_END_BYTES)
-        return limit
-
-    def _read_line(self, limit_bytes) -> bytes:
-        deadline = None
+    def _read_line(self, limit_bytes: int) -> bytes:
+        lines = self._lines
         try:
-            while (line := self._lines.next_line(limit_bytes())) is None:
-                self._lines.feed(self._recv(_LINE_RECV_BYTES, deadline))
-                deadline = deadline or self._deadline()
+            if lines.pending:
+                line = lines.next_line(limit_bytes)
+            else:
+                line = lines.line_in(self._recv(_LINE_RECV_BYTES), limit_bytes)
+            if line is None:
+                deadline = self._deadline()
+                while line is None:
+                    line = lines.line_in(self._recv(_LINE_RECV_BYTES, deadline), limit_bytes)
         except LineError as problem:
             self._report(problem)
             raise SideLost from problem
@@ -163,11 +169,16 @@ class ServerSide(_Side):
 
     def read_reply(self) -> Reply:
         """Return the next reply; raises SideLost, or ReplyError when it is none."""
-        deadline = None
+        replies = self._replies
         try:
-            while (reply := self._replies.next_reply()) is None:
-                self._lines.feed(self._recv(_LINE_RECV_BYTES, deadline))
-                deadline = deadline or self._deadline()
+            if self._lines.pending:
+                reply = replies.next_reply()
+            else:
+                reply = replies.reply_in(self._recv(_LINE_RECV_BYTES))
+            if reply is None:
+                deadline = self._deadline()
+                while reply is None:
+                    reply = replies.reply_in(self._recv(_LINE_RECV_BYTES, deadline))
         except LineError as problem:
             self._report(problem)
             raise SideLost from problem
@@ -181,8 +192,7 @@ class ServerSide(_Side):
         """Return the reply that nobody asked for, None when what came is no complete reply.  Raises SideLost."""
         try:
             if (reply := self._replies.next_reply()) is None and self._poll.poll(0):
-                self._lines.feed(self._recv(_LINE_RECV_BYTES))
-                reply = self._replies.next_reply()
+                reply = self._replies.reply_in(self._recv(_LINE_RECV_BYTES))
         except WireError as problem:
             self._report(problem)
             return None

@@ -149,10 +149,11 @@ class MessageTransfer:
             self._client_lost(lost)
         self._session.client.put_back(body.rest)
         if reply is not None:
-            decision = self._decisions.reply("DATA", "", reply)
-            code, info = str(decision.reply.code), to_policy(decision.reply.texts[0])
-            if decision.refusal is not None:
-                code, info = decision.refusal.code, decision.refusal.info
+            try:
+                accepted = self._decisions.reply("DATA", b"", reply)
+                code, info = str(accepted.code), to_policy(accepted.texts[0])
+            except Refusal as refusal:
+                code, info = refusal.code, refusal.info
         self._account(code, info, success=False)
         self._session.forget_message()
         self._session.answer(code, info)
@@ -272,22 +273,20 @@ class MessageTransfer:
         session = self._session
         try:
             reply = self._final_reply()
-            decision = self._decisions.reply(verb, "", reply)
+            session.state.replied(step, reply.code)
+            final = self._decisions.reply(verb, b"", reply)
         except SessionOver as over:
             self._account(over.code, over.info, success=False)
             raise
-        session.state.replied(step, reply.code)
-        ends = step != "BDAT" or reply.code >= 300
-        if decision.refusal is not None:
+        except Refusal as refusal:
             if step == "BDAT" and reply.code < 300:
-                self._session.reset_server()
-            self._account(decision.refusal.code, decision.refusal.info, success=False)
+                session.reset_server()
+            self._account(refusal.code, refusal.info, success=False)
             session.forget_message()
-            raise decision.refusal
-        self._copy_acknowledgement(decision.reply)
-        if not ends:
+            raise
+        self._copy_acknowledgement(final)
+        if step == "BDAT" and reply.code < 300:
             return
-        final = decision.reply
         if final.code >= 400:
             self._log("smtp.response", 4, "Server rejected our message; response='%d', response_param='%s'",
                       (final.code, final.texts[0]))

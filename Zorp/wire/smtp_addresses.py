@@ -20,6 +20,7 @@ Which domain counts
 from __future__ import annotations
 
 import contextlib
+import functools
 import ipaddress
 import re
 import unicodedata
@@ -53,6 +54,9 @@ _COMPAT = _Grammar(
     domain=re.compile(rb"#[0-9]*(?![A-Za-z0-9.-])|(?!#)" + _ODD_ATOMS
                       + rb'|\[(?:[^\]"\\\x00-\x1f\x7f]|\\[ -~])*\]'),
 )
+# nearly every path: checked by one expression
+_COMMON = re.compile(rb"<([A-Za-z0-9+_=-]{1,64}(?:\.[A-Za-z0-9+_=-]{1,64}){0,9})@"
+                     rb"([A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63}){0,9})>")
 _LITERAL_TAG = re.compile(rb"[A-Za-z0-9-]*[A-Za-z0-9]:[!-Z^-~]+")
 _HELO_NAME = re.compile(rb"[A-Za-z0-9_.\x80-\xff-]+")
 
@@ -82,6 +86,12 @@ class PathRules:
     postmaster: bool = False            # "<postmaster>" needs no domain: RCPT (RFC 5321, 4.5.1)
 
 
+@functools.lru_cache(maxsize=256)
+def path_rules(**rules) -> PathRules:
+    """Return the PathRules with these values; the same object for the same values."""
+    return PathRules(**rules)
+
+
 class Path(NamedTuple):
     """An address and what followed it."""
 
@@ -91,6 +101,9 @@ class Path(NamedTuple):
 
 def parse_path(text: bytes, rules: PathRules) -> Path:
     """Return the path at the beginning of `text`; raises PathError."""
+    common = _COMMON.match(text)
+    if common is not None and common.end() <= PATH_LIMITS.path_bytes and len(common[1]) <= PATH_LIMITS.local_bytes:
+        return Path(text[1:common.end() - 1], text[common.end():])
     grammar = _COMPAT if rules.compat else _STRICT
     path = text.lstrip(b" ")
     bracketed = path.startswith(b"<")

@@ -65,6 +65,17 @@ class LineReader:
         """Tell whether the waiting bytes begin with `verb`, in any case."""
         return self._bytes[self._start:self._start + len(verb)].upper() == verb
 
+    def line_in(self, data: bytes, limit_bytes: int) -> bytes | None:
+        """Add received bytes and return the next line, as feed() and next_line() do.
+
+        Nearly always the bytes are one line and nothing waits: then they are not even kept.
+        """
+        whole = data.endswith(b"\r\n") and data.find(b"\n") == len(data) - 1
+        if whole and len(data) <= limit_bytes and not self.pending:
+            return data[:-2]
+        self.feed(data)
+        return self.next_line(limit_bytes)
+
     def next_line(self, limit_bytes: int) -> bytes | None:
         """Return the next line without its end, or None when its end has not come yet.
 

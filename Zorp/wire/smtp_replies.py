@@ -16,7 +16,7 @@ On purpose not as the RFC says
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from Zorp.wire.errors import WireError
 from Zorp.wire.limits import SmtpLimits
@@ -34,8 +34,7 @@ class ReplyError(WireError):
     """Not a reply: wrong form, a changed code, or too much of it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """One complete reply."""
 
     code: int                     # 200 to 599
@@ -53,6 +52,8 @@ def clean_text(text: bytes, *, eight_bit: bool = False) -> bytes:
 
 def encode_reply(code: int, texts: tuple[bytes, ...]) -> bytes:
     """Return the bytes of a reply; an empty last text gives a bare code."""
+    if len(texts) == 1:
+        return b"%d %b\r\n" % (code, texts[0]) if texts[0] else b"%d\r\n" % code
     *first, last = texts
     lines = [b"%d-%b\r\n" % (code, text) for text in first]
     lines.append(b"%d %b\r\n" % (code, last) if last else b"%d\r\n" % code)
@@ -84,11 +85,20 @@ class ReplyReader:
         """True when bytes wait that belong to no reply handed out yet."""
         return bool(self._texts) or self._lines.pending > 0
 
+    def reply_in(self, data: bytes) -> Reply | None:
+        """Add received bytes and return the next reply, None when it is not complete yet; raises WireError."""
+        line = self._lines.line_in(data, self._limits.line_bytes)
+        return self._first_reply(line)
+
     def next_reply(self) -> Reply | None:
-        """Return the next reply, or None when it is not complete yet; raises WireError."""
-        while (line := self._lines.next_line(self._limits.line_bytes)) is not None:
+        """Return the next reply of the bytes that wait, or None; raises WireError."""
+        return self._first_reply(self._lines.next_line(self._limits.line_bytes))
+
+    def _first_reply(self, line: bytes | None) -> Reply | None:
+        while line is not None:
             if (reply := self._take(line)) is not None:       # None: a "250-" line
                 return reply
+            line = self._lines.next_line(self._limits.line_bytes)
         return None
 
     def _take(self, line: bytes) -> Reply | None:
@@ -99,6 +109,8 @@ class ReplyReader:
         if parts is None:
             raise self._misformed(line)
         code, mark, text = parts.groups(b"")
+        if mark != b"-" and not self._texts:           # nearly every reply: one line
+            return Reply(int(code), (clean_text(text, eight_bit=self.eight_bit),))
         if self._texts and code != self._code:
             raise ReplyError("Invalid SMTP reply, reply code changed; response='%s', line='%s'",
                              to_policy(self._code), to_policy(line))
