@@ -107,12 +107,13 @@ class Channel:
         """
         while True:
             try:
-                part, descriptors, _flags, _sender = socket.recv_fds(
-                    self._sock, _PART_BYTES + 1, _MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
+                part, descriptors, _flags, _sender = socket.recv_fds(self._sock, _PART_BYTES + 1, _MAX_DESCRIPTORS)
             except BlockingIOError:
                 return None
             except OSError as problem:
                 raise ChannelClosed(str(problem)) from problem
+            for one in descriptors:
+                os.set_inheritable(one, False)       # recv_fds() forgets its flags before Python 3.13
             if not part:
                 raise ChannelClosed("the other end has closed the channel")
             self._parts.append(part[1:])

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 import Zorp
-from Zorp.Log import log
+from Zorp.Log import log, log_exception
 from Zorp.runtime.pidfile import Directory
 from Zorp.runtime.slots import Slot
 from Zorp.runtime.timers import Timer, Timers
@@ -102,10 +102,14 @@ class Connection:
 
     def ready(self, events: int) -> None:
         """The socket can be read or written."""
-        if events & selectors.EVENT_WRITE:
-            self._write()
-        if events & selectors.EVENT_READ and self._sock.fileno() >= 0:
-            self._read()
+        try:
+            if events & selectors.EVENT_WRITE:
+                self._write()
+            if events & selectors.EVENT_READ and self._sock.fileno() >= 0:
+                self._read()
+        except Exception:                # a defect of ours ends this connection, not the instance
+            log_exception(self._session)
+            self.close()
 
     def _read(self) -> None:
         try:

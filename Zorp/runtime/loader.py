@@ -16,6 +16,7 @@ Theory of operation
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import inspect
 import os
@@ -111,7 +112,7 @@ class Loader:
             raise LoadFailed(Complaint(f"{self._path}:0: cannot be read, {problem.strerror}; "
                                        "make it readable for the user that zorp runs as")) from problem
         try:
-            return data.decode("utf-8-sig")
+            return data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
         except UnicodeDecodeError:
             return data.decode("latin-1")
 

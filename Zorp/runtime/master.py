@@ -196,6 +196,9 @@ class Master:
                 getattr(self, f"_on_{message.kind}")(handle, message)
         except ChannelClosed:
             self._hang_up(handle)
+        except Exception:                        # ours, not the worker's; a new worker is the best start over
+            Log.log_exception(None, 0)
+            self._hang_up(handle)
 
     def _hang_up(self, handle: Handle) -> None:
         """The worker's end is closed: it has ended or is about to; SIGCHLD tells the rest."""

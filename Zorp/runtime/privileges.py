@@ -17,6 +17,7 @@ in a container, the process goes on as user 0 without capabilities beyond those,
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import grp
 import os
@@ -30,6 +31,7 @@ from Zorp.runtime.options import Mode, Options
 
 DEFAULT_USER = "zorp"
 _NEEDED = 1 << capabilities.CAP_NET_RAW | 1 << capabilities.CAP_NET_BIND_SERVICE
+_LATE_ENCODINGS = ("idna", "latin-1", "ascii", "utf-8")
 _LOST_FEATURE = {
     capabilities.CAP_NET_RAW: "transparent proxying and marks",
     capabilities.CAP_NET_BIND_SERVICE: "ports below 1024",
@@ -100,6 +102,8 @@ def drop(wanted: Privileges) -> None:
     step = "chroot"
     was_root = os.geteuid() == 0
     try:
+        for encoding in _LATE_ENCODINGS:             # the interpreter may be out of reach afterwards
+            codecs.lookup(encoding)
         if wanted.root is not None:
             os.chroot(wanted.root)
             os.chdir("/")

@@ -11,6 +11,8 @@ import itertools
 import time
 from collections.abc import Callable
 
+from Zorp.Log import log_exception
+
 
 class Timer:
     """One call to come; cancel() takes it back."""
@@ -51,4 +53,7 @@ class Timers:
         while self._heap and self._heap[0][0] <= now:
             callback = heapq.heappop(self._heap)[2].callback
             if callback is not None:
-                callback()
+                try:
+                    callback()
+                except Exception:        # a defect of one call is no reason to lose the others
+                    log_exception(None, 0)
