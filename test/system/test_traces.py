@@ -59,7 +59,8 @@ DIFFERENCES = {
     r"thread (starting|exiting);": "threads are reused: their life is not that of a session",
     r"core\.debug\(7\): .* Freeing ZProxy instance;": "no such object",
     r"Attribute fetched; ": "engine code reads its settings without asking the policy's view",
-    r"Attribute changed; attribute='language'": "a quote inside a value is written as <27>, so that no value forges a field",
+    r"Attribute changed; attribute='language'":
+        "a quote inside a value is written as <27>, so that no value forges a field",
     r"core\.session\(4\): .* Ending proxy instance;": "the original wrote it when the collector came by",
     r"core\.accounting\(4\): \(svc/intra/(dead|dmz)_\w+:N/intra/\w+\)":
         "accounted under the proxy's id for a stream that was never connected; there is no stream here",
