@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[2]
 
 @functools.cache
 def tracked():
-    """Return the tracked and the new, not ignored, files of the repository, sorted."""
-    listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+    """Return the tracked files of the repository, sorted."""
+    listed = subprocess.run(["git", "ls-files", "-z", "--cached"],
                             cwd=ROOT, capture_output=True, check=True).stdout
     paths = {ROOT / name for name in listed.decode().split("\0") if name}
     return sorted(path for path in paths if path.is_file())
