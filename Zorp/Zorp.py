@@ -6,7 +6,7 @@
 Theory of operation
     The loader runs the policy file as the main module and then calls init(names, virtual_name,
     is_master), normally the one here: it calls the function of each instance name in the
-    policy, and checks what only the whole policy can tell.  deinit() and cleanup() are the end
+    policy.  deinit() and cleanup() are the end
     of a policy; they run what others registered in Globals.deinit_callbacks.
 """
 
@@ -18,7 +18,7 @@ import socket
 import sys
 import traceback
 
-from Zorp import Common, Config, Globals
+from Zorp import Common, Config, Globals, PolicyLoading
 from Zorp.Attach import Attach
 from Zorp.Bind import (
     DBIface, DBIfaceGroup, DBIfaceGroupType, DBIfaceType, DBSockAddr, DBSockAddrType, DispatchBindType,
@@ -45,29 +45,17 @@ firewall_name = "zorp"           # old policies assign it; nothing reads it
 
 def init(names, virtual_name="", is_master=1):
     """Call the policy's function of every instance name; return TRUE, or FALSE when one is missing."""
-    Globals.virtual_instance_name = virtual_name
-    Globals.instance_name = names[0]
+    if not Globals.parsing:
+        with PolicyLoading.loading(names, virtual_name):
+            return init(names, virtual_name, is_master)
     policy = sys.modules["__main__"]
     functions = [getattr(policy, name, None) for name in names]
     if not all(functions):
         log(None, CORE_ERROR, 0, "Instance definition not found in policy; instance='%s'", (names,))
         return FALSE
-    Globals.parsing = True
-    try:
-        for function in (*functions, *Globals.parsed_callbacks):
-            function()
-    finally:
-        Globals.parsing = False
-    _check_references()
+    for function in functions:
+        function()
     return TRUE
-
-
-def _check_references():
-    """Look at what only the finished policy can tell: names that were used before they were defined."""
-    for matcher in Globals.matchers.values():
-        matcher.validateMatcher()
-    if Globals.rules is not None:
-        Globals.rules.check()
 
 
 def deinit(names, virtual_name=""):

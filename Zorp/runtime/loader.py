@@ -4,7 +4,8 @@ Theory of operation
     A worker loads one policy in its life, right after its fork, before any other thread exists;
     the fork gives the fresh interpreter state that each load needs.  The file runs as the module
     __main__, then its init() is called, usually the one of Zorp.Zorp, which calls the function
-    of each instance name.
+    of each instance name.  Zorp.PolicyLoading.loading() stands around whichever init() it is: dispatchers
+    may be made only inside, and at its end the finished policy is checked.
 
     Helper modules are found in the directory of the policy first, then in /etc/zorp, then where
     Python finds its own.  No byte code is written there.
@@ -28,6 +29,8 @@ import types
 from Zorp import Core
 from Zorp.Exceptions import PolicyError
 from Zorp.Log import log
+from Zorp.PolicyLoading import loading
+from Zorp.runtime.borrowed import builtins_for
 
 SYSTEM_POLICY_DIR = "/etc/zorp"
 
@@ -122,11 +125,11 @@ class Loader:
         sys.path[:0] = [directory for directory in self._directories if directory not in sys.path]
         main = types.ModuleType("__main__")
         main.__file__ = self._path
-        main.__builtins__ = __builtins__
         sys.modules["__main__"] = self._main = main
 
     def _execute(self, source: str) -> None:
         try:
+            self._main.__builtins__ = builtins_for(source, self._path)
             exec(compile(source, self._path, "exec", dont_inherit=True), self._main.__dict__)
         except BaseException as problem:
             log(None, "core.error", 0, "Error parsing policy file; filename='%s'", (self._path,))
@@ -136,7 +139,8 @@ class Loader:
     def _initialise(self) -> None:
         init = getattr(self._main, "init", None)
         try:
-            result = self._call_init(init or Core.init, own=init is not None)
+            with loading(self._names, self._virtual_name):
+                result = self._call_init(init or Core.init, own=init is not None)
         except BaseException as problem:
             log(None, "core.error", 0, "Error initializing policy;")
             self._fail(problem)

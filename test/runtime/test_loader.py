@@ -84,3 +84,39 @@ def test_the_master_has_one_thread(zorp):
     daemon = zorp("from Zorp.Core import *\ndef intra(): pass\n")
     with open(f"/proc/{daemon.pid}/status") as status:
         assert "Threads:\t1\n" in status.read()          # the master
+
+
+def test_a_policy_that_imports_only_a_proxy_gets_the_rest_from_core(zorp):
+    # given a policy as the papers print it, without the import of Zorp.Core
+    daemon = zorp("""
+        from Zorp.Plug import *
+
+        def intra():
+            Service("plug", PlugProxy, router=DirectedRouter(SockAddrInet("127.0.0.1", 9)))
+            Dispatcher(DBSockAddr(SockAddrInet("127.0.0.1", $port), ZD_PROTO_TCP), service="plug")
+        """)
+    # then it serves, and every borrowed name is reported once
+    daemon.connect().close()
+    assert [line.fields["name"] for line in daemon.log.find("core.policy", 2, "Name is not imported")] == [
+        "Service", "DirectedRouter", "SockAddrInet", "Dispatcher"]
+
+
+def test_a_name_that_nobody_has_is_an_error_there_too(zorp):
+    daemon = zorp("from Zorp.Plug import *\n\ndef intra():\n    Servise('plug', PlugProxy)\n", start=False)
+    assert daemon.run() == 2
+    assert "policy.py:4: NameError: name 'Servise' is not defined" in daemon.log.text()
+
+
+@pytest.mark.parametrize("arguments", ["name", "names", "names, virtual_name", "names, virtual_name, is_master"])
+def test_a_policy_with_its_own_init_serves(zorp, arguments):
+    daemon = zorp(f"""
+        from Zorp.Core import *
+        from Zorp.Plug import *
+
+        def init({arguments}):
+            Service("plug", PlugProxy, router=DirectedRouter(SockAddrInet("127.0.0.1", 9)))
+            Dispatcher(DBSockAddr(SockAddrInet("127.0.0.1", $port), ZD_PROTO_TCP), service="plug")
+            return TRUE
+        """)
+    daemon.connect().close()
+    assert daemon.log.wait_for("core.session", 3, "Starting proxy instance").session == "svc/intra/plug:0"

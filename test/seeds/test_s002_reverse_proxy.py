@@ -74,17 +74,27 @@ def test_mail_for_the_firewall_reaches_the_server_behind_it(server, gateway):
 
 
 @covers("S002-4")
-def test_the_excerpt_as_printed_is_refused_with_the_line(zorp):
+def test_the_excerpt_as_printed_runs_once_its_zones_exist(zorp):
     # given the paper's text without the import that an excerpt leaves out
-    text = POLICY.read_text("utf-8").replace("from Zorp.Core import *\n", "")
-    excerpt = text.replace('Zone("dmz", ["127.0.5.0/24"])\nZone("internet", ["0.0.0.0/0"])\n', "")
+    excerpt = POLICY.read_text("utf-8").replace("from Zorp.Core import *\n", "")
+    daemon = zorp(excerpt, instance="default_instance", server_port=25, more="")
+    # then it serves, and the administrator is told which names were taken from Zorp.Core
+    names = [line.fields["name"] for line in daemon.log.find("core.policy", 2, "Name is not imported")]
+    assert names == ["Zone", "Service", "DirectedRouter", "SockAddrInet", "Rule"]
+
+
+@covers("S002-4")
+def test_the_excerpt_without_its_zones_is_refused_with_the_line(zorp):
+    # given the excerpt alone
+    excerpt = POLICY.read_text("utf-8").replace("from Zorp.Core import *\n", "")
+    excerpt = excerpt.replace('Zone("dmz", ["127.0.5.0/24"])\nZone("internet", ["0.0.0.0/0"])\n', "")
     daemon = zorp(excerpt, instance="default_instance", server_port=25, more="", start=False)
     # when an instance starts with it
     status = daemon.run()
-    # then it does not, and the administrator is told the name and the line
-    assert status != 0
-    line = excerpt[:excerpt.index("Service(name=")].count("\n") + 1
-    assert f"policy.py:{line}: NameError: name 'Service' is not defined" in daemon.log.text()
+    # then it does not, and the place is named
+    assert status == 2
+    line = excerpt[:excerpt.index("Rule(service=")].count("\n") + 1
+    assert f"policy.py:{line}: No zone was defined with that name; zone='dmz'" in daemon.log.text()
 
 
 @covers("S002-2")
