@@ -185,7 +185,7 @@ def thread_session() -> str:
 def _report_bad_call(sessionid, msg, problem: Exception) -> None:
     session = str(sessionid or thread_session())
     _sink("core.error", 3, _clean(session),
-          _clean(f"Unable to format log message; error='{_value(str(problem), quoted=True)}'"))
+          _clean(f"Unable to format log message; error='{_value(str(problem), True)}'"))
     _sink("core.error", 3, _clean(session), _clean(_formatted("%s", (str(msg),))))
 
 
@@ -194,30 +194,35 @@ def _formatted(msg: str, args) -> str:
         msg = _readable(msg)
     if args is None:
         return msg
-    quoted = "'" in msg
-    if type(args) is tuple:
-        return msg % tuple([_value(arg, quoted) for arg in args])
     if isinstance(args, dict):
-        return msg % {key: _value(arg, quoted) for key, arg in args.items()}
-    return msg % (_value(args, quoted),)
+        return msg % {key: _value(_plain(arg), "'" in msg) for key, arg in args.items()}
+    values = [arg if type(arg) in _PLAIN_TYPES else _plain(arg)
+              for arg in (args if type(args) is tuple else (args,))]
+    texts = "".join([value for value in values if type(value) is str])
+    if not texts.isascii() or "'" in texts or len(texts) > VALUE_BYTES:      # seldom: look at each
+        values = [_value(value, "'" in msg) for value in values]
+    return msg % tuple(values)
+
+
+_PLAIN_TYPES = frozenset({int, str})
+
+
+def _plain(arg):
+    """An argument as text; numbers stay numbers for %d."""
+    if isinstance(arg, (int, float)):
+        return arg
+    return arg.decode("latin-1") if isinstance(arg, (bytes, bytearray)) else str(arg)
 
 
 def _value(arg, quoted: bool):
-    """An argument as it may be written; numbers stay numbers for %d."""
-    kind = type(arg)
-    if kind is int:
+    """An argument as it may be written: cut, readable, and without the quote that ends it."""
+    if not isinstance(arg, str):
         return arg
-    if kind is not str:
-        if isinstance(arg, (int, float)):
-            return arg
-        arg = arg.decode("latin-1") if isinstance(arg, (bytes, bytearray)) else str(arg)
     if len(arg) > VALUE_BYTES:
         arg = arg[:VALUE_BYTES] + _CUT_MARK if arg.isascii() else _readable(arg[:VALUE_BYTES]) + _CUT_MARK
     elif not arg.isascii():
         arg = _readable(arg)
-    if quoted and "'" in arg:
-        arg = arg.replace("'", "<27>")
-    return arg
+    return arg.replace("'", "<27>") if quoted else arg
 
 
 def _readable(text: str) -> str:

@@ -31,6 +31,7 @@ from __future__ import annotations
 import collections
 import ctypes
 import dataclasses
+import errno
 import os
 import selectors
 import signal
@@ -69,6 +70,8 @@ EXIT_POLICY = 2
 
 TICK_S = 5.0                     # the rates of the statistics
 _LOG_FLUSH_S = 0.1
+_BIND_ATTEMPTS = 10
+_BIND_PAUSE_S = 0.1
 _BASE_THREADS = 3                # what an idle instance always showed: main loop, statistics, one more
 _SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
 _PR_SET_PDEATHSIG = 1
@@ -159,11 +162,21 @@ class Worker:
             return -1
 
     def _ask_for_listener(self, spec: ListenSpec) -> socket.socket:
-        self._channel.send("listen", spec=dataclasses.asdict(spec))
-        answer = self._wait_for("listener")
-        if answer.get("error") is not None:
-            raise BindFailed(answer["step"], answer["error"])
-        return socket.socket(fileno=answer.descriptors[0])
+        """Get one socket from the master.
+
+        At the first start an address in use is tried for a second: after a kill -9 of the master
+        its workers need a moment to die.
+        """
+        attempts = _BIND_ATTEMPTS if self._identity.initial else 1
+        while True:
+            self._channel.send("listen", spec=dataclasses.asdict(spec))
+            answer = self._wait_for("listener")
+            if answer.get("error") is None:
+                return socket.socket(fileno=answer.descriptors[0])
+            attempts -= 1
+            if not attempts or answer["error"] != os.strerror(errno.EADDRINUSE):
+                raise BindFailed(answer["step"], answer["error"])
+            time.sleep(_BIND_PAUSE_S)
 
     def _wait_for(self, kind: str) -> Message:
         """The next message of this kind; others wait for the loop."""

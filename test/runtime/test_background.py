@@ -66,6 +66,7 @@ def test_a_policy_path_may_be_relative(detached, syslog, monkeypatch):
 
 def test_the_process_has_left_its_terminal(detached, syslog):
     daemon = detached()
+    syslog.wait_for("Accepting connections")
     for pid in (daemon.pid, daemon.worker_pid()):
         assert os.getsid(pid) != os.getsid(0)
         for descriptor in (0, 1, 2):

@@ -35,6 +35,7 @@ def test_a_crashed_worker_is_replaced(zorp, number):
     daemon = zorp(ECHO)
     before = daemon.worker_pid()
     daemon.kill(number, worker=True)
+    wait_until(lambda: is_gone(before), "the end of the worker")
     # then a client that connects at once is served by the next worker, whose pid the file holds
     client = daemon.connect()
     _word, _session, pid = client.recv(100).split()
