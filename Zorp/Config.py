@@ -77,4 +77,6 @@ config.options.__dict__.update(
     rule_listen_port=0, max_connections_per_client=0,
 )
 del _name
-__all__ = ["FALSE", "TRUE", "ConfigContainer", "addConfigContainer", "audit", "blob", "config", "dirs", "options", "sys"]
+__all__ = [                                   # the branches are made by addConfigContainer()
+    "FALSE", "TRUE", "ConfigContainer", "addConfigContainer", "config", "sys", *vars(config),
+]

@@ -26,7 +26,8 @@ LINES = {
     "nothing behind the separator": ("a -v3 --", [("a", ("-v3",), {})]),
     "many": ("a -v3 -- -P 3 -S -c\nb", [("a", ("-v3",), {"number_of_processes": 3, "auto_start": False,
                                                       "enable_core": True}), ("b", (), {})]),
-    "2.0 with an obsolete option": ("blue -v3 -p /p.py --autobind-ip 169.254.0.1", [("blue", ("-v3", "-p", "/p.py"), {})]),
+    "2.0 with an obsolete option": ("blue -v3 -p /p.py --autobind-ip 169.254.0.1",
+                                    [("blue", ("-v3", "-p", "/p.py"), {})]),
     "hash inside a line is an argument": ("a -p x#y", [("a", ("-p", "x#y"), {})]),
 }
 
@@ -100,7 +101,8 @@ def test_append_args_reach_every_line():
 WARNED = {
     "unknown": ("COLOUR=red", "Unknown zorpctl.conf directive at 1: COLOUR=red"),
     "no equals": ("AUTO_RESTART", "Invalid zorpctl.conf line at 1: AUTO_RESTART"),
-    "obsolete": ("AUTO_RESTART_DELAY=5", "The use of AUTO_RESTART_DELAY in zorpctl.conf is deprecated, its value is ignored"),
+    "obsolete": ("AUTO_RESTART_DELAY=5",
+                 "The use of AUTO_RESTART_DELAY in zorpctl.conf is deprecated, its value is ignored"),
     "bad number": ("STOP_CHECK_TIMEOUT=soon", "Invalid zorpctl.conf line at 1: STOP_CHECK_TIMEOUT=soon"),
     "bad mode": ("PIDFILE_DIR_MODE=0999", "Invalid zorpctl.conf line at 1: PIDFILE_DIR_MODE=0999"),
     "not a number": ("STOP_CHECK_DELAY=nan", "Invalid zorpctl.conf line at 1: STOP_CHECK_DELAY=nan"),
