@@ -56,6 +56,16 @@ def test_a_rule_for_the_group_of_the_incoming_interface(connection):
 
 
 @over_both_families
+def test_an_interface_that_the_packet_names_is_not_looked_up(connection):
+    _, accepted = connection
+    Rule(service="s", iface="lo")
+    Rule(service="t", iface="eth77")
+    remote, local = (from_sockaddr(accepted.family, name) for name in (accepted.getpeername(), accepted.getsockname()))
+    packet = KZorp.packet_of(accepted, remote, local)._replace(iface="eth77")
+    assert Globals.rules.evaluate(packet).service_name == "t"
+
+
+@over_both_families
 def test_scenario_19_an_address_of_the_incoming_interface(connection):
     # given a rule for the interface's own addresses
     _, accepted = connection

@@ -421,6 +421,20 @@ def test_addresses_without_a_family_in_common_match_nothing(net10):
     assert winner("::ffff:10.0.0.1", "2001:db8::1") == "s1"       # a native and a mapped address: both IPv6
 
 
+@pytest.mark.parametrize(("src", "dst", "subnet"), [
+    ("2001:db8::1", "::ffff:10.0.0.1", "::/96"), ("::ffff:10.0.0.1", "2001:db8::1", "0.0.0.0/0")])
+def test_one_mapped_address_does_not_turn_the_other_into_ipv4(net10, src, dst, subnet):
+    rule(1, dst_subnet=subnet)
+    assert winner(src, dst) is None
+
+
+def test_zones_defined_after_a_decision_count(net10):
+    rule(1, src_zone="net10")
+    assert winner("192.0.2.1", "198.51.100.1") is None
+    Zone("child", "192.0.2.0/24", admin_parent="net10")
+    assert winner("192.0.2.1", "198.51.100.1") == "s1"
+
+
 def test_zones_resolved_from_names_count_in_rules(net10):
     Zone("partner", hostnames="h.example")
     rule(1, src_zone="partner")

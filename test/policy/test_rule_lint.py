@@ -43,6 +43,8 @@ CASES = {
     "interface and group": (({"iface": ("eth0",), "ifgroup": (1,)}, {"ifgroup": (1,)}), {2: 1}),
     "higher in an earlier component, wider later":
         (({"src_port": ((5, 5), (6, 6))}, {"src_port": ((5, 6),), "dst_zone": ("a",)}), {2: 1}),
+    "higher in an earlier component, but not for all destinations":
+        (({"src_port": ((5, 5), (6, 6)), "dst_zone": ("a",)}, {"src_port": ((5, 6),)}), {}),
     "one of three": ((port(80), {"proto": (6,)}, port(80)), {3: 1}),
     "many ports, the same range": ((port((0, 65535), *range(100)), port((0, 65535), *range(100))), {2: 1}),
 }
