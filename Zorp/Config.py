@@ -77,6 +77,7 @@ config.options.__dict__.update(
     rule_listen_port=0, max_connections_per_client=0,
 )
 del _name
-__all__ = [                                   # the branches are made by addConfigContainer()
-    "FALSE", "TRUE", "ConfigContainer", "addConfigContainer", "config", "sys", *vars(config),
+audit, blob, dirs, options = config.audit, config.blob, config.dirs, config.options
+__all__ = [
+    "FALSE", "TRUE", "ConfigContainer", "addConfigContainer", "audit", "blob", "config", "dirs", "options", "sys",
 ]
