@@ -21,6 +21,16 @@ from Zorp.runtime.worker import EXIT_OK, EXIT_POLICY, EXIT_SETUP
 
 def run(options: Options) -> int:
     """Check the policy of these options; return the exit status."""
+    status = load_unprivileged(options)
+    if status == EXIT_OK:
+        print(f"{options.instance}: Policy is usable; policy_file='{options.policy}', "
+              f"services='{len(Globals.services)}', zones='{len(Globals.zones)}', "
+              f"listeners='{len(Globals.dispatch_table.chains())}'")
+    return status
+
+
+def load_unprivileged(options: Options) -> int:
+    """Load the policy into this process, which loses its privileges; return the exit status, 0 when it is loaded."""
     options = dataclasses.replace(options, syslog=False, mode=Mode.FOREGROUND)
     try:
         LogSetup(options)
@@ -35,6 +45,4 @@ def run(options: Options) -> int:
     except LoadFailed as failure:
         failure.log()
         return EXIT_POLICY
-    print(f"{options.instance}: Policy is usable; policy_file='{options.policy}', services='{len(Globals.services)}', "
-          f"zones='{len(Globals.zones)}', listeners='{len(Globals.dispatch_table.chains())}'")
     return EXIT_OK

@@ -125,6 +125,11 @@ def _set_options(sock: socket.socket, spec: ListenSpec) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
+def port_store_path(options) -> str:
+    """Where the instance of these options keeps the ports of its lasting listeners."""
+    return os.path.join(options.state_dir, f"ports-{options.instance}.json")
+
+
 class PortStore:
     """Ports of lasting listeners, in a small JSON file; without a directory for it, forgotten."""
 

@@ -18,7 +18,7 @@ import time
 
 from Zorp import Log
 from Zorp.Log import log
-from Zorp.runtime import check, daemonise, privileges
+from Zorp.runtime import check, daemonise, describe, privileges
 from Zorp.runtime import options as command_line
 from Zorp.runtime.control import ControlError
 from Zorp.runtime.logsetup import LogSetup, warn_about_shadowed_items
@@ -44,14 +44,17 @@ def main(arguments: list[str] | None = None) -> int:
     if options.action == "version":
         print(version_text())
         return EXIT_OK
-    if options.action not in ("run", "check"):
+    if options.action not in ("run", *_LOADING_ACTIONS):
         print(command_line.help_text(options.action), end="")
         return EXIT_OK
     for warning in options.warnings:
         print(f"{options.instance}: {warning}", file=sys.stderr)
     for option in options.obsolete:
         print(f"{options.instance}: Obsolete command line option ignored; option='{option}'", file=sys.stderr)
-    return check.run(options) if options.action == "check" else _run(options)
+    return _LOADING_ACTIONS.get(options.action, _run)(options)
+
+
+_LOADING_ACTIONS = {"check": check.run, "describe": describe.run}
 
 
 def version_text() -> str:

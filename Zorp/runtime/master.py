@@ -42,7 +42,7 @@ from Zorp.Log import log, log_always
 from Zorp.runtime import channel as channels
 from Zorp.runtime.channel import ChannelClosed, Message
 from Zorp.runtime.control import ControlServer
-from Zorp.runtime.listeners import ListenError, ListenerTable, ListenSpec, PortStore
+from Zorp.runtime.listeners import ListenError, ListenerTable, ListenSpec, PortStore, port_store_path
 from Zorp.runtime.liveness import Liveness
 from Zorp.runtime.logsetup import LogSetup
 from Zorp.runtime.notify import Notifier
@@ -77,7 +77,7 @@ class Master:
         self._reporter = reporter
         self._notifier = notifier
         self._report_start: Callable[[int], None] | None = report_start
-        self._listeners = ListenerTable(PortStore(os.path.join(options.state_dir, f"ports-{options.instance}.json")))
+        self._listeners = ListenerTable(PortStore(port_store_path(options)))
         self._workers: dict[int, Handle] = {}
         self._selector = selectors.DefaultSelector()
         self._timers = Timers()

@@ -86,7 +86,7 @@ class Options:
     shutdown_grace: int = 0
     drain_timeout: int = 86_400          # how long sessions of a replaced policy may go on
     session_id_format: str = "7"
-    action: str = "run"                  # "run", "check", "version" or the name of a help text
+    action: str = "run"                  # "run", "check", "describe", "version" or the name of a help text
     warnings: tuple[str, ...] = ()       # for stderr, before daemonising
     obsolete: tuple[str, ...] = ()       # options that are accepted and have no effect
 
@@ -130,6 +130,8 @@ OPTIONS = (
     Option("check-policy", "", "optional_text", "check_policy", None, "FILE",
            "load this policy (default: that of --policy), bind nothing, report"),
     Option("check", "", "optional_text", "check_policy"),
+    Option("describe", "", "action", "action", "describe", "",
+           "load the policy, bind nothing, print what it wants from the packet filter as JSON"),
     Option("version", "V", "action", "action", "version", "", "print the version"),
     Option("help", "h", "action", "action", "main", "", "this text"),
     Option("help-all", "", "action", "action", "all", "", "all options"),

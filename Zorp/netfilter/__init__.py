@@ -1,0 +1,1 @@
+"""Policies to packet rules, sets and routes, and those into the kernel."""
