@@ -96,6 +96,11 @@ def own_name() -> str:
     return socket.getfqdn()
 
 
+def new_resolver() -> dns.resolver.Resolver:
+    """Return a resolver that asks the name servers of this host."""
+    return dns.resolver.Resolver()
+
+
 class ReverseNames:
     """Names of addresses, asked for at most once a minute each.
 
@@ -143,7 +148,7 @@ def _is_address(text: str, wanted) -> bool:
 
 def _from_dns(ip: str) -> str:
     try:
-        answer = dns.resolver.Resolver().resolve_address(ip, lifetime=LOOKUP_SECONDS)
+        answer = new_resolver().resolve_address(ip, lifetime=LOOKUP_SECONDS)
     except (dns.exception.DNSException, OSError, ValueError):
         return ""
     return answer[0].target.to_text(omit_final_dot=True)

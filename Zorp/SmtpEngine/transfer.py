@@ -32,6 +32,7 @@ from Zorp.wire.text import to_policy
 
 BODY_ERROR = "Mail body error (probably incorrect CRLF sequence)"
 TOO_LARGE = "Message size exceeds fixed limit"
+_END_LINE_BYTES = 3             # "." CR LF: not part of the message
 _PACE_GRACE_SECONDS = 30
 
 
@@ -99,7 +100,7 @@ class MessageTransfer:
             pace.check(len(block))
             passed = body.feed(block)
             total += len(passed)
-            if limit and total > limit:
+            if limit and total - (_END_LINE_BYTES if body.finished else 0) > limit:
                 self._swallow(body)
                 return False
             if body.finished:

@@ -35,8 +35,19 @@ import pytest
 
 from Zorp.Smtp import SmtpProxy
 
-EXTENSIONS = ("PIPELINING", "SIZE 10240000", "ETRN", "8BITMIME", "DSN", "CHUNKING", "AUTH PLAIN LOGIN", "STARTTLS", "VRFY",
-              "SMTPUTF8", "BINARYMIME")
+EXTENSIONS = (
+    "PIPELINING",
+    "SIZE 10240000",
+    "ETRN",
+    "8BITMIME",
+    "DSN",
+    "CHUNKING",
+    "AUTH PLAIN LOGIN",
+    "STARTTLS",
+    "VRFY",
+    "SMTPUTF8",
+    "BINARYMIME",
+)
 CLOSING = "421 Service not available, closing transmission channel."
 
 
@@ -140,7 +151,9 @@ class Play:
             peer.send(data)
         elif cue[1] == "<":
             got = peer.line()
-            assert got == data + b"\r\n", f"the {peer.name} hears {got!r}, not {data!r}; the log ends:\n" + _last_lines(self.log)
+            assert got == data + b"\r\n", f"the {peer.name} hears {got!r}, not {data!r}; the log ends:\n" + _last_lines(
+                self.log
+            )
         elif cue[1] == "|":
             assert peer.rest() == b"", f"the {peer.name} hears more"
         else:
@@ -167,8 +180,9 @@ class Play:
             S< {verb} client.example
         """)
         lines = ["mx.example", *extensions]
-        self.server.send("".join(f"250{'-' if i < len(lines) - 1 else ' '}{line}\r\n"
-                                 for i, line in enumerate(lines)).encode())
+        self.server.send(
+            "".join(f"250{'-' if i < len(lines) - 1 else ' '}{line}\r\n" for i, line in enumerate(lines)).encode()
+        )
         return self.reply()
 
     def reply(self):

@@ -16,7 +16,7 @@ BODY_REFUSED = "550 Mail body error (probably incorrect CRLF sequence)"
 def send(peer, data, bytewise):
     """Send in one segment or byte by byte; a peer that has left by then is no problem of ours."""
     with contextlib.suppress(ConnectionError):
-        for piece in [data[i:i + 1] for i in range(len(data))] if bytewise else [data]:
+        for piece in [data[i : i + 1] for i in range(len(data))] if bytewise else [data]:
             peer.send(piece)
 
 
@@ -27,6 +27,7 @@ def open_body(play):
 
 
 # B: the end of data
+
 
 @pytest.mark.parametrize("bytewise", [False, True], ids=["one segment", "byte by byte"])
 @pytest.mark.parametrize("require_crlf", [1, 0], ids=["crlf", "lf"])
@@ -100,7 +101,7 @@ def test_b_from_the_server(mail, sequence):
             S< NOOP
         """)
         play.server.send(b"250 one" + sequence + b"250 fake\r\n")
-        if sequence.startswith(b"\r\n"):                # the reply itself is sound, what follows is not
+        if sequence.startswith(b"\r\n"):  # the reply itself is sound, what follows is not
             play("""
                 C< 250 one
                 C> NOOP
@@ -114,6 +115,7 @@ def test_b_from_the_server(mail, sequence):
 
 # C: commands
 
+
 def test_c01_lone_lf_between_commands(mail):
     with mail() as play:
         play.greet()
@@ -124,8 +126,9 @@ def test_c01_lone_lf_between_commands(mail):
             C|
             S|
         """)
-        assert play.log.has("Error while fetching line; error='%s'",
-                            ("Invalid line, bad CRLF sequence, buffer=[RCPT TO:<a@b>]",))
+        assert play.log.has(
+            "Error while fetching line; error='%s'", ("Invalid line, bad CRLF sequence, buffer=[RCPT TO:<a@b>]",)
+        )
     with mail(open_smtp(require_crlf=0)) as play:
         play.greet()
         play.envelope()
@@ -138,10 +141,19 @@ def test_c01_lone_lf_between_commands(mail):
         """)
 
 
-@pytest.mark.parametrize("line", [
-    b"HELO a\rMAIL FROM:<x@y>", b"MAIL FROM:<a@b\x00>", b"NOOP \x00x", b"MAIL FROM:<a\xe9@b>",
-    b"MAIL FROM:<a@b> SIZE=-1", b"MAIL FROM:<a@b> SIZE=", b"MAIL FROM:<a@b> SIZE=99999999999999999999999",
-], ids=["C2 CR", "C3 NUL", "C3 NUL in NOOP", "C5 8-bit", "C4 negative", "C4 empty", "C4 huge"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"HELO a\rMAIL FROM:<x@y>",
+        b"MAIL FROM:<a@b\x00>",
+        b"NOOP \x00x",
+        b"MAIL FROM:<a\xe9@b>",
+        b"MAIL FROM:<a@b> SIZE=-1",
+        b"MAIL FROM:<a@b> SIZE=",
+        b"MAIL FROM:<a@b> SIZE=99999999999999999999999",
+    ],
+    ids=["C2 CR", "C3 NUL", "C3 NUL in NOOP", "C5 8-bit", "C4 negative", "C4 empty", "C4 huge"],
+)
 def test_c02_to_c05_bytes_and_sizes(mail, line):
     with mail() as play:
         play.greet("SIZE")
@@ -254,11 +266,17 @@ def test_c10_body_after_data_was_refused_by_policy(mail):
         play.goes_on()
 
 
-@pytest.mark.parametrize(("recipient", "reply"), [
-    (b'<"x@ok.example"@evil>', "554 Relaying denied."), (b'<"a\\', "501 Invalid command"),
-    (b"<@ok.example:a@evil>", "554 Relaying denied."), (b"<a%evil@ok.example>", "501 Malformed address"),
-    (b"<evil!a@ok.example>", "501 Malformed address"),
-], ids=["C11 quoted", "C11 unterminated", "C12 route", "C12 percent", "C12 exclamation"])
+@pytest.mark.parametrize(
+    ("recipient", "reply"),
+    [
+        (b'<"x@ok.example"@evil>', "554 Relaying denied."),
+        (b'<"a\\', "501 Invalid command"),
+        (b"<@ok.example:a@evil>", "554 Relaying denied."),
+        (b"<a%evil@ok.example>", "501 Malformed address"),
+        (b"<evil!a@ok.example>", "501 Malformed address"),
+    ],
+    ids=["C11 quoted", "C11 unterminated", "C12 route", "C12 percent", "C12 exclamation"],
+)
 def test_c11_c12_addresses_are_judged_by_their_real_domain(mail, recipient, reply):
     with mail(open_smtp(relay_zones=(), relay_domains=("ok.example",))) as play:
         play.greet()
@@ -268,10 +286,19 @@ def test_c11_c12_addresses_are_judged_by_their_real_domain(mail, recipient, repl
         play.goes_on()
 
 
-@pytest.mark.parametrize(("wire", "reply"), [
-    (b"250 ok\r250 fake\r\n", "250 ok?250 fake"), (b"250-a\r\n550 b\r\n", CLOSING), (b"25x hi\r\n", CLOSING), (b"250\r\n", "250"),
-    (b"199 a\r\n", CLOSING), (b"334 more\r\n", CLOSING), (b"25\r\n", CLOSING),
-], ids=["CR", "code changes", "letters", "three digits", "code 199", "dialogue", "two digits"])
+@pytest.mark.parametrize(
+    ("wire", "reply"),
+    [
+        (b"250 ok\r250 fake\r\n", "250 ok?250 fake"),
+        (b"250-a\r\n550 b\r\n", CLOSING),
+        (b"25x hi\r\n", CLOSING),
+        (b"250\r\n", "250"),
+        (b"199 a\r\n", CLOSING),
+        (b"334 more\r\n", CLOSING),
+        (b"25\r\n", CLOSING),
+    ],
+    ids=["CR", "code changes", "letters", "three digits", "code 199", "dialogue", "two digits"],
+)
 def test_c13_replies(mail, wire, reply):
     with mail() as play:
         play.greet()
@@ -402,8 +429,18 @@ def test_c17_line_ends_in_error_info_are_removed(mail):
         play.goes_on()
 
 
-@pytest.mark.parametrize(("cmd", "param"), [("NOOP", "x\r\nDATA"), ("NOOP\r\nDATA", ""), ("NOOP", "x\0"), ("NO OP", ""), ("DATA", ""),
-                                            ("NOOP", "\u20ac"), ("AUTH", "PLAIN")])
+@pytest.mark.parametrize(
+    ("cmd", "param"),
+    [
+        ("NOOP", "x\r\nDATA"),
+        ("NOOP\r\nDATA", ""),
+        ("NOOP", "x\0"),
+        ("NO OP", ""),
+        ("DATA", ""),
+        ("NOOP", "\u20ac"),
+        ("AUTH", "PLAIN"),
+    ],
+)
 def test_a_policy_cannot_send_two_commands_as_one(mail, cmd, param):
     class Careless(OpenSmtp):
         def config(self):

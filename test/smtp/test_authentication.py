@@ -1,0 +1,269 @@
+"""AUTH: results equal those of a direct connection, nothing but SASL passes, and no secret is logged."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+
+from test.smtp.play import CLOSING, open_smtp
+from test.smtp.test_tables import with_tables
+from Zorp.Smtp import SMTP_REQ_ACCEPT, SMTP_REQ_POLICY, SMTP_RSP_REJECT
+
+SECRET = base64.b64encode(b"\0user\0very secret").decode()
+USER, PASSWORD = base64.b64encode(b"user").decode(), base64.b64encode(b"very secret").decode()
+
+
+def nothing_secret_in(log):
+    text = "\n".join(log.texts())
+    return not any(secret in text for secret in (SECRET, USER, PASSWORD, PASSWORD.upper(), USER.upper()))
+
+
+def test_33_plain_with_initial_response(mail):
+    with mail() as play:
+        play.greet("AUTH PLAIN LOGIN")
+        play(f"""
+            C> AUTH PLAIN {SECRET}
+            S< AUTH PLAIN {SECRET}
+            S> 235 welcome
+            C< 235 welcome
+        """)
+        play.send_mail()
+        assert nothing_secret_in(play.log)
+        assert play.log.has("Authentication successful; mechanism='%s'", ("PLAIN",))
+
+
+def test_33_login(mail):
+    with mail() as play:
+        play.greet("AUTH PLAIN LOGIN")
+        play(f"""
+            C> AUTH LOGIN
+            S< AUTH LOGIN
+            S> 334 VXNlcm5hbWU6
+            C< 334 VXNlcm5hbWU6
+            C> {USER}
+            S< {USER}
+            S> 334 UGFzc3dvcmQ6
+            C< 334 UGFzc3dvcmQ6
+            C> {PASSWORD}
+            S< {PASSWORD}
+            S> 535 wrong
+            C< 535 wrong
+        """)
+        play.send_mail()
+        assert nothing_secret_in(play.log)
+        assert play.log.has("Authentication failed; mechanism='%s', response='%d'", ("LOGIN", 535))
+
+
+def test_33_cancelled(mail):
+    with mail() as play:
+        play.greet("AUTH LOGIN")
+        play("""
+            C> AUTH LOGIN
+            S< AUTH LOGIN
+            S> 334 VXNlcm5hbWU6
+            C< 334 VXNlcm5hbWU6
+            C> *
+            S< *
+            S> 501 cancelled
+            C< 501 cancelled
+        """)
+        play.goes_on()
+
+
+def begun(play):
+    play.greet("AUTH LOGIN")
+    play("""
+        C> AUTH LOGIN
+        S< AUTH LOGIN
+        S> 334 VXNlcm5hbWU6
+        C< 334 VXNlcm5hbWU6
+    """)
+
+
+@pytest.mark.parametrize(("line", "reply"), [
+    (b"MAIL FROM:<a@b>", "501 Invalid authentication request"), (b"a=b", "501 Invalid authentication request"),
+    (b"x" * 12289, "500 Invalid command"), (b"\0", "501 Invalid authentication request"),
+], ids=["command", "not base64", "too long", "NUL"])
+def test_line_that_is_not_sasl_cancels(mail, line, reply):
+    with mail() as play:
+        begun(play)
+        play.client.send(line + b"\r\n")
+        play(f"""
+            S< *
+            S> 501 cancelled
+            C< {reply}
+        """)
+        play.goes_on()
+
+
+def test_long_tokens_pass(mail):
+    token = "x" * 12000
+    with mail() as play:
+        play.greet("AUTH XOAUTH2")
+        play(f"""
+            C> AUTH XOAUTH2 {token}
+            S< AUTH XOAUTH2 {token}
+            S> 334 more
+            C< 334 more
+            C> {token}
+            S< {token}
+            S> 235 welcome
+            C< 235 welcome
+        """)
+
+
+def test_other_long_lines_do_not(mail):
+    with mail() as play:
+        play.greet("AUTH PLAIN")
+        play.client.send(b"NOOP " + b"x" * 4090 + b"\r\n")
+        play(f"""
+            C< {CLOSING}
+            C|
+        """)
+
+
+def test_a_dialogue_without_end_is_ended(mail):
+    with mail() as play:
+        begun(play)
+        for _ in range(20):
+            play("""
+                C> eA==
+                S< eA==
+                S> 334 bW9yZQ==
+                C< 334 bW9yZQ==
+            """)
+        play("""
+            C> eA==
+            S< *
+            S> 501 cancelled
+            C< 501 Invalid authentication request
+        """)
+        play.goes_on()
+
+
+def test_once_per_session(mail):
+    with mail() as play:
+        play.greet("AUTH PLAIN")
+        play(f"""
+            C> AUTH PLAIN {SECRET}
+            S< AUTH PLAIN {SECRET}
+            S> 235 welcome
+            C< 235 welcome
+            C> AUTH PLAIN {SECRET}
+            C< 503 Already authenticated
+        """)
+
+
+def test_not_inside_a_transaction_and_not_unless_offered(mail):
+    with mail() as play:
+        play.greet()
+        play(f"""
+            C> AUTH PLAIN {SECRET}
+            C< 500 Invalid command
+            C> AUTH
+            C< 501 Invalid command
+        """)
+        play.envelope()
+        play(f"""
+            C> AUTH PLAIN {SECRET}
+            C< 503 Invalid command in this state
+        """)
+        assert nothing_secret_in(play.log)
+
+
+def test_mechanisms_can_be_limited(mail):
+    with mail(open_smtp(auth_mechanisms=("plain",))) as play:
+        assert play.greet("AUTH PLAIN LOGIN", "AUTH=LOGIN PLAIN") == [
+            "250-mx.example", "250-AUTH PLAIN", "250 AUTH PLAIN"]
+        play("""
+            C> AUTH LOGIN
+            C< 504 Authentication mechanism not permitted
+        """)
+        play.goes_on()
+
+
+def test_auth_can_be_hidden_from_clients_without_tls(mail):
+    with mail(open_smtp(auth_requires_tls=1)) as play:
+        assert play.greet("AUTH PLAIN", "SIZE 5") == ["250-mx.example", "250 SIZE 5"]
+        play(f"""
+            C> AUTH PLAIN {SECRET}
+            C< 500 Invalid command
+        """)
+
+
+def test_refused_challenge_is_cancelled_at_the_server(mail):
+    with mail(with_tables(response={("AUTH", "334"): (SMTP_RSP_REJECT, "535", "no")})) as play:
+        play.greet("AUTH LOGIN")
+        play("""
+            C> AUTH LOGIN
+            S< AUTH LOGIN
+            S> 334 VXNlcm5hbWU6
+            S< *
+            S> 501 cancelled
+            C< 535 no
+        """)
+        play.goes_on()
+
+
+def test_refused_success_ends_the_session(mail):
+    with mail(with_tables(response={("AUTH", "235"): (SMTP_RSP_REJECT, "535", "no")})) as play:
+        play.greet("AUTH PLAIN")
+        play(f"""
+            C> AUTH PLAIN {SECRET}
+            S< AUTH PLAIN {SECRET}
+            S> 235 welcome
+            C< 535 no
+            C|
+            S|
+        """)
+
+
+def test_server_that_goes_on_after_the_cancel_is_left(mail):
+    with mail() as play:
+        begun(play)
+        play(f"""
+            C> not sasl
+            S< *
+            S> 334 more
+            C< {CLOSING}
+            C|
+            S|
+        """)
+
+
+@pytest.mark.parametrize("line", [PASSWORD, "c2VjcmV0", "c2VjcmV0=="])
+def test_secret_sent_too_late_is_not_logged(mail, line):
+    with mail() as play:
+        play.greet("AUTH LOGIN")
+        play("""
+            C> AUTH LOGIN
+            S< AUTH LOGIN
+            S> 535 no
+            C< 535 no
+        """)
+        play(f"""
+            C> {line}
+            C< 500 Invalid command
+        """)
+        play.goes_on()
+        text = "\n".join(play.log.texts())
+        assert line not in text
+        assert line.upper() not in text
+
+
+def test_policy_may_read_the_credentials_but_the_log_does_not_show_them(mail):
+    seen = []
+
+    def callback(self, cmd, param):
+        seen.append((param, self.request_param))
+        return SMTP_REQ_ACCEPT
+
+    with mail(with_tables({"AUTH": (SMTP_REQ_POLICY, "=callback")}, callback=callback)) as play:
+        play.greet("AUTH PLAIN")
+        play(f"""
+            C> AUTH PLAIN {SECRET}
+            S< AUTH PLAIN {SECRET}
+        """)
+        assert nothing_secret_in(play.log)
+    assert seen == [(f"PLAIN {SECRET}", f"PLAIN {SECRET}")]
