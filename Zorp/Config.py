@@ -15,6 +15,7 @@ Options of ours, not of the original:
     options.proxy_protocol           subnets of load balancers that send a PROXY header to rules
     options.rule_listen_port         port of the listeners that rules use; 0: any free one
     options.max_connections_per_client   open sessions of one client address; 0: any number
+    options.one_cpu                  keep the threads of a process on one CPU, see Zorp.transport.cpus (TRUE)
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ config.options.__dict__.update(
     max_queued_sessions=1000, max_accepts_per_second=0,
     session_id_format="7", permit_local_targets=FALSE, permit_own_listeners=FALSE,
     proxy_protocol=(),
-    rule_listen_port=0, max_connections_per_client=0,
+    rule_listen_port=0, max_connections_per_client=0, one_cpu=TRUE,
 )
 del _name
 audit, blob, dirs, options = config.audit, config.blob, config.dirs, config.options

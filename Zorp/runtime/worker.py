@@ -32,6 +32,7 @@ import collections
 import ctypes
 import dataclasses
 import errno
+import gc
 import os
 import selectors
 import signal
@@ -61,6 +62,7 @@ from Zorp.runtime.threads import PoolLimits, ThreadPool
 from Zorp.runtime.timers import Timers
 from Zorp.SockAddr import from_sockaddr
 from Zorp.Szig import statistics
+from Zorp.transport.cpus import home
 from Zorp.Zone import Zone
 from Zorp.ZoneNames import ZoneNames
 
@@ -190,9 +192,13 @@ class Worker:
     # ---- the loop
 
     def _serve(self) -> int:
+        gc.collect()
+        gc.freeze()                      # the policy lives as long as we do: no collection need look at it
         if not self._options.no_caps:
             privileges.give_up(unused_capabilities())
         options = Config.config.options
+        if options.one_cpu:
+            home.settle()
         self._pool = ThreadPool(
             PoolLimits(max_threads=self._options.threads, idle_threads=self._options.idle_threads,
                        max_queued=options.max_queued_sessions),
@@ -238,6 +244,7 @@ class Worker:
     def _tick(self) -> None:
         self._timers.after(TICK_S, self._tick)
         statistics.tick(TICK_S)
+        home.review()
         self._log_setup.tick()
 
     # ---- orders of the master
@@ -288,7 +295,12 @@ class Worker:
         self._end_with_sessions(message["within_s"])
 
     def _on_ask(self, message: Message) -> None:
-        self._channel.send("answer", number=message["number"], text=self._answers.answer(message["line"]))
+        try:
+            text = self._answers.answer(message["line"])
+        except Exception:                # a defect of ours costs the answer, not the sessions
+            Log.log_exception(None)
+            text = "FAIL Internal error"
+        self._channel.send("answer", number=message["number"], text=text)
 
     def _on_ping(self, message: Message) -> None:
         self._channel.send("pong")
