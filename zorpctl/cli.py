@@ -132,6 +132,14 @@ def _check(host: Host, selection: Selection, options: argparse.Namespace) -> Res
             yield Result(name, "Policy is correct")
 
 
+def _exec(host: Host, selection: Selection, options: argparse.Namespace) -> Results:
+    host.refuse_unsafe_configuration()
+    names = list(selection.by_instance())
+    if len(names) == 1:
+        return Lifecycle(host).replace_us(names[0])
+    return iter([failed("", "zorpctl exec: name exactly one instance")])
+
+
 def _version(host: Host, selection: Selection, options: argparse.Namespace) -> Results:
     program = f"{host.conf.zorp_sbindir}/zorp"
     result = subprocess.run([program if shutil.which(program) else "zorp", "--version"], check=False)
@@ -197,6 +205,8 @@ COMMANDS = {
                      whole_instances="started", touches_daemons=True),
     "force-start": Command(_lifecycle("start", forced=True), CONFIGURED, "Starting {}:",
                            "start, even with --no-auto-start", whole_instances="started", touches_daemons=True),
+    "exec": Command(_exec, CONFIGURED, help="become one instance, in the foreground, for service managers",
+                    whole_instances="started"),
     "stop": Command(_lifecycle("stop"), BOTH, "Stopping {}:", "stop instances", whole_instances="stopped"),
     "force-stop": Command(_lifecycle("stop", forced=True), BOTH, "Stopping {}:", "kill instances",
                           whole_instances="stopped"),

@@ -11,6 +11,8 @@ Theory of operation
     reload   through the control socket; the daemon answers when the new policy serves, or why
              the old one stays.
 
+    exec     becomes the program: for a service manager that keeps it in the foreground.
+
     Where systemd runs the instances (unit zorp@.service), start and stop are its business,
     unless it is systemd that calls us.
 """
@@ -22,6 +24,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -124,6 +127,24 @@ class Lifecycle:
             time.sleep(min(self._host.conf.stop_check_delay, 0.1))
         return "Did not start in time"
 
+    def replace_us(self, name: str) -> Iterator[Result]:
+        """Become the program of this instance, in the foreground; return only with a failure.
+
+        The service manager that called us starts it again; --no-auto-restart cannot mean that.
+        """
+        instance = self._host.instances.get(name)
+        if instance is None:
+            yield failed(name, "Not found in instances.conf")
+            return
+        if not instance.auto_restart:
+            print(f"{name}: --no-auto-restart has no effect in the foreground, crashed processes are replaced",
+                  file=sys.stderr, flush=True)
+        command = [*self.command(instance), "--process-mode", "foreground"]
+        try:
+            os.execv(command[0], command)
+        except OSError as problem:
+            yield failed(name, f"Failed to start ({command[0]}: {problem.strerror})")
+
     # ---- stop
 
     def stop(self, groups: dict[str, list[Process]], *, forced: bool = False) -> Iterator[Result]:
@@ -134,7 +155,7 @@ class Lifecycle:
             master = next(filter(None, (process.master_pid() for process in processes)), None)
             if master is None:
                 yield from (Result(process.name, "Process not running") for process in processes)
-            elif _managed_by_systemd() and name in self._host.instances and not forced:
+            elif not forced and _managed_by_systemd() and _is_active(name):
                 yield from self._through_systemd("stop", name, processes)
             else:
                 with contextlib.suppress(ProcessLookupError):
@@ -215,11 +236,16 @@ class Lifecycle:
 
 def reload_zone_daemon() -> Iterator[Result]:
     """Let kzorpd look at the zones again, where it runs; a failure is told and changes nothing."""
-    if not _has_systemd() or not _has_unit("kzorpd.service"):
+    if os.geteuid() != 0 or not _has_systemd() or not _has_unit("kzorpd.service"):
         return
     active = subprocess.run(["systemctl", "--quiet", "is-active", "kzorpd.service"], check=False)
     if active.returncode == 0 and subprocess.run(["systemctl", "reload", "kzorpd.service"], check=False).returncode:
         yield failed("", "Error during invoking 'systemctl reload kzorpd.service'")
+
+
+def _is_active(name: str) -> bool:
+    """True when the instance runs as a unit; one that was started by hand does not."""
+    return subprocess.run(["systemctl", "--quiet", "is-active", f"zorp@{name}.service"], check=False).returncode == 0
 
 
 def _has_systemd() -> bool:
