@@ -81,91 +81,40 @@ def test_chunk_of_unknown_size_without_server(mail):
 # the log
 
 
-def steps(log):
-    return [
-        text for text in log.texts() if not text.startswith(("Attribute ", "accounting info", "Connection summary"))
-    ]
+REPLY = ("Fetching response;", "Response parsed; response='%d', param='%s'", "Processing response;")
+REQUEST = ("Fetching request;", "Request parsed; request='%s', param='%s'", "Processing request;")
+FORWARD = "Copying request to server; request='%s', param='%s'"
+COPY = "Copying response to client;"
+ONE_MAIL = [
+    *REPLY, COPY,
+    *REQUEST, FORWARD, *REPLY, COPY,
+    *REQUEST, "Sender check successful; email='%s'", FORWARD, *REPLY,
+    "Server accepted the sender; sender='%s', response='%s', response_param='%s'", COPY,
+    *REQUEST, "Relay check, checking client_zone; client_zone='%s'", "Relay check successful; email='%s'",
+    "Recipient check successful; email='%s'", FORWARD, *REPLY,
+    "Server accepted the recipient; recipient='%s', response='%s', response_param='%s'", COPY,
+    *REQUEST, FORWARD, *REPLY, COPY,
+    *REPLY, COPY, "Accounting; sender='%s', recipient='%s', response='%s', response_param='%s', result='%s'",
+    *REQUEST, FORWARD, *REPLY, COPY,
+    "Exiting SMTP loop;",
+]
 
 
 def test_log_of_one_mail_at_the_highest_verbosity(mail):
     # given one mail, sent through
     with mail() as play:
-        play("""
-            S> 220 smtp-sink ESMTP
-            C< 220 smtp-sink ESMTP
-            C> EHLO client.example
-            S< EHLO client.example
-            S> 250 smtp-sink
-            C< 250 smtp-sink
-            C> MAIL FROM:<a@x.example>
-            S< MAIL From:<a@x.example>
-            S> 250 2.1.0 Ok
-            C< 250 2.1.0 Ok
-            C> RCPT TO:<b@y.example>
-            S< RCPT To:<b@y.example>
-            S> 250 2.1.5 Ok
-            C< 250 2.1.5 Ok
-            C> DATA
-            S< DATA
-            S> 354 End data with <CR><LF>.<CR><LF>
-            C< 354 End data with <CR><LF>.<CR><LF>
-        """)
-        play.body(b"one\r\n.\r\n")
-        play("""
-            S> 250 2.0.0 Ok
-            C< 250 2.0.0 Ok
-            C> QUIT
-            S< QUIT
-            S> 221 Bye
-            C< 221 Bye
-            C|
-        """)
+        play.greet()
+        play.send_mail()
+        play.quit()
     # then the log tells each step, in the words and the order of the original
     smtp = [message for message in play.log.messages if message.tag.startswith("smtp.")]
-    reply = ["Fetching response;", "Response parsed; response='%d', param='%s'", "Processing response;"]
-    request = ["Fetching request;", "Request parsed; request='%s', param='%s'", "Processing request;"]
-    forward = "Copying request to server; request='%s', param='%s'"
-    copy = "Copying response to client;"
-    assert [message.template for message in smtp] == [
-        *reply,
-        copy,
-        *request,
-        forward,
-        *reply,
-        copy,
-        *request,
-        "Sender check successful; email='%s'",
-        forward,
-        *reply,
-        "Server accepted the sender; sender='%s', response='%s', response_param='%s'",
-        copy,
-        *request,
-        "Relay check, checking client_zone; client_zone='%s'",
-        "Relay check successful; email='%s'",
-        "Recipient check successful; email='%s'",
-        forward,
-        *reply,
-        "Server accepted the recipient; recipient='%s', response='%s', response_param='%s'",
-        copy,
-        *request,
-        forward,
-        *reply,
-        copy,
-        *reply,
-        copy,
-        "Accounting; sender='%s', recipient='%s', response='%s', response_param='%s', result='%s'",
-        *request,
-        forward,
-        *reply,
-        copy,
-        "Exiting SMTP loop;",
-    ]
+    assert [message.template for message in smtp] == ONE_MAIL
     levels = {message.template: (message.tag, message.level) for message in smtp}
-    assert levels[forward] == ("smtp.debug", 6)
-    assert levels[request[1]] == ("smtp.request", 7)
-    assert levels[reply[1]] == ("smtp.response", 7)
-    assert play.log.has("Request parsed; request='%s', param='%s'", ("MAIL", "FROM:<a@x.example>"))
-    assert play.log.has(forward, ("MAIL", "From:<a@x.example>"))
+    assert levels[FORWARD] == ("smtp.debug", 6)
+    assert levels[REQUEST[1]] == ("smtp.request", 7)
+    assert levels[REPLY[1]] == ("smtp.response", 7)
+    assert play.log.has(REQUEST[1], ("MAIL", "FROM:<a@x.example>"))
+    assert play.log.has(FORWARD, ("MAIL", "From:<a@x.example>"))
     assert all(message.session.endswith("/smtp") for message in smtp)
 
 
