@@ -11,7 +11,7 @@ import sys
 from datetime import datetime, timezone
 from pathlib import Path
 
-MEASUREMENTS = ("decision", "smtp")
+MEASUREMENTS = ("decision", "smtp", "plug")
 RESULTS = Path(__file__).parent / "results"
 
 

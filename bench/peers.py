@@ -9,10 +9,13 @@ from pathlib import Path
 
 from bench.process import Server, free_port
 
+UNPRIVILEGED = "nobody"
+
 _HAPROXY = """\
 global
     nbthread 1
     maxconn 6000
+    {user}
 defaults
     mode tcp
     timeout connect 5s
@@ -56,7 +59,8 @@ def haproxy(directory: Path, origin_port: int) -> Server:
     """Return HAProxy in TCP mode on one thread, splicing where it can."""
     port = free_port()
     configuration = directory / "haproxy.cfg"
-    configuration.write_text(_HAPROXY.format(port=port, origin=origin_port))
+    configuration.write_text(_HAPROXY.format(
+        port=port, origin=origin_port, user=f"user {UNPRIVILEGED}" if os.geteuid() == 0 else ""))
     return Server("haproxy", ["haproxy", "-db", "-f", str(configuration)], port)
 
 
