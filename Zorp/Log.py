@@ -10,7 +10,7 @@ Theory of operation
     neither formatted nor even looked at before it.
 
     What passes goes to `sink(tag, level, session, text)`.  The runtime installs one that writes
-    to the system log or to stderr (Zorp.runtime.logsinks); without it lines go to sys.stderr.
+    to the system log or to stderr (Zorp.process.logsinks); without it lines go to sys.stderr.
     A change of the settings replaces one immutable Filter; no lock is needed.
 
 Guarantees, because logs are evidence

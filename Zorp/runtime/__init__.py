@@ -8,7 +8,6 @@
     listeners  opening listening sockets (master) and accepting on them (worker)
     threads    the pool that serves sessions
     loader     from a policy file to a running policy, or to file:line and a remedy
-    logsinks   where log lines go
 
 A policy never imports anything from here.
 """

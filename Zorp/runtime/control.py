@@ -27,9 +27,9 @@ from typing import Protocol
 
 import Zorp
 from Zorp.Log import log, log_exception
+from Zorp.process.timers import Timer, Timers
 from Zorp.runtime.pidfile import Directory
 from Zorp.runtime.slots import Slot
-from Zorp.runtime.timers import Timer, Timers
 
 LINE_BYTES = 131_328
 OUTPUT_BYTES = 1 << 20

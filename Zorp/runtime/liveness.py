@@ -18,9 +18,9 @@ import os
 import signal
 from collections.abc import Callable, Iterable
 
-from Zorp.runtime.notify import Notifier
+from Zorp.process.notify import Notifier
+from Zorp.process.timers import Timers
 from Zorp.runtime.slots import Handle
-from Zorp.runtime.timers import Timers
 
 _GRACE_S = 4.0
 _ABORT_S = 1.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from Zorp import Log
-from Zorp.runtime.logsinks import Formatter, StderrSink, SyslogSink, Throttle
+from Zorp.process.logsinks import Formatter, StderrSink, SyslogSink, Throttle
 from Zorp.runtime.options import Options
 
 

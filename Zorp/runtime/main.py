@@ -18,12 +18,12 @@ import time
 
 from Zorp import Log
 from Zorp.Log import log
+from Zorp.process.notify import BadWatchdogTime, Notifier
 from Zorp.runtime import check, daemonise, describe, privileges
 from Zorp.runtime import options as command_line
 from Zorp.runtime.control import ControlError
 from Zorp.runtime.logsetup import LogSetup, warn_about_shadowed_items
 from Zorp.runtime.master import Master, version
-from Zorp.runtime.notify import BadWatchdogTime, Notifier
 from Zorp.runtime.options import Mode, Options, UsageError
 from Zorp.runtime.pidfile import AlreadyRunning, Directory
 from Zorp.runtime.privileges import SetupError

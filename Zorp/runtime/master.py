@@ -39,20 +39,20 @@ from collections.abc import Callable, Iterator
 import Zorp
 from Zorp import Log
 from Zorp.Log import log, log_always
+from Zorp.process.notify import Notifier
+from Zorp.process.signals import SignalPipe
+from Zorp.process.timers import Timers
 from Zorp.runtime import channel as channels
 from Zorp.runtime.channel import ChannelClosed, Message
 from Zorp.runtime.control import ControlServer
 from Zorp.runtime.listeners import ListenError, ListenerTable, ListenSpec, PortStore, port_store_path
 from Zorp.runtime.liveness import Liveness
 from Zorp.runtime.logsetup import LogSetup
-from Zorp.runtime.notify import Notifier
 from Zorp.runtime.options import Options
 from Zorp.runtime.pidfile import Directory
 from Zorp.runtime.reloading import Reloads, replaced_program
-from Zorp.runtime.signals import SignalPipe
 from Zorp.runtime.slots import Handle, Load, Purpose, Slot, State
 from Zorp.runtime.supervision import FailureHook, Reporter, RestartBudget
-from Zorp.runtime.timers import Timers
 from Zorp.runtime.worker import EXIT_OK, EXIT_SETUP, Identity, Worker, die_with_parent
 
 LOAD_DEADLINE_S = 300.0          # a policy that loads longer hangs

@@ -13,9 +13,9 @@ import dataclasses
 import enum
 from collections.abc import Callable
 
+from Zorp.process.timers import Timer
 from Zorp.runtime.channel import Channel
 from Zorp.runtime.pidfile import PidFile
-from Zorp.runtime.timers import Timer
 
 
 class State(enum.Enum):

@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from Zorp.runtime.logsinks import SyslogSink
+from Zorp.process.logsinks import SyslogSink
 from Zorp.runtime.options import Options
 
 _IDENT_CHARS = 31

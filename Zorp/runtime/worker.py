@@ -45,6 +45,8 @@ import Zorp
 from Zorp import Config, Globals, Log
 from Zorp.InstanceNumbers import numbers
 from Zorp.Log import log
+from Zorp.process.signals import SignalPipe
+from Zorp.process.timers import Timers
 from Zorp.runtime import privileges
 from Zorp.runtime.acceptor import Acceptor
 from Zorp.runtime.admission import Admission
@@ -56,10 +58,8 @@ from Zorp.runtime.loader import Loader, LoadFailed
 from Zorp.runtime.logsetup import LogSetup, change_verbosity
 from Zorp.runtime.needs import unused_capabilities
 from Zorp.runtime.options import Options
-from Zorp.runtime.signals import SignalPipe
 from Zorp.runtime.stdio import CapturedOutput
 from Zorp.runtime.threads import PoolLimits, ThreadPool
-from Zorp.runtime.timers import Timers
 from Zorp.SockAddr import from_sockaddr
 from Zorp.Szig import statistics
 from Zorp.transport.cpus import home

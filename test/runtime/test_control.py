@@ -13,11 +13,11 @@ import pytest
 
 from test.runtime.policies import ECHO
 from test.support.daemon import Control, Daemon, wait_until
+from Zorp.process.timers import Timers
 from Zorp.runtime.answers import Answers, _session_id, escape, parse_name, unescape
 from Zorp.runtime.control import PATIENCE_S, ControlServer
 from Zorp.runtime.pidfile import Directory
 from Zorp.runtime.slots import Slot
-from Zorp.runtime.timers import Timers
 
 FIXED_ANSWERS = {
     "no such node": ("GETVALUE nosuch.node", "None"),

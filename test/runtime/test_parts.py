@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from Zorp.process.signals import SignalPipe
+from Zorp.process.timers import Timers
 from Zorp.runtime import channel as channels
 from Zorp.runtime.admission import Admission
 from Zorp.runtime.channel import ChannelClosed
 from Zorp.runtime.options import Options
 from Zorp.runtime.pidfile import AlreadyRunning, Directory
 from Zorp.runtime.reloading import Reloads
-from Zorp.runtime.signals import SignalPipe
 from Zorp.runtime.supervision import FailureHook, RestartBudget
-from Zorp.runtime.timers import Timers
 
 
 class Clock:

@@ -9,8 +9,8 @@ import pytest
 
 from test.support.daemon import wait_until
 from test.support.syslog import SyslogReceiver
-from Zorp.runtime import logsinks
-from Zorp.runtime.logsinks import Formatter, StderrSink, SyslogSink, Throttle, severity_of
+from Zorp.process import logsinks
+from Zorp.process.logsinks import Formatter, StderrSink, SyslogSink, Throttle, severity_of
 
 RECORD = ("core.session", 3, "svc/intra/x:0", "Starting proxy instance; client_fd='5'")
 

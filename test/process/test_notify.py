@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from test.runtime.policies import ECHO
-from Zorp.runtime.notify import BadWatchdogTime, Notifier
+from Zorp.process.notify import BadWatchdogTime, Notifier
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""What every daemon of ours is made of: log sinks, signals, timers, the service manager."""
