@@ -166,15 +166,17 @@ class AbstractSmtpProxy(Proxy):
 
     def loadSMTP(self):
         """Accept the commands and replies of plain SMTP."""
-        self.request.update(presets.SMTP_REQUESTS)
-        self.response.update(presets.SMTP_REPLIES)
+        tables = self._vars
+        tables.request.update(presets.SMTP_REQUESTS)
+        tables.response.update(presets.SMTP_REPLIES)
 
     def loadESMTP(self):
         """Accept those of SMTP, and EHLO, AUTH, ETRN, STARTTLS with the extensions of everyday mail."""
         self.loadSMTP()
-        self.request.update(presets.ESMTP_REQUESTS)
-        self.response.update(presets.ESMTP_REPLIES)
-        self.extensions.update(presets.ESMTP_EXTENSIONS)
+        tables = self._vars
+        tables.request.update(presets.ESMTP_REQUESTS)
+        tables.response.update(presets.ESMTP_REPLIES)
+        tables.extensions.update(presets.ESMTP_EXTENSIONS)
 
     # what policies override
 
@@ -309,7 +311,7 @@ class SmtpProxy(AbstractSmtpProxy):
 
     def checkSender(self, cmd, param):
         """Decide about a MAIL command: SMTP_REQ_ACCEPT or SMTP_REQ_REJECT."""
-        email = self.sanitizeAddress(param[5:])
+        email = self._sanitize_address(param[5:])
         try:
             refused = self.sender_matcher is not None and self.sender_matcher.checkMatch(email)
         except MatcherException:
@@ -324,7 +326,7 @@ class SmtpProxy(AbstractSmtpProxy):
 
     def checkRecipient(self, cmd, param):
         """Decide about a RCPT command: SMTP_REQ_ACCEPT or SMTP_REQ_REJECT."""
-        email = self.sanitizeAddress(param[3:])
+        email = self._sanitize_address(param[3:])
         local, _ = split_address(email)
         if "%" in local and not self.permit_percent_hack:
             proxyLog(self, SMTP_POLICY, 3, "Forbidden percent found in address local-part; email='%s'", (email,))

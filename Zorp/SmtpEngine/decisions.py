@@ -97,6 +97,8 @@ class Decisions:
     def _request_entry(self, verb: str, parameter: bytes):
         table = self._vars.request
         entry = table.search(verb)
+        if entry is not None and verb in RULES and verb != "BDAT":
+            return entry
         if verb in NAMED_ONLY and verb not in table:
             self._unknown(verb)
             self._log("smtp.policy", 2, "Request not allowed by policy; request='%s', verdict='%d'", (verb, REJECT))
@@ -163,7 +165,9 @@ class Decisions:
         variables = self._vars
         code = str(reply.code)
         variables.response_code, variables.response_param = code, to_policy(reply.texts[0])
-        entry = self._reply_entry(verb, code)
+        entry = variables.response.search(verb, code)
+        if entry is None and verb == "BDAT":
+            entry = variables.response.search("DATA", code)
         if type(entry) is int and entry == ACCEPT:
             return reply
         if entry is None:
@@ -184,12 +188,6 @@ class Decisions:
             self._log("smtp.policy", 2, "Response not allowed by policy; request='%s', response='%s'", (verb, code))
             raise self._aborted()
         raise self._unusable("Invalid response policy; request='%s', response='%s'", verb, code)
-
-    def _reply_entry(self, verb: str, code: str):
-        entry = self._vars.response.search(verb, code)
-        if entry is None and verb == "BDAT":
-            entry = self._vars.response.search("DATA", code)
-        return entry
 
     def _ask_about_reply(self, verb: str, parameter: bytes, reply: Reply, action) -> Reply:
         variables = self._vars

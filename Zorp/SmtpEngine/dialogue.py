@@ -54,7 +54,7 @@ class Dialogue:
         try:
             if proxy._connect_server():
                 session.server = ServerSide(proxy._server, self._limits, require_crlf=bool(variables.require_crlf),
-                                            cut_long_lines=bool(variables.permit_long_responses))
+                                            on_cut=session.report_cut if variables.permit_long_responses else None)
                 self._greet()
             else:
                 session.answer(str(variables.unconnected_response_code), NO_SERVER)

@@ -82,7 +82,6 @@ class SmtpSession:
         self.transaction = Transaction()
         self.errors = 0
         self.authenticated = False
-        self._lines_cut = 0
         self._filter = None
         self.look_at_verbosity()
 
@@ -101,21 +100,21 @@ class SmtpSession:
 
     def read_reply(self, *, hide: bool = False) -> Reply:
         """Return the server's next reply; raises SideLost or WireError.  hide: its text is a secret."""
-        server = self.server
         if self.tracing:
             self.trace("Fetching response;")
-        reply = server.read_reply()
-        if server.lines_cut != self._lines_cut:
-            self._lines_cut = server.lines_cut
-            limit = self.limits.reply_line_bytes
-            self.log("smtp.violation", 3,
-                     "Response line was too long, truncated; length='%d', max_response_length='%d'", (limit, limit))
+        reply = self.server.read_reply()
         if self.dumping:
             self.log("smtp.response", 7, "Response parsed; response='%d', param='%s'",
                      (reply.code, "" if hide else reply.texts[0]))
         if self.tracing:
             self.trace("Processing response;")
         return reply
+
+    def report_cut(self, length: int) -> None:
+        """A reply line was too long and was cut; the log has its length after that, as ever."""
+        limit = self.limits.reply_line_bytes
+        self.log("smtp.violation", 3,
+                 "Response line was too long, truncated; length='%d', max_response_length='%d'", (limit, limit))
 
     # replies in our own name
 

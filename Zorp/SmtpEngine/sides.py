@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import select
 import time
+from collections.abc import Callable
 
 from Zorp.Log import log
 from Zorp.Stream import Stream, StreamTimeout
@@ -59,13 +60,12 @@ class _Side:
 
     def _recv(self, limit_bytes: int, deadline: float | None = None) -> bytes:
         try:
-            data = self._stream.recv(limit_bytes, deadline)
+            if data := self._stream.recv(limit_bytes, deadline):
+                return data
         except OSError as problem:
             self._report(problem)
             raise SideLost(timed_out=isinstance(problem, StreamTimeout)) from problem
-        if not data:
-            raise SideLost
-        return data
+        raise SideLost
 
     def _deadline(self) -> float:
         return time.monotonic() + self._limits.command_ms / 1000
@@ -81,11 +81,6 @@ class ClientSide(_Side):
     """
 
     long_auth = False
-
-    @property
-    def pending(self) -> int:
-        """Number of bytes received and not looked at yet."""
-        return self._lines.pending
 
     def read_line(self) -> bytes:
         """Return the next line, without its end; raises SideLost."""
@@ -108,7 +103,7 @@ class ClientSide(_Side):
     def _read_line(self, limit_bytes: int) -> bytes:
         lines = self._lines
         try:
-            if lines.pending:
+            if lines.buffered:
                 line = lines.next_line(limit_bytes)
             else:
                 line = lines.line_in(self._recv(_LINE_RECV_BYTES), limit_bytes)
@@ -123,11 +118,11 @@ class ClientSide(_Side):
 
     def read_block(self) -> bytes:
         """Return what has come, at least one byte, whatever it is; raises SideLost."""
-        return self._lines.take() if self._lines.pending else self._recv(_BLOCK_BYTES)
+        return self._lines.take() if self._lines.buffered else self._recv(_BLOCK_BYTES)
 
     def read_octets(self, count: int) -> bytes:
         """Return at least one and at most `count` bytes; raises SideLost."""
-        if self._lines.pending:
+        if self._lines.buffered:
             return self._lines.take_at_most(count)
         return self._recv(min(count, _BLOCK_BYTES))
 
@@ -138,15 +133,16 @@ class ClientSide(_Side):
 
     def talks_within(self, wait_ms: int) -> bool:
         """Wait for up to `wait_ms`; tell whether the client sent something."""
-        return self._lines.pending > 0 or _readable(self._stream.fileno(), wait_ms)
+        return bool(self._lines.buffered) or _readable(self._stream.fileno(), wait_ms)
 
 
 class ServerSide(_Side):
     """The server: replies, and whether it speaks without being asked."""
 
-    def __init__(self, stream: Stream, limits: SmtpLimits, *, require_crlf: bool, cut_long_lines: bool) -> None:
+    def __init__(self, stream: Stream, limits: SmtpLimits, *, require_crlf: bool,
+                 on_cut: Callable[[int], None] | None) -> None:
         super().__init__(stream, limits, require_crlf=require_crlf)
-        self._replies = ReplyReader(self._lines, limits, cut_long_lines=cut_long_lines)
+        self._replies = ReplyReader(self._lines, limits, on_cut=on_cut)
 
     def use(self, stream: Stream) -> None:
         super().use(stream)
@@ -162,16 +158,11 @@ class ServerSide(_Side):
     def eight_bit(self, stays: bool) -> None:
         self._replies.eight_bit = stays
 
-    @property
-    def lines_cut(self) -> int:
-        """How many reply lines were too long and were cut, since the start."""
-        return self._replies.lines_cut
-
     def read_reply(self) -> Reply:
         """Return the next reply; raises SideLost, or ReplyError when it is none."""
         replies = self._replies
         try:
-            if self._lines.pending:
+            if self._lines.buffered:
                 reply = replies.next_reply()
             else:
                 reply = replies.reply_in(self._recv(_LINE_RECV_BYTES))

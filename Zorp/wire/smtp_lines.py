@@ -26,12 +26,15 @@ class LineError(WireError):
 
 
 class LineReader:
-    """The lines of one direction of a connection; for one thread."""
+    """The lines of one direction of a connection; for one thread.
 
-    __slots__ = ("_bytes", "_require_crlf", "_searched", "_start")
+    buffered    the bytes that wait, from `_start` on; b"" exactly when none do
+    """
+
+    __slots__ = ("_require_crlf", "_searched", "_start", "buffered")
 
     def __init__(self, *, require_crlf: bool = True) -> None:
-        self._bytes = b""
+        self.buffered = b""
         self._start = 0             # first byte not handed out yet
         self._searched = 0          # no LF before this position
         self._require_crlf = require_crlf
@@ -39,39 +42,36 @@ class LineReader:
     @property
     def pending(self) -> int:
         """Number of bytes that wait."""
-        return len(self._bytes) - self._start
+        return len(self.buffered) - self._start
 
     def feed(self, data: bytes) -> None:
         """Add received bytes."""
-        self._bytes = self._bytes[self._start:] + data if self.pending else data
+        self.buffered = self.buffered[self._start:] + data if self.buffered else data
         self._searched -= self._start
         self._start = 0
 
     def take(self) -> bytes:
         """Hand out all waiting bytes, whatever they are."""
-        data = self._bytes[self._start:]
-        self._bytes = b""
-        self._start = self._searched = 0
+        data = self.buffered[self._start:]
+        self._forget()
         return data
 
     def take_at_most(self, count: int) -> bytes:
         """Hand out the first `count` waiting bytes, or as many as there are."""
-        data = self._bytes[self._start:self._start + count]
+        data = self.buffered[self._start:self._start + count]
         self._start += len(data)
         self._searched = self._start
+        if self._start == len(self.buffered):
+            self._forget()
         return data
-
-    def starts_with(self, verb: bytes) -> bool:
-        """Tell whether the waiting bytes begin with `verb`, in any case."""
-        return self._bytes[self._start:self._start + len(verb)].upper() == verb
 
     def line_in(self, data: bytes, limit_bytes: int) -> bytes | None:
         """Add received bytes and return the next line, as feed() and next_line() do.
 
         Nearly always the bytes are one line and nothing waits: then they are not even kept.
         """
-        whole = data.endswith(b"\r\n") and data.find(b"\n") == len(data) - 1
-        if whole and len(data) <= limit_bytes and not self.pending:
+        length = len(data)
+        if not self.buffered and length <= limit_bytes and data.find(b"\n") == length - 1 and data[-2:] == b"\r\n":
             return data[:-2]
         self.feed(data)
         return self.next_line(limit_bytes)
@@ -81,7 +81,7 @@ class LineReader:
 
         limit_bytes: longest line, with its end.  Raises LineError.
         """
-        data, start = self._bytes, self._start
+        data, start = self.buffered, self._start
         end = data.find(b"\n", self._searched)
         if end < 0:
             self._searched = len(data)
@@ -90,13 +90,20 @@ class LineReader:
             return None
         if end + 1 - start > limit_bytes:
             raise self._too_long(end, limit_bytes)
-        self._start = self._searched = end + 1
+        if end + 1 == len(data):
+            self._forget()
+        else:
+            self._start = self._searched = end + 1
         if end > start and data[end - 1] == _CR:
             return data[start:end - 1]
         if self._require_crlf:
             raise LineError("Invalid line, bad CRLF sequence, buffer=[%s]", to_policy(data[start:end]))
         return data[start:end]
 
+    def _forget(self) -> None:
+        self.buffered = b""
+        self._start = self._searched = 0
+
     def _too_long(self, end: int, limit_bytes: int) -> LineError:
         return LineError("Line too long, buffer=[%s], max_line_length=[%d]",
-                         to_policy(self._bytes[self._start:end][:limit_bytes]), limit_bytes)
+                         to_policy(self.buffered[self._start:end][:limit_bytes]), limit_bytes)

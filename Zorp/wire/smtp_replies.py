@@ -16,6 +16,7 @@ On purpose not as the RFC says
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 from Zorp.wire.errors import WireError
@@ -41,23 +42,19 @@ class Reply(NamedTuple):
     texts: tuple[bytes, ...]      # one per line, without code and line end; never empty
 
     def encode(self) -> bytes:
-        """Return the reply as it goes on the wire, every line ended by CRLF."""
-        return encode_reply(self.code, self.texts)
+        """Return the reply as it goes on the wire, every line ended by CRLF; an empty last text gives a bare code."""
+        texts = self.texts
+        if len(texts) == 1:
+            return b"%d %b\r\n" % (self.code, texts[0]) if texts[0] else b"%d\r\n" % self.code
+        *first, last = texts
+        lines = [b"%d-%b\r\n" % (self.code, text) for text in first]
+        lines.append(b"%d %b\r\n" % (self.code, last) if last else b"%d\r\n" % self.code)
+        return b"".join(lines)
 
 
 def clean_text(text: bytes, *, eight_bit: bool = False) -> bytes:
     """Return reply text with "?" for every byte that must not reach a client."""
     return text.translate(_CLEAN_8BIT if eight_bit else _CLEAN_7BIT)
-
-
-def encode_reply(code: int, texts: tuple[bytes, ...]) -> bytes:
-    """Return the bytes of a reply; an empty last text gives a bare code."""
-    if len(texts) == 1:
-        return b"%d %b\r\n" % (code, texts[0]) if texts[0] else b"%d\r\n" % code
-    *first, last = texts
-    lines = [b"%d-%b\r\n" % (code, text) for text in first]
-    lines.append(b"%d %b\r\n" % (code, last) if last else b"%d\r\n" % code)
-    return b"".join(lines)
 
 
 class ReplyReader:
@@ -66,40 +63,36 @@ class ReplyReader:
     Arguments:
         lines: where the server's bytes are fed.
         limits: line_bytes, reply_line_bytes, reply_lines and reply_bytes are used.
-        cut_long_lines: keep the beginning of a line that is too long instead of refusing it;
-            `lines_cut` counts them.
+        on_cut: called with the length of a line that is too long, whose beginning is then kept;
+            None: such a line is refused.
     """
 
-    def __init__(self, lines: LineReader, limits: SmtpLimits, *, cut_long_lines: bool = False) -> None:
+    def __init__(self, lines: LineReader, limits: SmtpLimits, *, on_cut: Callable[[int], None] | None = None) -> None:
         self._lines = lines
         self._limits = limits
-        self._cut_long_lines = cut_long_lines
+        self._on_cut = on_cut
         self._code = b""
         self._texts: list[bytes] = []
         self._bytes = 0
-        self.lines_cut = 0
         self.eight_bit = False
 
     @property
     def pending(self) -> bool:
         """True when bytes wait that belong to no reply handed out yet."""
-        return bool(self._texts) or self._lines.pending > 0
+        return bool(self._texts or self._lines.buffered)
 
     def reply_in(self, data: bytes) -> Reply | None:
         """Add received bytes and return the next reply, None when it is not complete yet; raises WireError."""
         line = self._lines.line_in(data, self._limits.line_bytes)
-        return self._first_reply(line)
-
-    def next_reply(self) -> Reply | None:
-        """Return the next reply of the bytes that wait, or None; raises WireError."""
-        return self._first_reply(self._lines.next_line(self._limits.line_bytes))
-
-    def _first_reply(self, line: bytes | None) -> Reply | None:
         while line is not None:
             if (reply := self._take(line)) is not None:       # None: a "250-" line
                 return reply
             line = self._lines.next_line(self._limits.line_bytes)
         return None
+
+    def next_reply(self) -> Reply | None:
+        """Return the next reply of the bytes that wait, or None; raises WireError."""
+        return self.reply_in(b"")
 
     def _take(self, line: bytes) -> Reply | None:
         limits = self._limits
@@ -110,7 +103,7 @@ class ReplyReader:
             raise self._misformed(line)
         code, mark, text = parts.groups(b"")
         if mark != b"-" and not self._texts:           # nearly every reply: one line
-            return Reply(int(code), (clean_text(text, eight_bit=self.eight_bit),))
+            return Reply(int(code), (text.translate(_CLEAN_8BIT if self.eight_bit else _CLEAN_7BIT),))
         if self._texts and code != self._code:
             raise ReplyError("Invalid SMTP reply, reply code changed; response='%s', line='%s'",
                              to_policy(self._code), to_policy(line))
@@ -129,10 +122,10 @@ class ReplyReader:
 
     def _cut(self, line: bytes) -> bytes:
         limit = self._limits.reply_line_bytes
-        if not self._cut_long_lines:
+        if self._on_cut is None:
             raise ReplyError("Response line too long; line='%s', length='%d', max_response_length='%d'",
                              to_policy(line), len(line), limit)
-        self.lines_cut += 1
+        self._on_cut(len(line))
         return line[:limit]
 
     @staticmethod

@@ -47,6 +47,10 @@ class Rule(NamedTuple):
     allowed_in: frozenset[State]
     after: Mapping[str, State]      # prefix of the reply code, longest first: next state; none: stay
 
+    def next_state(self, code: int) -> State | None:
+        """Return the state that a reply leads to, None to stay."""
+        return next((state for prefix, state in self.after.items() if str(code).startswith(prefix)), None)
+
 
 RULES = {
     "HELO": Rule(_IDLE, {"2": State.EHLO}),
@@ -63,6 +67,8 @@ RULES = {
     "STARTTLS": Rule(_states(State.EHLO), {}),
     "QUIT": Rule(_IDLE, {"": State.QUIT}),
 }
+_NEXT = {(verb, code): state for verb, rule in RULES.items() for code in range(200, 600)
+         if (state := rule.next_state(code)) is not None}
 GREETINGS = frozenset({"HELO", "EHLO"})
 _OTHER = Rule(_NOT_IN_DIALOGUE, {})
 
@@ -84,11 +90,7 @@ class SessionState:
         """Move to the state that the server's reply to the verb means."""
         if self.state is State.INITIAL and verb not in GREETINGS and verb != "QUIT":
             return                                  # RSET before any greeting: still not greeted
-        digits = str(code)
-        for prefix, state in RULES.get(verb, _OTHER).after.items():
-            if digits.startswith(prefix):
-                self.state = state
-                return
+        self.state = _NEXT.get((verb, code), self.state)
 
     def ungreeted(self) -> None:
         """Forget the greeting: the other side and we do not agree about it any more."""

@@ -355,6 +355,11 @@ def test_chunks_are_decided_like_data_unless_named(mail):
         play.client.send(b"BDAT 6 LAST\r\nNOOP\r\n")
         play("C< 550 no mail")
         play.goes_on()
+    with mail(with_tables({"*": (3, "550", "star")}, extensions={"CHUNKING": 1})) as play:
+        play.greet("CHUNKING")
+        play.envelope()
+        play.client.send(b"BDAT 6 LAST\r\nNOOP\r\n")
+        play("S< BDAT 6 LAST")
     with mail(with_tables({"BDAT": (3, "550", "no chunks")}, extensions={"CHUNKING": 1})) as play:
         play.greet("CHUNKING")
         play.envelope()

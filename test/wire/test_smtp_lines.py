@@ -66,14 +66,6 @@ def test_what_waits_can_be_taken_as_it_is():
     assert reader.pending == 0
 
 
-def test_a_verb_can_be_seen_before_its_line_is_complete():
-    reader = LineReader()
-    reader.feed(b"NOOP\r\nauth PLAIN x")
-    reader.next_line(20)
-    assert reader.starts_with(b"AUTH ")
-    assert not reader.starts_with(b"NOOP")
-
-
 @given(st.lists(st.sampled_from([b"a", b"\r\n", b"\r", b"\n", b"bc\r\n", b""])), st.booleans())
 def test_pieces_never_matter(pieces, require_crlf):
     def outcome(parts):

@@ -58,10 +58,11 @@ def test_longest_line_is_read():
 
 def test_long_line_is_cut_where_the_policy_permits_it():
     lines = LineReader()
-    reader = ReplyReader(lines, SmtpLimits(reply_line_bytes=10), cut_long_lines=True)
+    cut = []
+    reader = ReplyReader(lines, SmtpLimits(reply_line_bytes=10), on_cut=cut.append)
     lines.feed(b"250 abcdefghijkl\r\n")
     assert reader.next_reply() == Reply(250, (b"abcdef",))
-    assert reader.lines_cut == 1
+    assert cut == [16]
 
 
 def test_bytes_above_0x7e_stay_when_smtputf8_is_in_force():
