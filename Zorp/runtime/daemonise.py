@@ -21,7 +21,6 @@ import contextlib
 import ctypes
 import os
 import sys
-from collections.abc import Callable
 
 import daemon
 
@@ -31,8 +30,37 @@ _FILE_MODE_MASK = 0o027
 _ARG_START, _ARG_END = 45, 46    # fields of /proc/self/stat, counted after the name's ")"
 
 
-def detach(options: Options) -> Callable[[int], None]:
-    """Fork; in the child return report(status), to be called once.  The parent never returns.
+class StartReport:
+    """Tells whoever waits how the first start went; this one, that nobody waits."""
+
+    def __call__(self, status: int) -> None:
+        """In the foreground the exit status says it."""
+
+    def close(self) -> None:
+        """Let go of it, in a child of the master."""
+
+
+class _PipeReport(StartReport):
+    """The report to the command that waits at a pipe."""
+
+    def __init__(self, write_end: int) -> None:
+        self._write_end = write_end
+
+    def __call__(self, status: int) -> None:
+        if status == 0:
+            silence()
+        with contextlib.suppress(OSError):       # the command may have been interrupted
+            os.write(self._write_end, b"%d\n" % status)
+        self.close()
+
+    def close(self) -> None:
+        if self._write_end >= 0:
+            os.close(self._write_end)
+            self._write_end = -1
+
+
+def detach(options: Options) -> StartReport:
+    """Fork; in the child return the report, to be made once.  The parent never returns.
 
     The parent exits with the reported status.
     """
@@ -50,14 +78,7 @@ def detach(options: Options) -> Callable[[int], None]:
         stdin=None, stdout=sys.stdout, stderr=sys.stderr)
     context.open()
 
-    def report(status: int) -> None:
-        if status == 0:
-            silence()
-        with contextlib.suppress(OSError):       # the command may have been interrupted
-            os.write(write_end, b"%d\n" % status)
-        os.close(write_end)
-
-    return report
+    return _PipeReport(write_end)
 
 
 def _awaited_status(read_end: int) -> int:

@@ -11,13 +11,14 @@ Theory of operation
     same socket in every worker and after every reload.  Ports that packet rules lead to are
     even the same after a restart of the instance, as long as they are free: PortStore.
 
-    A listener is closed when no living generation uses it any more.
+    A listener is closed when no living worker of a serving policy uses it any more.
 
-Nobody may change the shared open description later: no shutdown(), no settimeout().
+Nobody may change how the shared open description accepts: no shutdown(), no settimeout().
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -106,12 +107,7 @@ def _set_options(sock: socket.socket, spec: ListenSpec) -> None:
     if six:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     if spec.transparent:
-        if six:
-            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_TRANSPARENT, 1)
-            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
-        else:
-            sock.setsockopt(socket.SOL_IP, _IP_TRANSPARENT, 1)
-            sock.setsockopt(socket.SOL_IP, _IP_FREEBIND, 1)
+        _set_transparent(sock, six, True)
     if spec.protocol == ZD_PROTO_UDP:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, spec.rcvbuf_bytes)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
@@ -128,6 +124,15 @@ def _set_options(sock: socket.socket, spec: ListenSpec) -> None:
 def port_store_path(options) -> str:
     """Where the instance of these options keeps the ports of its lasting listeners."""
     return os.path.join(options.state_dir, f"ports-{options.instance}.json")
+
+
+def _set_transparent(sock: socket.socket, six: bool, on: bool) -> None:
+    if six:
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_TRANSPARENT, on)
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, on)
+    else:
+        sock.setsockopt(socket.SOL_IP, _IP_TRANSPARENT, on)
+        sock.setsockopt(socket.SOL_IP, _IP_FREEBIND, on)
 
 
 class PortStore:
@@ -166,26 +171,36 @@ class PortStore:
 
 
 class ListenerTable:
-    """The master's listening sockets, by bind key, and the generations that use each."""
+    """The master's listening sockets by bind key, and who uses each, with which wishes."""
 
     def __init__(self, ports: PortStore | None = None) -> None:
         self._ports = ports
         self._sockets: dict[tuple, socket.socket] = {}
-        self._users: dict[tuple, set[int]] = {}
+        self._users: dict[tuple, dict[int, ListenSpec]] = {}
 
-    def obtain(self, spec: ListenSpec, generation: int) -> socket.socket:
-        """Return the socket of this key, opened now if need be.  Raises ListenError."""
+    def obtain(self, spec: ListenSpec, user: int) -> socket.socket:
+        """Return the socket of this key, opened now if need be.  Raises ListenError.
+
+        A socket that is open already stays as it is until adjust().
+        """
         sock = self._sockets.get(spec.key)
         if sock is None:
             sock = self._sockets[spec.key] = open_listener(spec, self._ports)
-            self._users[spec.key] = set()
-        self._users[spec.key].add(generation)
+            self._users[spec.key] = {}
+        self._users[spec.key][user] = spec
         return sock
 
-    def release(self, generation: int) -> None:
-        """Forget a generation; close what nobody uses any more."""
+    def adjust(self, user: int) -> None:
+        """Give every socket of this user, who serves from now on, the options that it asked for."""
+        for key, users in self._users.items():
+            spec = users.get(user)
+            if spec is not None:
+                _adjust(self._sockets[key], spec)
+
+    def release(self, user: int) -> None:
+        """Forget a user; close what nobody uses any more."""
         for key in list(self._sockets):
-            self._users[key].discard(generation)
+            self._users[key].pop(user, None)
             if not self._users[key]:
                 self._sockets.pop(key).close()
                 del self._users[key]
@@ -196,3 +211,11 @@ class ListenerTable:
             sock.close()
         self._sockets.clear()
         self._users.clear()
+
+
+def _adjust(sock: socket.socket, spec: ListenSpec) -> None:
+    """What a reload may change on an open listener: the length of its queue, and transparency."""
+    with contextlib.suppress(OSError):               # as good as it was before
+        _set_transparent(sock, spec.family == socket.AF_INET6, spec.transparent)
+        if spec.protocol == ZD_PROTO_TCP:
+            sock.listen(spec.backlog)

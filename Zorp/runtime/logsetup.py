@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 from Zorp import Log
 from Zorp.process.logsinks import Formatter, StderrSink, SyslogSink, Throttle
 from Zorp.runtime.options import Options
+
+_DRAIN_S = 1.0
+_DRAIN_PAUSE_S = 0.01
 
 
 class LogSetup:
@@ -23,6 +28,12 @@ class LogSetup:
         """Give this process a connection of its own."""
         if isinstance(self.sink, SyslogSink):
             self.sink.reopen()
+
+    def drain(self) -> None:
+        """Last chance for lines that wait; the process is about to end."""
+        deadline = time.monotonic() + _DRAIN_S
+        while not self.sink.flush() and time.monotonic() < deadline:
+            time.sleep(_DRAIN_PAUSE_S)
 
     def tick(self) -> None:
         """Report what was held back; called every few seconds."""

@@ -63,7 +63,7 @@ def version_text() -> str:
 
 
 def _run(options: Options) -> int:
-    report = daemonise.detach(options) if options.mode.detached else _report_nowhere
+    report = daemonise.detach(options) if options.mode.detached else daemonise.StartReport()
     try:
         return _set_up(options, report).run()
     except (SetupError, ControlError) as problem:
@@ -72,11 +72,7 @@ def _run(options: Options) -> int:
         return EXIT_SETUP
 
 
-def _report_nowhere(status: int) -> None:
-    """In the foreground the exit status says it."""
-
-
-def _set_up(options: Options, report) -> Master:
+def _set_up(options: Options, report: daemonise.StartReport) -> Master:
     """Bring the process into its final shape.  Raises SetupError."""
     complaints = [privileges.raise_descriptor_limit(options.fd_limit)]
     if options.enable_core:

@@ -29,6 +29,7 @@ the instance ends, status 1.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import gc
 import os
 import selectors
@@ -45,6 +46,7 @@ from Zorp.process.timers import Timers
 from Zorp.runtime import channel as channels
 from Zorp.runtime.channel import ChannelClosed, Message
 from Zorp.runtime.control import ControlServer
+from Zorp.runtime.daemonise import StartReport
 from Zorp.runtime.listeners import ListenError, ListenerTable, ListenSpec, PortStore, port_store_path
 from Zorp.runtime.liveness import Liveness
 from Zorp.runtime.logsetup import LogSetup
@@ -60,6 +62,7 @@ HANDOVER_DEADLINE_S = 5.0        # a worker that does not hand over in time is l
 KILL_AFTER_S = 2.0               # from the order to end to SIGKILL
 RESTART_DELAY_S = 1.0
 _LOG_FLUSH_S = 0.1
+_LAST_WORDS_BYTES = 32_768
 _CHANNEL_FLUSH_S = 0.05
 
 _SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
@@ -69,14 +72,14 @@ class Master:
     """See the module's text.  run() returns the exit status of the instance."""
 
     def __init__(self, options: Options, slots: list[Slot], directory: Directory, log_setup: LogSetup,
-                 reporter: Reporter, notifier: Notifier, report_start: Callable[[int], None]) -> None:
-        """report_start is called once, with the result of the first start."""
+                 reporter: Reporter, notifier: Notifier, start_report: StartReport) -> None:
         self._options = options
         self._slots = slots
         self._log_setup = log_setup
         self._reporter = reporter
         self._notifier = notifier
-        self._report_start: Callable[[int], None] | None = report_start
+        self._start_report = start_report
+        self._has_started = False
         self._listeners = ListenerTable(PortStore(port_store_path(options)))
         self._workers: dict[int, Handle] = {}
         self._selector = selectors.DefaultSelector()
@@ -120,15 +123,11 @@ class Master:
             slot.pid_file.remove()
         self._control.close(remove=True)
         self._listeners.close()
-        if self._report_start is None:           # it had started
+        if self._has_started:
             log_always("core.info", 3, f"Shutting down; version='{version()}'")
-        self._report_result(self._exit_status)
-
-    def _report_result(self, status: int) -> None:
-        """Tell whoever waits for the first start; once."""
-        if self._report_start is not None:
-            report, self._report_start = self._report_start, None
-            report(status)
+        self._log_setup.drain()
+        if not self._has_started:
+            self._start_report(self._exit_status)
 
     # ---- starting workers
 
@@ -144,6 +143,7 @@ class Master:
 
     def _fork(self, slot: Slot, load: Load) -> Handle:
         ours, theirs = channels.pair()
+        last_words = os.memfd_create("last words")
         identity = Identity(name=slot.name, is_master=slot.is_master, generation=load.generation,
                             initial=load.purpose is Purpose.INITIAL)
         sys.stdout.flush()
@@ -152,10 +152,11 @@ class Master:
         master_pid = os.getpid()
         pid = os.fork()
         if pid == 0:
+            faulthandler.enable(last_words)
             self._become_worker(identity, ours, theirs, master_pid)
         theirs.close()
         self._serial += 1
-        handle = Handle(pid, self._serial, slot, load.generation, ours)
+        handle = Handle(pid, self._serial, slot, load.generation, ours, last_words)
         self._workers[pid] = handle
         self._selector.register(ours, selectors.EVENT_READ, lambda events: self._take_message(handle))
         return handle
@@ -172,15 +173,18 @@ class Master:
             self._listeners.close()
             self._control.close(remove=False)
             self._notifier.close()
+            self._start_report.close()
             ours.close()
             for handle in self._workers.values():
                 handle.channel.close()
+                os.close(handle.last_words)
             for slot in self._slots:
                 slot.pid_file.close()
             status = Worker(self._options, identity, theirs, self._log_setup).run()
         except BaseException:
             Log.log_exception(None, 0)
         finally:
+            self._log_setup.drain()
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
@@ -318,6 +322,7 @@ class Master:
         except OSError as problem:
             log(None, "core.error", 0, "Cannot write pid file; file='%s', error='%s'",
                 (slot.pid_file.path, problem.strerror))
+        self._listeners.adjust(new.serial)
         self._send(new, "go", handover=slot.handed_over)
         slot.handed_over = {}
         if old is not None:
@@ -331,7 +336,8 @@ class Master:
             self._ask_worker(new, line, done)
 
     def _started(self) -> None:
-        self._report_result(EXIT_OK)
+        self._has_started = True
+        self._start_report(EXIT_OK)
         self._reporter.attached = not self._options.mode.detached
         self._liveness.begin(self._notifier)
         self._notifier.send("READY=1")
@@ -480,6 +486,7 @@ class Master:
     def _ended(self, handle: Handle, status: int) -> None:
         self._drain_messages(handle)
         self._hang_up(handle)
+        self._log_last_words(handle, status)
         if handle.kill_timer is not None:
             handle.kill_timer.cancel()
         slot = handle.slot
@@ -498,6 +505,18 @@ class Master:
         """What the worker said last: quit() of a policy, the reason of a failure."""
         if not handle.channel.closed:
             self._take_message(handle)
+
+    @staticmethod
+    def _log_last_words(handle: Handle, status: int) -> None:
+        """The stacks that a worker left behind when a fatal signal ended it."""
+        with open(handle.last_words, "rb") as file:
+            file.seek(0)
+            lines = file.read(_LAST_WORDS_BYTES).decode("utf-8", "replace").splitlines()
+        if lines and os.WIFSIGNALED(status):
+            log(None, "core.error", 0, "Signal received, stackdump follows; signo='%d', pid='%d'",
+                (os.WTERMSIG(status), handle.pid))
+            for line in lines:
+                log(None, "core.error", 0, "Stack: %s", (line,))
 
     # ---- crashes
 

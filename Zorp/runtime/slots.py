@@ -38,6 +38,7 @@ class Handle:
     slot: Slot
     generation: int
     channel: Channel
+    last_words: int              # descriptor of what a fatal signal makes it write
     state: State = State.LOADING
     kill_timer: Timer | None = None
     unanswered: dict[int, Callable[[str | None], None]] = dataclasses.field(default_factory=dict)

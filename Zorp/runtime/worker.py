@@ -216,7 +216,6 @@ class Worker:
             for key, _events in self._selector.select(self._timers.timeout()):
                 key.data()
             self._timers.run_due()
-        self._log_setup.sink.flush()
         return self._exit_status
 
     def _take_message(self) -> None:

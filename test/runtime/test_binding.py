@@ -1,5 +1,6 @@
 """Binds of a policy: which sockets they mean, and following interfaces."""
 
+import dataclasses
 import os
 import socket
 
@@ -163,3 +164,31 @@ def test_a_damaged_store_is_as_good_as_none(tmp_path, text):
     path.write_text(text)
     spec = ListenSpec(protocol=ZD_PROTO_TCP, family=socket.AF_INET, address="127.0.0.1", port=0, lasting=True)
     open_listener(spec, PortStore(str(path))).close()
+
+
+def test_a_reload_may_change_transparency_of_an_open_listener():
+    # given a listener of a policy that serves
+    table = ListenerTable()
+    spec = ListenSpec(protocol=ZD_PROTO_TCP, family=socket.AF_INET, address="127.0.0.1", port=0)
+    sock = table.obtain(spec, 1)
+    # when the next policy wants it to be transparent
+    table.obtain(dataclasses.replace(spec, transparent=True), 2)
+    assert not sock.getsockopt(socket.SOL_IP, IP_FREEBIND)
+    # then it is, from the moment that this one serves, and no longer than that
+    table.adjust(2)
+    assert sock.getsockopt(socket.SOL_IP, IP_FREEBIND) or not may_be_transparent()
+    table.adjust(1)
+    assert not sock.getsockopt(socket.SOL_IP, IP_FREEBIND)
+    table.close()
+
+
+IP_FREEBIND, IP_TRANSPARENT = 15, 19
+
+
+def may_be_transparent() -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.setsockopt(socket.SOL_IP, IP_TRANSPARENT, 1)
+        except PermissionError:
+            return False
+        return True

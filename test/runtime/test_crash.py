@@ -146,3 +146,39 @@ def test_the_check_can_be_switched_off(zorp):
         reported(daemon, "Daemon deadlock detected, killing process;")
 
 
+
+
+@pytest.mark.parametrize("state", ["stopped", "frozen"])
+def test_a_worker_that_cannot_look_dies_with_its_master_too(zorp, state):
+    # given a worker whose loop does not turn
+    daemon = zorp(ECHO)
+    worker = daemon.worker_pid()
+    client = daemon.connect()
+    client.recv(100)
+    if state == "stopped":
+        os.kill(worker, signal.SIGSTOP)
+    else:
+        client.sendall(b"freeze\n")
+        wait_until(lambda: is_silent(daemon), "the worker to freeze")
+    # when the master is killed, then the kernel ends the worker
+    daemon.kill(signal.SIGKILL)
+    wait_until(lambda: is_gone(worker), "the end of the worker")
+
+
+def is_silent(daemon) -> bool:
+    """True when the worker's loop does not answer any more."""
+    with daemon.control() as control:
+        control._socket.settimeout(0.3)
+        try:
+            return not control.ask("GETVALUE info.pid")
+        except TimeoutError:
+            return True
+
+
+def test_a_fatal_signal_leaves_the_stacks_in_the_log(zorp):
+    daemon = zorp(ECHO)
+    before = daemon.worker_pid()
+    daemon.kill(signal.SIGABRT, worker=True)
+    line = daemon.log.wait_for("core.error", 0, "Signal received, stackdump follows")
+    assert line.fields == {"signo": "6", "pid": str(before)}
+    assert any("threads.py" in one.raw for one in daemon.log.find("core.error", 0, "Stack: "))

@@ -63,6 +63,9 @@ from typing import NamedTuple
 
 import pytest
 
+from Zorp.Log import Filter
+from Zorp.runtime.options import parse
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DEADLINE_S = 10.0
 _POLL_S = 0.01
@@ -249,6 +252,9 @@ class Daemon:
             if time.monotonic() > deadline:
                 pytest.fail(f"zorp does not serve after {DEADLINE_S} s; the log:\n{self.log.text()}")
             time.sleep(_POLL_S)
+        options = parse(self.command[2:])
+        if options.log_format == "classic" and Filter(options.verbosity, options.log_spec).effective("core.info") >= 4:
+            self.log.wait_for("core.info", 4, "Accepting connections")
         return self
 
     def run(self) -> int:
