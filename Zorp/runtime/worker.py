@@ -43,6 +43,7 @@ import time
 
 import Zorp
 from Zorp import Config, Globals, Log
+from Zorp.BuiltinProxy import running
 from Zorp.InstanceNumbers import numbers
 from Zorp.Log import log
 from Zorp.process.signals import SignalPipe
@@ -71,6 +72,8 @@ EXIT_SETUP = 1
 EXIT_POLICY = 2
 
 TICK_S = 5.0                     # the rates of the statistics
+CUT_S = 1.0                      # from the order to end to the end, for a session that is cut
+_CUT_INFO = "instance stopped"   # info of its summary line
 _LOG_FLUSH_S = 0.1
 _BIND_ATTEMPTS = 10
 _BIND_PAUSE_S = 0.1
@@ -328,9 +331,21 @@ class Worker:
 
     def _end_with_sessions(self, within_s: float) -> None:
         if within_s <= 0:
+            self._cut_sessions()
+            return
+        self._timers.after(within_s, self._cut_sessions)
+        self._pool.when_idle(self._note_sessions_over)
+
+    def _cut_sessions(self) -> None:
+        """Ask what still runs to end now, and give it a moment to write its summary."""
+        cut = running.all()
+        for proxy in cut:
+            proxy.session.getMasterSession().summary_info = _CUT_INFO
+            proxy.request_stop()
+        if not cut:
             self._end()
             return
-        self._timers.after(within_s, self._end)
+        self._timers.after(CUT_S, self._end)
         self._pool.when_idle(self._note_sessions_over)
 
     def _note_sessions_over(self) -> None:
