@@ -286,6 +286,7 @@ class SmtpProxy(AbstractSmtpProxy):
     recipient_matcher = None
 
     def __init__(self, session):
+        self.relay_check = TRUE
         self.relay_domains = ()
         self.relay_zones = ()
         self.permit_percent_hack = FALSE

@@ -69,7 +69,6 @@ class Commands:
         kept = self._permitted(lines)
         keywords = frozenset(kept)
         session.set_active(keywords, bits_of(keywords))
-        session.client.long_auth = "AUTH" in keywords
         return Reply(reply.code, (first, *(line for group in kept.values() for line in group)))
 
     def _permitted(self, lines: list[bytes]) -> dict[str, list[bytes]]:

@@ -15,7 +15,7 @@ from Zorp.SmtpEngine.decisions import Decisions, Request
 from Zorp.SmtpEngine.received import keyword
 from Zorp.SmtpEngine.session import INVALID, Refusal, SessionOver, SmtpSession
 from Zorp.SmtpEngine.sides import ClientSide, ServerSide, SideLost
-from Zorp.SmtpEngine.transfer import MessageTransfer
+from Zorp.SmtpEngine.transfer import MessageTransfer, bad_chunk
 from Zorp.wire.errors import WireError
 from Zorp.wire.limits import MAIL_BYTES_ADDED, RCPT_BYTES_ADDED, SmtpLimits
 from Zorp.wire.smtp_commands import Command, CommandError, is_sasl_line, parse_command
@@ -138,6 +138,8 @@ class Dialogue:
             command = parse_command(line, utf8="SMTPUTF8" in session.active)
         except CommandError as problem:
             self._log("smtp.violation", 2, problem.text, ("(hidden)",) if after_auth else problem.fields)
+            if line[:4].upper() == b"BDAT":
+                raise bad_chunk() from problem
             raise Refusal from problem
         if after_auth and is_sasl_line(line) and command.verb not in RULES and command.verb not in self._vars.request:
             self._log("smtp.violation", 2, "Invalid command verb in request; line='%s'", ("(hidden)",))
@@ -160,8 +162,8 @@ class Dialogue:
             limit = max(limit, self._limits.sasl_line_bytes)
         if length > limit:
             self._log("smtp.violation", 2, "Request line too long; length='%d', max='%d'", (length, limit))
-            if verb == "BDAT":                      # nobody knows how many octets follow
-                raise SessionOver("501", "Invalid BDAT command, closing transmission channel")
+            if verb == "BDAT":
+                raise bad_chunk()
             raise Refusal
 
     def _perform(self, command: Command) -> None:
@@ -172,7 +174,7 @@ class Dialogue:
         if self._session.tracing:
             self._trace("Processing request;")
         if self._server_refused and verb != "QUIT":
-            self._refuse_for_the_server()
+            self._refuse_for_the_server(verb, parameter)
         if verb == "BDAT":
             self._transfer.chunk(parameter)
             return
@@ -183,7 +185,7 @@ class Dialogue:
         if verb == "DATA":
             self._transfer.prepare()
         elif verb == "AUTH":
-            self._after_auth = True
+            self._after_auth = self._session.client.expects_secret = True
             self._sasl.begin(request.parameter)
         reply = self._forward(verb, request)
         if verb == "AUTH":
@@ -279,11 +281,13 @@ class Dialogue:
                       (reply.code, reply.texts[0]) if reply else ("", ""))
         return SessionOver()
 
-    def _refuse_for_the_server(self) -> None:
+    def _refuse_for_the_server(self, verb: str, parameter: bytes) -> None:
         """The server's greeting refused the session; the client may only leave."""
         server = self._session.server
         if server.speaks():
             server.unasked()                        # raises SideLost when it hung up
+        if verb == "BDAT":
+            self._transfer.drop_chunk(parameter)
         raise Refusal("503", WRONG_STATE)
 
     def _out_of_step(self, verb: str, reply: Reply) -> SessionOver:
@@ -310,7 +314,7 @@ class Dialogue:
         verb, parameter = self._read_command()
         self._vars.request_cmd, self._vars.request_param = verb, to_policy(parameter)
         if verb == "BDAT":
-            self._transfer.chunk_without_server(parameter)
+            self._transfer.drop_chunk(parameter)
         parameter = self._checked(verb, parameter)
         self._decisions.request_without_callbacks(verb, parameter)
         if verb == "QUIT":

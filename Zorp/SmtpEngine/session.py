@@ -170,5 +170,6 @@ class SmtpSession:
         """Put extensions in force."""
         self.active = keywords
         self.vars.active_extensions = mask
+        self.client.long_auth = "AUTH" in keywords
         if self.server is not None:
             self.server.eight_bit = "SMTPUTF8" in keywords

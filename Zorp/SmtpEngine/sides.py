@@ -28,6 +28,7 @@ from Zorp.wire.smtp_replies import Reply, ReplyReader
 _LINE_RECV_BYTES = 8192
 _BLOCK_BYTES = 65536
 _LINE_END_BYTES = 2
+_HIDDEN = "(hidden)"
 
 
 class SideLost(Exception):
@@ -78,9 +79,11 @@ class ClientSide(_Side):
     """The client: command lines, and the blocks of a message.
 
     long_auth: an AUTH command may be longer than other lines; the dialogue sets it.
+    expects_secret: the next line may hold credentials and is not shown when it cannot be read.
     """
 
     long_auth = False
+    expects_secret = False
 
     def read_line(self) -> bytes:
         """Return the next line, without its end; raises SideLost."""
@@ -92,7 +95,7 @@ class ClientSide(_Side):
         line_bytes = self._limits.line_bytes
         line = self._read_line(max(line_bytes, self._limits.sasl_line_bytes + _LINE_END_BYTES))
         if len(line) + _LINE_END_BYTES > line_bytes and line[:5].upper() != b"AUTH ":
-            self._report(f"Line too long, max_line_length=[{line_bytes}]")
+            self._report(f"Line too long, buffer=[{_HIDDEN}], max_line_length=[{line_bytes}]")
             raise SideLost
         return line
 
@@ -112,9 +115,16 @@ class ClientSide(_Side):
                 while line is None:
                     line = lines.line_in(self._recv(_LINE_RECV_BYTES, deadline), limit_bytes)
         except LineError as problem:
-            self._report(problem)
+            self._report(self._without_secret(problem))
             raise SideLost from problem
+        self.expects_secret = False
         return line
+
+    def _without_secret(self, problem: LineError) -> str:
+        buffer, *others = problem.fields
+        if self.expects_secret or buffer[:5].upper() == "AUTH ":
+            buffer = _HIDDEN
+        return problem.text % (buffer, *others)
 
     def read_block(self) -> bytes:
         """Return what has come, at least one byte, whatever it is; raises SideLost."""

@@ -36,6 +36,11 @@ _END_LINE_BYTES = 3             # "." CR LF: not part of the message
 _PACE_GRACE_SECONDS = 30
 
 
+def bad_chunk() -> SessionOver:
+    """Return the end of a session: nobody knows how many octets follow, nor where the next command begins."""
+    return SessionOver("501", "Invalid BDAT command, closing transmission channel")
+
+
 class _ServerFailed(Exception):
     """The server's side broke while the message was on its way to it, or it refused the message early."""
 
@@ -196,7 +201,7 @@ class MessageTransfer:
             chunk = parse_bdat(parameter)
         except CommandError as problem:
             self._log("smtp.violation", 2, problem.text, problem.fields)
-            raise SessionOver("501", "Invalid BDAT command, closing transmission channel") from problem
+            raise bad_chunk() from problem
         try:
             command = self._permitted_chunk(chunk, parameter)
         except Refusal:
@@ -206,12 +211,12 @@ class MessageTransfer:
         self._session.transaction.chunk_bytes += chunk.size
         self._acknowledge("BDAT", "BDAT LAST" if chunk.last else "BDAT")
 
-    def chunk_without_server(self, parameter: bytes) -> None:
-        """Read and drop the octets of a BDAT; raises SessionOver when their number is unknown."""
+    def drop_chunk(self, parameter: bytes) -> None:
+        """Read and drop the octets of a BDAT that goes nowhere; raises SessionOver when their number is unknown."""
         try:
             chunk = parse_bdat(parameter)
         except CommandError as problem:
-            raise SessionOver("501", "Invalid BDAT command, closing transmission channel") from problem
+            raise bad_chunk() from problem
         self._drop_octets(chunk.size)
 
     def _permitted_chunk(self, chunk: Chunk, parameter: bytes) -> bytes:
@@ -276,6 +281,8 @@ class MessageTransfer:
             reply = self._final_reply()
             session.state.replied(step, reply.code)
             final = self._decisions.reply(verb, b"", reply)
+            if step == "BDAT" and final.code >= 400 > reply.code:
+                raise Refusal(str(final.code), to_policy(final.texts[0]))
         except SessionOver as over:
             self._account(over.code, over.info, success=False)
             raise

@@ -514,7 +514,7 @@ def test_verbs_that_change_the_session_pass_only_by_name(mail, verb):
 
 
 def test_chunk_of_unknown_size_ends_the_session(mail):
-    for argument in ("x", "-1", "99999999999", "2147483648"):
+    for argument in ("x", "-1", "99999999999", "2147483648", "1\\x00", "1\\t", "1" + " " * 600 + "x"):
         with mail(open_smtp(permit=("CHUNKING",))) as play:
             play.greet("CHUNKING")
             play.envelope()

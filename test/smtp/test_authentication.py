@@ -267,3 +267,24 @@ def test_policy_may_read_the_credentials_but_the_log_does_not_show_them(mail):
         """)
         assert nothing_secret_in(play.log)
     assert seen == [(f"PLAIN {SECRET}", f"PLAIN {SECRET}")]
+
+
+@pytest.mark.parametrize("end", [b"\n", b"x" * 20_000])
+@pytest.mark.parametrize("moment", ["command", "dialogue", "too late"])
+def test_line_with_a_secret_that_cannot_be_read_is_not_logged(mail, moment, end):
+    with mail() as play:
+        play.greet("AUTH LOGIN PLAIN")
+        if moment != "command":
+            play(f"""
+                C> AUTH LOGIN
+                S< AUTH LOGIN
+                S> {"334 eA==" if moment == "dialogue" else "535 no"}
+                C< {"334 eA==" if moment == "dialogue" else "535 no"}
+            """)
+        play.client.send((b"AUTH PLAIN " if moment == "command" else b"") + SECRET.encode() + end)
+        play(f"""
+            C< {CLOSING}
+            C|
+        """)
+        assert play.log.find("Error while fetching line")
+        assert nothing_secret_in(play.log)

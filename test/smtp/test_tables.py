@@ -582,6 +582,8 @@ def test_after_a_refusing_greeting_only_quit_is_useful(mail, banner, shown):
             C> EHLO a
             C< 503 Invalid command in this state
         """)
+        play.client.send(b"BDAT 6\r\nQUIT\r\n")
+        play("C< 503 Invalid command in this state")
         play.quit()
 
 

@@ -7,6 +7,7 @@ import pytest
 from test.smtp.play import CLOSING, OpenSmtp, open_smtp
 from test.smtp.test_tables import with_tables
 from Zorp.Smtp import SMTP_REQ_ACCEPT, SMTP_REQ_POLICY, SMTP_RSP_REJECT
+from Zorp.SmtpEngine import transfer
 
 FAILED = "421 Service not available, closing transmission channel"
 
@@ -442,3 +443,31 @@ def test_chunk_reply_refused_by_policy(mail):
             C> BDAT 0 LAST
             C< 503 Invalid command in this state
         """)
+
+
+def test_chunk_reply_rewritten_to_a_refusal_resets_the_server(mail):
+    def callback(self, *_arguments):
+        self.response_code, self.response_param = "550", "not so"
+        return 1
+
+    policy = with_tables(response={("BDAT", "251"): (6, "=callback")}, extensions={"CHUNKING": 1}, callback=callback)
+    with mail(policy) as play:
+        play.greet("CHUNKING")
+        play.envelope()
+        play.client.send(b"BDAT 0\r\n")
+        play("""
+            S< BDAT 0
+            S> 251 ok
+            S< RSET
+            S> 250 ok
+            C< 550 not so
+        """)
+
+
+def test_body_slower_than_permitted(mail, monkeypatch):
+    monkeypatch.setattr(transfer, "_PACE_GRACE_SECONDS", 0)
+    with mail(open_smtp(min_data_rate=1_000_000_000)) as play:
+        open_body(play)
+        play.client.send(b"slow\r\n")
+        play(f"C< {FAILED}")
+        assert b".\r\n" not in play.server.rest()
