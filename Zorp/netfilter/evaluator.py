@@ -1,0 +1,54 @@
+"""What happens to a connection: the rules of all instances of a host together.
+
+Every instance finds its own best rule (Zorp.RuleEngine).  Between instances the order is that of
+the packet filter: the better match, then the lower rule id, then the instance that stands first.
+One thread only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from Zorp.Description import InstanceDescription
+from Zorp.netfilter.instance_zones import InstanceZones
+from Zorp.RuleEngine import RuleEngine, Traffic
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the rules say; None for what there is not."""
+
+    client_zone: str | None
+    server_zone: str | None
+    instance: str | None = None
+    service: str | None = None
+    rule_id: int | None = None
+
+
+class Evaluator:
+    """The instances of a host, given in upload order with their zones."""
+
+    def __init__(self, instances: Sequence[tuple[InstanceDescription, InstanceZones]]) -> None:
+        self._parts = [(number, description, zones, RuleEngine(description.rules, description.parents()))
+                       for number, (description, zones) in enumerate(instances)]
+
+    def evaluate(self, traffic: Traffic) -> Verdict:
+        """Return what a connection gets; the zones in `traffic` are not looked at."""
+        found, best = None, None
+        sides: tuple[str | None, str | None] = (None, None)
+        for number, description, zones, engine in self._parts:
+            here = zones.zone_of(traffic.family, traffic.src), zones.zone_of(traffic.family, traffic.dst)
+            sides = tuple(before or now for before, now in zip(sides, here, strict=True))
+            ranked = engine.ranking(traffic._replace(src_zone=here[0], dst_zone=here[1]))
+            if not ranked:
+                continue
+            scores, rule = ranked[0]
+            key = [*(-score for score in scores), rule.rule_id, number]
+            if best is None or key < best:
+                best, found = key, Verdict(*here, description.instance, rule.service, rule.rule_id)
+        return found or Verdict(*sides)
+
+    def zone_of(self, family: int, address: int) -> str | None:
+        """Return the name of the zone of an address in the first instance that has one."""
+        return next((zone for _, _, zones, _ in self._parts if (zone := zones.zone_of(family, address))), None)

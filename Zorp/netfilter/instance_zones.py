@@ -1,0 +1,63 @@
+"""The zones of a described instance: which zone an address is in, host names included.
+
+The conflict rules between static nets and host names are those of Zorp.ZoneTable, which the
+daemons use too, so packet rules and daemons agree.  One thread only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+
+from Zorp.Description import InstanceDescription
+from Zorp.RuleEngine import NetData
+from Zorp.SockAddr import from_ip_int
+from Zorp.ZoneTable import ZoneTable
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Named:
+    """A zone as ZoneTable wants it."""
+
+    name: str
+
+    def getName(self) -> str:
+        return self.name
+
+
+class InstanceZones:
+    """The zones of one description."""
+
+    def __init__(self, description: InstanceDescription) -> None:
+        self._description = description
+        self._table = ZoneTable()
+        for zone in description.zones:
+            self._table.add(_Named(zone.name), zone.nets, map(_canonical, zone.hostnames))
+
+    def hostnames(self) -> tuple[str, ...]:
+        """Return the host names that zones have, in lower case and without a final dot."""
+        return self._table.hostnames()
+
+    def feed(self, answers: Mapping[str, Iterable[str]]) -> bool:
+        """Take the addresses of host names, as texts; return whether any changed."""
+        return bool(self._table.feed(answers))
+
+    def zone_of(self, family: int, address: int) -> str | None:
+        """Return the name of the zone of an address in host order; None: no zone has it."""
+        zone = self._table.lookup(from_ip_int(family, address, 0))
+        return zone.name if zone is not None else None
+
+    def described(self) -> InstanceDescription:
+        """Return the description with the present addresses of host names among the nets of their zones."""
+        resolved: dict[str, list[NetData]] = {}
+        for net, zone in self._table.resolved_nets().items():
+            resolved.setdefault(zone.name, []).append(NetData(*map(int, net)))
+        if not resolved:
+            return self._description
+        zones = tuple(dataclasses.replace(zone, nets=(*zone.nets, *sorted(resolved[zone.name])))
+                      if zone.name in resolved else zone for zone in self._description.zones)
+        return dataclasses.replace(self._description, zones=zones)
+
+
+def _canonical(hostname: str) -> str:
+    return hostname.rstrip(".").lower()

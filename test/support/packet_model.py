@@ -1,0 +1,116 @@
+"""What a packet filter does with the plan: an interpreter of its first table, for comparisons.
+
+Model(plan).rule_of(traffic) -> (RuleIndex | None, number of rules that were tested on the way).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+
+from Zorp.netfilter.plan import Plan
+from Zorp.RuleEngine import Traffic
+
+_BITS = {4: 32, 6: 128}
+
+
+def _number(net):
+    network = ipaddress.ip_network(net)
+    return int(network.network_address), network.prefixlen
+
+
+class Model:
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.rules = {rule.index: rule for rule in plan.indexes}
+        self.chains = {(table.family, chain.name): chain for table in plan.tables if table.name == "mangle"
+                       for chain in table.chains}
+        self.sets = {}
+        for members in plan.sets:
+            nets = {_number(member.net): member.nomatch for member in members.members}
+            lengths = sorted({bits for _, bits in nets}, reverse=True)
+            self.sets[members.name] = members.family, nets, lengths
+
+    def rule_of(self, traffic: Traffic):
+        """Return the rule that the chains of evaluation lead to, and the number of packet rules tested."""
+        family = 4 if traffic.family == socket.AF_INET else 6
+        self.tested = 0
+        index = self._walk(family, "ZORP_EVAL", traffic)
+        return (self.rules[index] if index else None), self.tested
+
+    def _walk(self, family, name, traffic):
+        while name:
+            if name.startswith("ZORP_R") and name[6:].isdigit():
+                return int(name[6:])
+            name = self._chain(family, self.chains[family, name], traffic)
+        return None
+
+    def _chain(self, family, chain, traffic):
+        """Return the chain to go on in; None: the end."""
+        for rule in chain.rules:
+            self.tested += 1
+            if all(self._holds(family, test, traffic) for test in rule.tests):
+                if rule.target.what == "goto":
+                    return rule.target.values[0]
+                if rule.target.what == "return":
+                    return None
+                assert rule.target.what == "connmark", rule
+        return None
+
+    def _holds(self, family, test, traffic):
+        return getattr(self, "_is_" + test.what.replace("-", "_"))(family, test.value, traffic) != test.negated
+
+    def _is_state(self, family, value, traffic):
+        return value == "NEW"
+
+    def _is_proto(self, family, value, traffic):
+        return traffic.proto == value
+
+    def _is_iface(self, family, value, traffic):
+        return traffic.iface == value
+
+    def _is_ifgroup(self, family, value, traffic):
+        return traffic.ifgroup == value
+
+    def _is_reqid(self, family, value, traffic):
+        return value in traffic.reqids
+
+    def _is_local(self, family, value, traffic):
+        return traffic.dst_on_iface
+
+    def _is_sport(self, family, value, traffic):
+        return traffic.proto in (6, 17) and value[0] <= traffic.src_port <= value[1]
+
+    def _is_dport(self, family, value, traffic):
+        return traffic.proto in (6, 17) and value[0] <= traffic.dst_port <= value[1]
+
+    def _is_icmp(self, family, value, traffic):
+        return traffic.proto == {4: 1, 6: 58}[family] and value[0] == traffic.proto_type and \
+            value[1] in (None, traffic.proto_subtype)
+
+    def _in_net(self, family, net, address):
+        network, bits = _number(net)
+        shift = _BITS[family] - bits
+        return address >> shift == network >> shift
+
+    def _is_src(self, family, value, traffic):
+        return self._in_net(family, value, traffic.src)
+
+    def _is_dst(self, family, value, traffic):
+        return self._in_net(family, value, traffic.dst)
+
+    def _in_set(self, family, name, address):
+        set_family, nets, lengths = self.sets[name]
+        assert set_family == family, name
+        for bits in lengths:
+            shift = _BITS[family] - bits
+            found = nets.get((address >> shift << shift, bits))
+            if found is not None:
+                return not found
+        return False
+
+    def _is_set_src(self, family, value, traffic):
+        return self._in_set(family, value, traffic.src)
+
+    def _is_set_dst(self, family, value, traffic):
+        return self._in_set(family, value, traffic.dst)
