@@ -21,6 +21,7 @@ import codecs
 import dataclasses
 import inspect
 import os
+import stat
 import sys
 import threading
 import traceback
@@ -109,11 +110,16 @@ class Loader:
     def _read(self) -> str:
         try:
             with open(self._path, "rb") as file:
+                anybody_writes = os.fstat(file.fileno()).st_mode & stat.S_IWOTH
                 data = file.read()
         except OSError as problem:
             log(None, "core.error", 0, "Error opening policy file; filename='%s'", (self._path,))
             raise LoadFailed(Complaint(f"{self._path}:0: cannot be read, {problem.strerror}; "
                                        "make it readable for the user that zorp runs as")) from problem
+        if anybody_writes:
+            log(None, "core.error", 0, "Error opening policy file; filename='%s'", (self._path,))
+            raise LoadFailed(Complaint(f"{self._path}:0: everybody may write this file, so it is nobody's policy; "
+                                       "take the right away with chmod o-w"))
         try:
             return data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
         except UnicodeDecodeError:
@@ -164,7 +170,8 @@ class Loader:
         if isinstance(problem, PolicyError):
             return Complaint(f"{getattr(problem, 'place', None) or place}: {problem}")
         if isinstance(problem, SyntaxError):
-            return Complaint(f"{place}: {problem.msg}; correct this line, the file must be Python 3",
+            return Complaint(f"{place}: {problem.msg}; correct this line, policies are Python 3 "
+                             "and those of Python 2 are not translated",
                              tuple(traceback.format_exception_only(problem)))
         text = str(problem) or "no further text"
         return Complaint(f"{place}: {type(problem).__name__}: {text}; {_remedy(problem)}",

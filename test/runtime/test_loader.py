@@ -11,6 +11,8 @@ BROKEN = {
     "inside the instance": ("from Zorp.Core import *\ndef intra():\n    undefined\n", 3, "undefined"),
     "missing module": ("import nosuchmodule\n", 1, "put the module beside the policy"),
     "wrong argument": ("from Zorp.Core import *\nDBIface('eth0', 0)\n", 2, "give the port to listen on, 1 to 65535"),
+    "python 2": ("from Zorp.Core import *\ndef intra():\n\ttry: pass\n\texcept ValueError, e:\n\t\tprint e\n", 4,
+                 "policies are Python 3"),
     "raises": ("raise RuntimeError('by hand')\n", 1, "by hand"),
     "exits": ("import sys\nsys.exit(3)\n", 2, "SystemExit"),
     "starts a thread": ("import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n"
@@ -50,6 +52,13 @@ def test_an_unreadable_policy(zorp):
     daemon.policy.unlink()
     assert daemon.run() == 2
     assert daemon.log.wait_for("core.error", 0, "Error opening policy file").fields == {"filename": str(daemon.policy)}
+
+
+def test_a_policy_that_everybody_may_write_is_refused(zorp):
+    daemon = zorp("from Zorp.Core import *\ndef intra(): pass\n", start=False)
+    daemon.policy.chmod(0o666)
+    assert daemon.run() == 2
+    assert "take the right away with chmod o-w" in daemon.log.text()
 
 
 def test_latin_1_without_coding_line_is_accepted(zorp):
