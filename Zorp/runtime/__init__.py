@@ -8,7 +8,7 @@
 
     master         one per instance: starts, watches and replaces workers
     slots          what it knows of them;  reloading, supervision, liveness: what it decides
-    control        the control sockets;  notify: the service manager;  pidfile: locks and pid files
+    control        the control sockets;  pidfile: locks and pid files
     channel        messages and descriptors between master and worker
     listeners      listening sockets: opened and kept by the master
 
@@ -20,8 +20,9 @@
     needs          which capabilities the policy uses
     answers        questions of the control socket;  stdio: what policies print
 
-    logsetup       the log of a process;  logsinks: where its lines go
-    timers         deadlines of a loop;  signals: as something a loop can wait for
+    placement      which processors the threads of a worker run on
+    logsetup       the log of a process; its sinks, timers, signals and the service manager's
+                   protocol lie in Zorp.process, where other programs use them too
 
 A policy never imports anything from here.
 """

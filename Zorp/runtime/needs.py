@@ -2,7 +2,7 @@
 
 A policy whose services all reach their servers from an address and port that the host chooses
 needs none: the listening sockets come from the master.  These keep both: forged or translated
-source addresses and ports, packet marks, transparent listeners and with them data channels on
+source addresses and ports, packet marks (also those of kzorp), transparent listeners and with them data channels on
 foreign addresses, routers and chainers that the site wrote itself, and those of the first
 generation, which forge by themselves.
 """
@@ -24,7 +24,7 @@ _MARK_ATTRIBUTE = "server_socket_mark"
 def unused_capabilities() -> int:
     """Return the set of capabilities that this policy can do without."""
     transparent = any(chain.params.transparent or chain.params.mark_tproxy for chain in Globals.dispatch_table.chains())
-    if transparent or not all(map(_is_plain, Globals.services.values())):
+    if Globals.kzorp_available or transparent or not all(map(_is_plain, Globals.services.values())):
         return 0
     return 1 << CAP_NET_RAW | 1 << CAP_NET_BIND_SERVICE
 
