@@ -20,7 +20,6 @@
     needs          which capabilities the policy uses
     answers        questions of the control socket;  stdio: what policies print
 
-    placement      which processors the threads of a worker run on
     logsetup       the log of a process; its sinks, timers, signals and the service manager's
                    protocol lie in Zorp.process, where other programs use them too
 
