@@ -206,7 +206,7 @@ class Actions:
     def _refusal(self, rule: RuleIndex, service: DenyData) -> list[Rule]:
         rules = []
         if service.logging:
-            rules.append(Rule((), Target("nflog", (self._site.nflog_group, f"zorp-deny:{rule.index}"))))
+            rules.append(Rule((), Target("nflog", (self._site.nflog_group, f"zorp:{rule.index}"))))
         setting = service.ipv4 if self._family == 4 else service.ipv6
         if setting == "TCP_RESET":
             rules.append(Rule((Test("proto", TCP),), Target("reject", ("tcp-reset",))))

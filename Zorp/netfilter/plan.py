@@ -157,7 +157,8 @@ class IpRule:
 
     def __str__(self) -> str:
         iface = f" iif {self.iface}" if self.iface else ""
-        return f"ip -{self.family} rule pref {self.priority}{iface} fwmark {self.mark:#x}/{self.mask:#x} table {self.table}"
+        return (f"ip -{self.family} rule pref {self.priority}{iface} fwmark {self.mark:#x}/{self.mask:#x} "
+                f"table {self.table}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,9 @@ Theory of operation
     hash:net cannot hold a net of length 0: it becomes its two halves, except where a zone owns
     a half itself, which then decides.
 
+    Zones without nets have no set, unless they name hosts: their addresses come and go, and then
+    only the members of a set shall change, never the rules.
+
     A set may stand for several zones (alternatives of one rule that score alike) and is named
     after its only zone, or by a hash of what it is.  Names have at most 31 bytes.
 """
@@ -121,6 +124,7 @@ class ZoneSets:
             for net in zone.nets:
                 self._owners[family_of(net)][net.network, net.bits] = zone.name
         self._names: dict[tuple[int, frozenset[str]], str | None] = {}
+        self._named_hosts = frozenset(zone.name for zone in description.zones if zone.hostnames)
 
     def below(self, zones: Iterable[str], family: int) -> str | None:
         """Return the name of the set of these zones and all below them; None: no address is in it."""
@@ -139,7 +143,7 @@ class ZoneSets:
 
     def _make(self, family: int, wanted: frozenset[str], zones: frozenset[str], kind: str) -> str | None:
         members = self._members(family, zones)
-        if not members:
+        if not members and not zones & self._named_hosts:
             return None
         names = sorted(wanted)
         about = "zone " + " or ".join(names)
