@@ -182,6 +182,13 @@ class ZoneTable:
         """Return every host name that zones have: what a resolver must keep fresh."""
         return tuple(self._names)
 
+    def resolved_nets(self) -> dict[Net, object]:
+        """Return the nets of full length that zones have by their host names now, and these zones."""
+        with self._nets_lock:
+            resolved = self._resolved_addresses()
+        return {(family, value, _WIDTH[family]): zone
+                for family, zones in resolved.items() for value, zone in zones.items()}
+
     def _resolved_addresses(self) -> dict[int, dict]:
         """Return family -> {address: zone} for every resolved address that no rule of conflict takes away."""
         owners: dict[tuple[int, int], set] = {}

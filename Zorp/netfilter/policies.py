@@ -6,8 +6,8 @@ Theory of operation
     and prints the description as JSON.  What comes back is not believed but checked
     (Zorp.Description), and must be about the instance that was asked for.
 
-    A Child is one such program.  Its output goes to unlinked files, so that a child that writes
-    without end fills no pipe and no memory of ours; `descriptor` becomes readable when it has
+    A Child is one such program.  Its output goes to files in memory whose size is limited, so
+    a child that writes without end dies of it; `descriptor` becomes readable when it has
     ended.  describe() runs children and waits; kzorpd watches the descriptors in its loop.
 
 The child's session is its own: a terminal's ^C does not reach it, kill() ends all of it.
@@ -22,7 +22,6 @@ import selectors
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -69,7 +68,7 @@ class Child:
         """Start it.  Raises PolicyUnusable."""
         self.instance = line.name
         words = [*(command or zorp_command()), "--as", line.name, *line.zorp_args, "--describe", "--no-syslog"]
-        self._output, self._complaints = tempfile.TemporaryFile(), tempfile.TemporaryFile()
+        self._output, self._complaints = os.memfd_create("description"), os.memfd_create("complaints")
         try:
             self._program = subprocess.Popen(
                 words, stdin=subprocess.DEVNULL, stdout=self._output, stderr=self._complaints,
@@ -90,9 +89,8 @@ class Child:
         status = self._program.wait()
         if status:
             raise PolicyUnusable(f"instance '{self.instance}': {self._last_complaint() or f'exit status {status}'}")
-        self._output.seek(0)
         try:
-            description = from_json(self._output.read(MAX_BYTES + 1))
+            description = from_json(os.pread(self._output, MAX_BYTES + 1, 0))
         except DescriptionError as problem:
             raise PolicyUnusable(str(problem)) from None
         if description.instance != self.instance:
@@ -101,8 +99,7 @@ class Child:
 
     def _last_complaint(self) -> str:
         """The first error of the log, which names file and line; later ones only follow from it."""
-        self._complaints.seek(0)
-        lines = self._complaints.read(_COMPLAINT_BYTES).decode("utf-8", "replace").splitlines()
+        lines = os.pread(self._complaints, _COMPLAINT_BYTES, 0).decode("utf-8", "replace").splitlines()
         errors = [line for line in lines if "core.error" in line and "Traceback" not in line]
         return (errors or lines or [""])[0].strip()
 
@@ -111,9 +108,8 @@ class Child:
         if self._program.poll() is None:
             self.kill()
             self._program.wait()
-        for closing in (self._output, self._complaints):
-            closing.close()
-        os.close(self.descriptor)
+        for descriptor in (self._output, self._complaints, self.descriptor):
+            os.close(descriptor)
 
 
 def zorp_command() -> list[str]:

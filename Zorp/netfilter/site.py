@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import yaml
 
+FILE_NAME = "kzorp.yml"
 INDEX_BITS = 16
 _CONNECTION_BITS = 20            # index, two bits that stay free, class
 _U32 = 0xFFFFFFFF
@@ -102,6 +104,9 @@ class Site:
     pid_dir: str = "/var/run/zorp"
     state_dir: str = "/var/lib/zorp"
     keep_sessions: bool = False              # forwarded connections may outlive their rule
+    on_drift: str = "repair"                 # when others changed our rules: repair, or report only
+    log_session_verdict: bool = False        # a summary line for every forwarded or denied connection
+    deny_log_rate: int = 50                  # "Session denied" lines per second and service
 
 
 def read(text: str) -> Site:
@@ -111,6 +116,21 @@ def read(text: str) -> Site:
     except (yaml.YAMLError, RecursionError) as problem:
         raise SiteError(f"kzorp.yml is not YAML: {problem}") from None
     return Site(**_fields("kzorp.yml", {} if value is None else value, _SITE))
+
+
+def read_file(config_dir: str) -> Site:
+    """Return the settings of a configuration directory, the defaults when it has no kzorp.yml.
+
+    Raises SiteError, also when the file cannot be read.
+    """
+    path = os.path.join(config_dir, FILE_NAME)
+    try:
+        with open(path, encoding="utf-8") as file:
+            return read(file.read())
+    except FileNotFoundError:
+        return Site()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise SiteError(f"{path} cannot be read: {problem}") from None
 
 
 def _fields(where: str, value: object, readers: dict[str, Callable]) -> dict:
@@ -225,5 +245,6 @@ _SITE: dict[str, Callable] = {
     "mode": _choice(MODES), "backend": _choice(BACKENDS), "marks": _marks, "families": _families,
     "routing_table": _number(1, 252), "rule_priority": _number(2, 32_765), "hooks": _choice(HOOKS),
     "default_deny": _flag, "bypass": _bypass, "nflog_group": _number(0, 65_535), "split_above": _number(1, 1_000),
+    "on_drift": _choice(("repair", "report")), "log_session_verdict": _flag, "deny_log_rate": _number(1, 100_000),
     "export_zone_sets": _flag, "user": _text, "pid_dir": _text, "state_dir": _text, "keep_sessions": _flag,
 }
