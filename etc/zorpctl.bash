@@ -1,7 +1,7 @@
 # bash completion for zorpctl(8)                                        -*- shell-script -*-
 
 _zorpctl_commands='authorize check conns coredump deadlockcheck declog exec force-restart force-start force-stop
-    gui-status help inclog log reload reload-or-restart restart start status stop stop-session szig version'
+    gui-status help inclog log metrics reload reload-or-restart restart start status stop stop-session szig version'
 
 # The names in instances.conf, and NAME#k of what runs.
 _zorpctl_instances() {
@@ -45,6 +45,7 @@ _zorpctl() {
         deadlockcheck) options='-e --enable -d --disable' ;;
         authorize)     options='-a --accept -r --reject -i --session -d --description' ;;
         stop-session)  options='-i --session' ;;
+        metrics)       options='-l --listen' ;;
         conns)         options='--json' ;;
     esac
     if [[ $current == -* ]]; then

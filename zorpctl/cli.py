@@ -9,6 +9,7 @@ Options may stand before and after instance names.  A command spelt with leading
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from zorpctl import queries
+from zorpctl import metrics, queries
 from zorpctl.host import Everything, Host, HostError, Selection
 from zorpctl.lifecycle import Lifecycle, reload_zone_daemon
 from zorpctl.processes import Process
@@ -140,6 +141,24 @@ def _exec(host: Host, selection: Selection, options: argparse.Namespace) -> Resu
     return iter([failed("", "zorpctl exec: name exactly one instance")])
 
 
+def _metrics(host: Host, selection: Selection, options: argparse.Namespace) -> Results:
+    def processes() -> list[Process]:
+        """Those that run now, and those that should."""
+        return Host.read(options.conf_path).select(options.instances, Everything.BOTH).processes
+
+    try:
+        if options.listen is None:
+            yield Result("", metrics.text(processes).removesuffix("\n"))
+            return
+        server = metrics.server(options.listen, processes)
+    except metrics.MetricsError as problem:
+        yield failed("", f"zorpctl metrics: {problem}")
+        return
+    yield Result("", f"Listening on {options.listen}")
+    with server, contextlib.suppress(KeyboardInterrupt):
+        server.serve_forever()
+
+
 def _version(host: Host, selection: Selection, options: argparse.Namespace) -> Results:
     program = f"{host.conf.zorp_sbindir}/zorp"
     result = subprocess.run([program if shutil.which(program) else "zorp", "--version"], check=False)
@@ -190,6 +209,11 @@ def _session_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-i", "--session", required=True, metavar="SESSION")
 
 
+def _metrics_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-l", "--listen", metavar="ADDRESS",
+                        help="serve them on 127.0.0.1:PORT, [::1]:PORT or unix:PATH")
+
+
 def _json_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="a JSON object per line")
 
@@ -238,6 +262,7 @@ COMMANDS = {
                          options=_authorize_options),
     "check": Command(_check, CONFIGURED, help="load the policies without serving"),
     "coredump": Command(_coredump, WITH_PID_FILE, help="how to dump core"),
+    "metrics": Command(_metrics, BOTH, help="the state as Prometheus reads it", options=_metrics_options),
     "version": Command(_version, CONFIGURED, help="show the version of zorp"),
     "help": Command(_help, CONFIGURED, help="this text"),
 }
@@ -282,6 +307,7 @@ def _run(name: str, arguments: list[str], conf_path: str | None) -> int:
     command.options(parser)
     parser.add_argument("instances", nargs="*", metavar="INSTANCE")
     options = parser.parse_intermixed_args(arguments)
+    options.conf_path = conf_path
     host = Host.read(conf_path)
     _warn(host)
     if name in ("version", "help", "coredump"):

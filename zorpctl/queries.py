@@ -52,8 +52,8 @@ def facts(process: Process) -> dict:
         "sessions": _number(values["stats.sessions_running"]) or 0,
         "policy_file": values["info.policy.file"],
         "policy_loaded": _number(values["info.policy.reload_stamp"]),
-        "policy_current": _is_current(values["info.policy.file"], values["info.policy.file_stamp"]),
-        **_proc(pid),
+        "policy_current": is_current(values["info.policy.file"], values["info.policy.file_stamp"]),
+        **resources(pid),
     }
 
 
@@ -175,7 +175,8 @@ def deadlock_check(process: Process, change: str | None) -> Result:
 
 # ---- /proc
 
-def _proc(pid: int | None) -> dict:
+def resources(pid: int | None) -> dict:
+    """Return start time, processor time and memory of a process; zeros when it has gone."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         booted = next(int(line.split()[1]) for line in Path("/proc/stat").read_text().splitlines()
@@ -191,7 +192,8 @@ def _proc(pid: int | None) -> dict:
     }
 
 
-def _is_current(path: str | None, stamp: str | None) -> bool:
+def is_current(path: str | None, stamp: str | None) -> bool:
+    """Return whether a policy file still has the stamp it was loaded with."""
     try:
         return path is not None and stamp is not None and int(os.stat(path).st_mtime) == int(float(stamp))
     except (OSError, ValueError):
