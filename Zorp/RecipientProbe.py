@@ -156,7 +156,7 @@ class RecipientProbe:
         self._stream = SocketStream(sock)
         self._stream.timeout_ms = int(self._step_seconds * 1000)
         self._lines = LineReader(require_crlf=False)
-        self._replies = ReplyReader(self._lines, SmtpLimits(), cut_long_lines=True)
+        self._replies = ReplyReader(self._lines, SmtpLimits(), on_cut=lambda length: None)
         try:
             greeting = self._reply()
         except (OSError, WireError) as problem:
