@@ -16,10 +16,10 @@ Theory of operation
 from __future__ import annotations
 
 from Zorp import StarNames
-from Zorp.BuiltinProxy import log_policy_exception
 from Zorp.Constants import CORE_DEBUG
 from Zorp.Proxy import Proxy
 from Zorp.ProxyAttributes import INT, METHOD, RUN_READ, Attr
+from Zorp.Stacking import StackingFailed, stack_object
 from Zorp.Stream import StreamException
 
 ANYPY_UNSPEC = 0
@@ -77,20 +77,28 @@ class AbstractAnyPyProxy(Proxy):
         """Tell the parent proxy what to do with the content; nobody listens unless this proxy is stacked."""
         if len(arguments) != 2 or not isinstance(arguments[0], int) or not isinstance(arguments[1], str):
             raise ValueError("Invalid arguments.")
-        self._log(CORE_DEBUG, 6, "Verdict ignored, no parent proxy; verdict='%d', description='%s'", arguments)
+        if self._parent is None:
+            self._log(CORE_DEBUG, 6, "Verdict ignored, no parent proxy; verdict='%d', description='%s'", arguments)
+        else:
+            self._parent.child_judged(self._client, *arguments)
 
     def _set_content_hint(self, *arguments):
         """Announce the length of the output to the parent proxy; nobody listens unless this proxy is stacked."""
         if len(arguments) != 1 or not isinstance(arguments[0], int):
             raise ValueError("Invalid arguments.")
+        if self._parent is not None:
+            self._parent.child_announced(self._client, *arguments)
 
     def _stack(self, *arguments):
-        """Start what the arguments describe.  Raises RuntimeError: stacking is not built."""
+        """Start what the arguments describe: a stack form, or its items; raises RuntimeError.
+
+        Return (client stream, server stream), our ends of what was stacked; it ends with proxyThread().
+        """
         try:
-            self._refuse_stacking()
-        except Exception as problem:
-            log_policy_exception(self._session_id, problem)
+            stacked = stack_object(self, arguments[0] if len(arguments) == 1 else arguments)
+        except StackingFailed as problem:
             raise RuntimeError("Stacking failed.") from problem
+        return stacked.client, stacked.server
 
 
 class AnyPyProxy(AbstractAnyPyProxy):

@@ -227,6 +227,7 @@ class BuiltinProxy:
     _vars = None
     _parent = None
     _children = ()
+    _stacked = ()                    # what this proxy has stacked and not closed yet
 
     def __init_subclass__(cls, **keywords):
         super().__init_subclass__(**keywords)
@@ -272,10 +273,12 @@ class BuiltinProxy:
             try:
                 self._live()
             except PolicyCallFailed:
-                pass                         # logged where it happened
+                self._content_failed("Policy function failed")      # logged where it happened
             except BaseException as problem:
                 self._crashed(problem)
+                self._content_failed("Proxy crashed")
             if self._stop_requested:
+                self._content_failed("Stopped")
                 log(self._session_id, CORE_INFO, 2, "User initiated proxy termination request received;")
         finally:
             try:
@@ -318,10 +321,13 @@ class BuiltinProxy:
     def _end(self) -> None:
         """Every step on its own: none may keep the next from running."""
         self._state = SHUTTING_DOWN
-        client, server, parent, lock = self._client, self._server, self._parent, self._ends_lock
+        client, server, parent, lock, stacked = (
+            self._client, self._server, self._parent, self._ends_lock, self._stacked)
         self._quietly(self._run_events, "shutdown", lambda name: self._quietly(self._call_event, name))
         if self._vars is not None:
             self._quietly(self._engine_stop)
+        for child in stacked:
+            self._quietly(child.close)
         if enabled(CORE_DEBUG, 7):
             log(self._session_id, CORE_DEBUG, 7, "calling __destroy__() event;")
         self._quietly(getattr(self, "__destroy__", None) or _nothing)
@@ -478,6 +484,46 @@ class BuiltinProxy:
         with self._ends_lock:
             stream.reset()
 
+    # stacking: see Zorp.Stacking
+
+    def _content_failed(self, reason: str) -> None:
+        """Tell a parent that what came out of this proxy must not be taken for complete."""
+        if self._parent is not None:
+            self._parent.child_failed(self._client, reason)
+
+    def child_failed(self, child_end, reason: str) -> None:
+        """The child with this end of its client side broke; our own parent hears it when we do not judge content."""
+        for stacked in self._stacked:
+            if stacked.is_joined_to(child_end):
+                if stacked.hears_verdicts:
+                    stacked.verdict.fail(reason)
+                else:
+                    self._content_failed(reason)
+
+    def child_judged(self, child_end, verdict: int, description: str) -> None:
+        """The child with this end of its client side gave a verdict on the content."""
+        for stacked in self._stacked:
+            if stacked.is_joined_to(child_end):
+                stacked.hear_verdict(verdict, description)
+
+    def child_announced(self, child_end, length: int) -> None:
+        """The child with this end of its client side announced how long its output will be."""
+        for stacked in self._stacked:
+            if stacked.is_joined_to(child_end):
+                stacked.hear_length(length)
+
+    def add_stacked(self, stacked) -> None:
+        """Keep what was stacked, so that it ends with this proxy."""
+        with self._ends_lock:
+            self._stacked = (*self._stacked, stacked)
+
+    def drop_stacked(self, stacked) -> None:
+        """Forget what is being closed."""
+        lock = getattr(self, "_ends_lock", None)
+        if lock is not None:
+            with lock:
+                self._stacked = tuple(other for other in self._stacked if other is not stacked)
+
     # other threads
 
     @property
@@ -514,11 +560,10 @@ class BuiltinProxy:
         for child in self._children:
             child.request_stop()             # first: else they would see an ordinary end of ours
         with lock:
-            for busy in (self._connecting, self._client, self._server):
+            for busy in (self._connecting, *self._stacked, self._client, self._server):
                 if busy is not None:
                     with contextlib.suppress(OSError):
                         busy.abort()
-
 
 
 _STRUCTS = {

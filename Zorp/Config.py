@@ -15,6 +15,11 @@ Options of ours, not of the original:
     options.proxy_protocol           subnets of load balancers that send a PROXY header to rules
     options.rule_listen_port         port of the listeners that rules use; 0: any free one
     options.max_connections_per_client   open sessions of one client address; 0: any number
+    options.stack_program_ignore_exit    accept the output of a stacked program whatever its exit status (FALSE)
+    options.stack_program_exit_wait      milliseconds from the end of its output to its exit (1000)
+    options.stack_program_cpu_seconds, options.stack_program_memory    limits of each of its processes; 0: none
+    options.max_udp_sessions         UDP sessions of one listener; beyond, the one idle for longest ends (1000)
+    options.max_udp_sessions_per_client  of them, those of one client address; beyond, datagrams are dropped (100)
     options.one_cpu                  keep the threads of a process on one CPU, see Zorp.transport.cpus (TRUE)
 """
 
@@ -76,6 +81,8 @@ config.options.__dict__.update(
     session_id_format="7", permit_local_targets=FALSE, permit_own_listeners=FALSE,
     proxy_protocol=(),
     rule_listen_port=0, max_connections_per_client=0, one_cpu=TRUE,
+    stack_program_ignore_exit=FALSE, stack_program_exit_wait=1000, stack_program_cpu_seconds=0, stack_program_memory=0,
+    max_udp_sessions=1000, max_udp_sessions_per_client=100,
 )
 del _name
 audit, blob, dirs, options = config.audit, config.blob, config.dirs, config.options

@@ -7,8 +7,12 @@
 
 Theory of operation
     Connect to the server, ask requestStack() whether something is to look at the data, then
-    hand both streams to Zorp.transport.relay.  The engine's table below is the list of what a
-    policy may set; RelaySettings is what the relay makes of it.
+    hand the streams to a relay: Zorp.transport.relay between two connections, Zorp.transport.pumps
+    where a stacked child sits between them or one of them carries datagrams.  The engine's table
+    below is the list of what a policy may set; RelaySettings is what a relay makes of it.
+
+    A stacked child has both directions on both of its sides: what the client sends goes into its
+    client side, what it says there goes to the client, and the same with the server.
 
     A session ends by end of file (on one side, or with shutdown_soft on both), by an error, by
     `timeout` milliseconds without a byte, by packetStats(), or by a stop request.  A side that
@@ -26,10 +30,11 @@ from __future__ import annotations
 
 from Zorp import StarNames
 from Zorp.Constants import CORE_DEBUG, CORE_ERROR, FALSE, TRUE, ZV_ACCEPT
-from Zorp.Exceptions import PolicyError
 from Zorp.Log import enabled
 from Zorp.Proxy import Proxy
 from Zorp.ProxyAttributes import ALIAS, ALWAYS, CUSTOM, INT, READ, Attr
+from Zorp.Stacking import StackingFailed, stack_object
+from Zorp.transport.pumps import datagrams, is_datagram, through_child
 from Zorp.transport.relay import DRAIN_MS, End, Relay, RelaySettings
 
 PLUG_DEBUG = "plug.debug"
@@ -62,12 +67,6 @@ class AbstractPlugProxy(Proxy):
     secondary_mask = 0xF                 # bits: source address, source port, destination address, port
     _relay = None
 
-    def __init_subclass__(cls, **keywords):
-        if cls.__dict__.get("stack_proxy") is not None:
-            raise PolicyError(f"Stacking is not built in this release; class='{cls.__name__}'",
-                              remedy="take stack_proxy out of the class")
-        super().__init_subclass__(**keywords)
-
     # what policies override
 
     def requestStack(self):
@@ -90,11 +89,39 @@ class AbstractPlugProxy(Proxy):
     def _engine_main(self):
         if not self._connect_server():
             return
-        if self._call_policy(self.requestStack) is not None:
-            self._call_policy(self._refuse_stacking)
-        on_mask = self._log_mask if enabled(CORE_DEBUG, 7) else None
-        self._relay = Relay(self._client, self._server, self._relay_settings(), self._stats_allow, on_mask)
+        form = self._call_policy(self.requestStack)
+        if form is not None:
+            self._relay_through(form)
+        elif is_datagram(self._client) or is_datagram(self._server):
+            self._relay = datagrams(self._client, self._server, self._relay_settings(), self._stats_allow)
+            self._finish(self._relay.run())
+        else:
+            on_mask = self._log_mask if enabled(CORE_DEBUG, 7) else None
+            self._relay = Relay(self._client, self._server, self._relay_settings(), self._stats_allow, on_mask)
+            self._finish(self._relay.run())
+
+    def _relay_through(self, form):
+        """Relay through what the form describes; nothing passes when it cannot be started."""
+        if is_datagram(self._client) or is_datagram(self._server):
+            self._log(CORE_ERROR, 3, "Datagrams cannot go through a stacked proxy;")
+            return
+        try:
+            stacked = stack_object(self, form)
+        except StackingFailed:
+            self._log(CORE_ERROR, 3, "Could not start stacked proxy, rejecting transfer;")
+            self._content_failed("Could not start stacked proxy")
+            return
+        if stacked.client is None or stacked.server is None:
+            self._log(CORE_ERROR, 3, "Stacked proxy leaves no stream to its parent, rejecting transfer;")
+            return
+        self._vars.shutdown_soft = TRUE
+        self._relay = through_child(self._client, self._server, stacked.client, stacked.server,
+                                    self._relay_settings(), self._stats_allow)
         self._finish(self._relay.run())
+        if self._parent is not None:
+            stacked.conclude()
+            if stacked.verdict.value != ZV_ACCEPT:
+                self._content_failed(stacked.verdict.description)
 
     def _relay_settings(self):
         settings = self._vars
@@ -105,7 +132,14 @@ class AbstractPlugProxy(Proxy):
         return RelaySettings(
             settings.timeout if settings.timeout > 0 else None, settings.shutdown_soft != FALSE,
             settings.copy_to_server != FALSE, settings.copy_to_client != FALSE,
-            min(max(settings.buffer_size, _LEAST_READ_BYTES), _MOST_READ_BYTES), stats_reads, stats_ms)
+            self._read_bytes(), stats_reads, stats_ms)
+
+    def _read_bytes(self):
+        """Return the size of one read: what is fast; where a stream becomes datagrams, what the policy sets."""
+        size = self._vars.buffer_size
+        if is_datagram(self._client) != is_datagram(self._server):
+            return min(max(size, 1), _MOST_READ_BYTES)
+        return min(max(size, _LEAST_READ_BYTES), _MOST_READ_BYTES)
 
     def _finish(self, end):
         """Log why the relay ended, and reset the side that is still there when the other was reset."""
@@ -117,6 +151,8 @@ class AbstractPlugProxy(Proxy):
             self._reset(self._server)
         elif end is End.SERVER_FAILED:
             self._reset(self._client)
+        if end is not End.FINISHED:
+            self._content_failed(f"Relay ended; reason='{end.value}'")
 
     def _stats_allow(self):
         """Ask packetStats() whether the session goes on."""

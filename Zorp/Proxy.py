@@ -12,10 +12,9 @@ Theory of operation
     results, the log.  Each session has an object of its own, used by that session's thread.
 
 What this release refuses
-    TLS, authentication and stacking are not built.  A policy that asks for one of them is
-    refused while it loads where that can be seen; else the session ends after config(), or when
-    the stacking method is called, with one core.policy(1) line.  Nothing is passed unprotected
-    or uninspected because of a part that is missing.
+    TLS and authentication are not built.  A policy that asks for one of them is refused while
+    it loads where that can be seen; else the session ends after config() with one
+    core.policy(1) line.  Nothing is passed unprotected because of a part that is missing.
 
 Deviations
     connectServer() and setServerAddress() accept the forms of all releases.  A retry that
@@ -39,6 +38,9 @@ from Zorp.Constants import (
 )
 from Zorp.Exceptions import AAException, DACException, InternalException, PolicyError
 from Zorp.Log import enabled, log
+from Zorp.ProxyGroup import ProxyGroup
+from Zorp.Session import StackedSession
+from Zorp.Stack import getStackingProviderBackend
 from Zorp.Szig import szigEvent
 from Zorp.Verdict import (
     ABORTED_BY_POLICY_ACTION,
@@ -242,20 +244,45 @@ class Proxy(BuiltinProxy):
     # stacking
 
     def stackProxy(self, client_stream, server_stream, proxy_class, stack_info, side_stacking=False):
-        """Start a child proxy between two streams; raises PolicyError, stacking is not built."""
-        self._refuse_stacking()
+        """Start a child proxy between two streams; return it.
+
+        The child has a session of its own below ours and no chainer: server_stream is its server.
+        Both streams are the child's from now on, and closed when this raises.
+        """
+        session = self.session
+        log(session.session_id, CORE_DEBUG, 7, "Stacking child proxy; client_fd='%d', server_fd='%d', class='%s'",
+            (client_stream.fd, server_stream.fd, proxy_class))
+        subsession = StackedSession(session)
+        subsession.client_stream, subsession.server_stream = client_stream, server_stream
+        prefix = f"{session.session_id.rpartition('/')[0]}/{proxy_class.name}"
+        client_stream.name, server_stream.name = f"{prefix}/client_upstream", f"{prefix}/server_upstream"
+        return self.stackProxyInSession(proxy_class, subsession, stack_info)
 
     def stackProxyInSession(self, proxy_class, subsession, stack_info):
-        """Start a child proxy in a prepared session; raises PolicyError, stacking is not built."""
-        self._refuse_stacking()
+        """Start a child proxy in a session that is ready; return it."""
+        try:
+            subsession.stack_info = stack_info
+            proxy = proxy_class(subsession)
+            if not ProxyGroup(1).start(proxy):
+                raise RuntimeError("Error starting proxy in group")
+        except Exception as problem:
+            log(self.session.session_id, CORE_ERROR, 2,
+                "Error while stacking child proxy; error='%s', error_desc='%s', ",
+                (type(problem).__name__, problem))
+            subsession.destroy()
+            raise
+        return proxy
 
     def stackCustom(self, args):
-        """Start what a stacking backend offers; raises PolicyError, stacking is not built."""
-        self._refuse_stacking()
+        """Return what a stacking backend offers: (client stream, server stream[, control stream]), or None.
 
-    def _refuse_stacking(self):
-        raise PolicyError("Stacking is not built in this release, session refused",
-                          remedy="take the stacked proxy or program out of the policy")
+        args: name of a StackingProvider or a backend object, and what it is to be told.
+        """
+        log(self.session.session_id, CORE_DEBUG, 7, "Stacking custom child; args='%s'", (args,))
+        backend, stack_info = args
+        if isinstance(backend, str):
+            backend = getStackingProviderBackend(backend)
+        return backend.stack(stack_info) if backend is not None else None
 
     # small helpers
 

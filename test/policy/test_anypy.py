@@ -218,10 +218,10 @@ def test_verdict_without_a_parent_is_ignored(serve):
     assert proxy_class.outcome == (None, None)
 
 
-def test_stacking_is_refused(serve):
-    proxy_class = ending_with(lambda proxy: proxy.stack(Z_STACK_PROXY, AnyPyProxy))
+def test_stacking_that_fails_raises(serve):
+    proxy_class = ending_with(lambda proxy: proxy.stack(Z_STACK_PROXY))
     with serve(proxy_class) as session:
         session.wait_for_end()
     assert isinstance(proxy_class.outcome, RuntimeError)
     assert str(proxy_class.outcome) == "Stacking failed."
-    assert session.log.find("Policy cannot be used; error='Stacking is not built")
+    assert session.log.find("Invalid stack tuple;")[0].tag == "core.policy"

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from test.support.proxies import serve
-from Zorp.Constants import FALSE, TRUE, Z_STACK_PROGRAM, Z_STACK_PROXY, ZV_ACCEPT, ZV_REJECT
+from Zorp.Constants import FALSE, TRUE, ZV_ACCEPT, ZV_REJECT
 from Zorp.Plug import AbstractPlugProxy, PlugProxy
 from Zorp.transport import relay
 
@@ -347,16 +347,6 @@ def test_small_buffer_size_does_not_make_small_reads(serve):
     with serve(plug(buffer_size=10)) as session:
         exchange(session)
         assert session.proxy._relay.settings.read_bytes == 65536
-
-
-@pytest.mark.parametrize("stack", [PlugProxy, (Z_STACK_PROXY, PlugProxy), (Z_STACK_PROGRAM, "tr a-z A-Z"), "cat"])
-def test_stacking_is_refused(serve, stack):
-    with serve(plug(stack_proxy=stack)) as session:
-        session.client.sendall(b"abc")
-        # the server sees an end without a byte
-        assert session.server.recv(1) == b""
-        assert session.verdict == "ABORTED_BY_POLICY_ACTION"
-    assert session.log.find("Policy cannot be used; error='Stacking is not built")[0].tag == "core.policy"
 
 
 def test_request_stack_that_raises_ends_the_session(serve):

@@ -11,7 +11,7 @@ from Zorp import BuiltinProxy as core
 from Zorp.BuiltinProxy import running
 from Zorp.Constants import FALSE, ZD_PROTO_TCP, ZD_PROTO_UDP, ZV_ACCEPT
 from Zorp.Exceptions import (
-    AAException, DACException, LicenseException, LimitException, MACException, PolicyError, ZoneException,
+    AAException, DACException, LicenseException, LimitException, MACException, ZoneException,
 )
 from Zorp.Plug import PlugProxy
 from Zorp.PolicyHash import ActionError, PolicyHash, parse_action
@@ -591,27 +591,6 @@ def test_old_tls_settings_that_switch_nothing_on_are_harmless(serve):
     with serve(Plain) as session:
         session.client.sendall(b"x")
         assert session.server.recv(1) == b"x"
-
-
-@pytest.mark.parametrize("call", [
-    lambda proxy: proxy.stackProxy(None, None, PlugProxy, None),
-    lambda proxy: proxy.stackProxyInSession(PlugProxy, None, None),
-    lambda proxy: proxy.stackCustom(("provider", "info")),
-])
-def test_stacking_methods_are_refused(serve, call):
-    class Stacking(PlugProxy):
-        def startup(self):
-            call(self)
-
-    with serve(Stacking) as session:
-        assert session.client.recv(1) == b""
-        assert session.verdict == "ABORTED_BY_POLICY_ACTION"
-    assert session.log.find("Policy cannot be used; error='Stacking is not built")
-
-
-def test_class_that_stacks_is_refused_while_the_policy_loads():
-    with pytest.raises(PolicyError, match="Stacking is not built"):
-        type("Stacking", (PlugProxy,), {"stack_proxy": PlugProxy})
 
 
 # small methods

@@ -1,0 +1,478 @@
+"""Stacked proxies and programs in a Plug and an AnyPy: forms, life, harm they may want to do."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import textwrap
+
+import pytest
+
+from test.support.children import new_mark, processes, wait_until_gone, zombies_of
+from test.support.daemon import wait_until
+from test.support.proxies import serve
+from Zorp import Globals
+from Zorp.AnyPy import AnyPyProxy
+from Zorp.Constants import (
+    Z_STACK_CUSTOM,
+    Z_STACK_PROGRAM,
+    Z_STACK_PROVIDER,
+    Z_STACK_PROXY,
+    Z_STACK_PROXY_IN_SESSION,
+    Z_STACK_REMOTE,
+)
+from Zorp.Plug import PlugProxy
+from Zorp.Session import StackedSession
+from Zorp.Stack import AbstractStackingBackend, StackingProvider
+from Zorp.Stacking import parse_form
+from Zorp.Stream import StreamException, streamPair
+
+__all__ = ["serve"]
+
+BOTH_WAYS = "exec 4<&0; cat <&4 >&1 & cat <&1 >&4; wait"
+
+
+def stacking(form, **settings):
+    """Return a Plug that stacks this."""
+
+    class Stacking(PlugProxy):
+        def config(self):
+            super().config()
+            self.stack_proxy = form
+            for name, value in settings.items():
+                setattr(self, name, value)
+
+    return Stacking
+
+
+def receive_all(sock):
+    """Return everything until the end of the connection."""
+    received = b""
+    try:
+        while data := sock.recv(65536):
+            received += data
+    except ConnectionResetError:
+        pass
+    return received
+
+
+class Upper(AnyPyProxy):
+    """Capital letters towards the server."""
+
+    def proxyThread(self):
+        try:
+            while True:
+                self.server_stream.write(self.client_stream.read(100).upper())
+        except StreamException:
+            pass
+
+
+# forms
+
+@pytest.mark.parametrize(("form", "method"), [
+    (PlugProxy, Z_STACK_PROXY), ("cat", Z_STACK_PROGRAM), ((Z_STACK_PROXY, PlugProxy), Z_STACK_PROXY),
+    ([Z_STACK_PROGRAM, "cat"], Z_STACK_PROGRAM), ((Z_STACK_PROVIDER, "av", "info"), Z_STACK_PROVIDER),
+    ((Z_STACK_PROVIDER, ("av", "info")), Z_STACK_PROVIDER), ((Z_STACK_REMOTE, None, "x"), Z_STACK_REMOTE), ((77,), 77),
+])
+def test_forms(form, method):
+    assert parse_form(form).method == method
+
+
+@pytest.mark.parametrize("form", [
+    (Z_STACK_PROXY,), (Z_STACK_PROXY, PlugProxy, None), (Z_STACK_PROXY, "PlugProxy"), (Z_STACK_PROXY, int),
+    (Z_STACK_PROGRAM, 5), (Z_STACK_PROGRAM, "a\0b"), (), 5, ("cat",), (Z_STACK_PROXY_IN_SESSION, PlugProxy, None),
+    (Z_STACK_PROVIDER, ("av",)), object(),
+])
+def test_malformed_forms_pass_nothing(serve, form):
+    with serve(stacking(form)) as session:
+        session.client.sendall(b"abc")
+        assert receive_all(session.server) == b""
+        session.wait_for_end()
+    line = session.log.find("Invalid stack tuple;")[0]
+    assert (line.tag, line.level) == ("core.policy", 1)
+    assert session.log.find("Could not start stacked proxy, rejecting transfer;")
+
+
+@pytest.mark.parametrize("form", [(Z_STACK_REMOTE, None, "info"), (99, "x")])
+def test_unsupported_methods_pass_nothing(serve, form):
+    with serve(stacking(form)) as session:
+        session.client.sendall(b"abc")
+        assert receive_all(session.server) == b""
+    line = session.log.find(f"Unsupported stacking method; method='{form[0]}'")[0]
+    assert (line.tag, line.level) == ("core.error", 3)
+
+
+# child proxies
+
+@pytest.mark.parametrize("form", [PlugProxy, (Z_STACK_PROXY, PlugProxy)])
+def test_child_proxy_sees_both_directions(serve, form):
+    # given a plug inside a plug
+    with serve(stacking(form)) as session:
+        session.client.sendall(b"request")
+        assert session.server.recv(100) == b"request"
+        session.server.sendall(b"answer")
+        assert session.client.recv(100) == b"answer"
+        # then two proxies run, whose ids differ in the last part only, and one server connection exists
+        child = session.log.wait_for("Proxy starting; class='PlugProxy'")
+        parent = session.log.wait_for("Proxy starting; class='Stacking'")
+        assert child.session.rpartition("/")[0] == parent.session.rpartition("/")[0]
+        assert session.chainer.asked == 1
+        # when the client leaves, the server hears of it, and when that leaves too, both proxies end
+        session.client.close()
+        assert session.server.recv(1) == b""
+        session.server.close()
+        session.wait_for_end()
+    assert len(session.log.find("Proxy ending")) == 2
+
+
+def test_streams_are_named_after_their_place(serve):
+    names = []
+
+    class Child(AnyPyProxy):
+        def proxyThread(self):
+            names.extend([self.client_stream.name, self.server_stream.name])
+
+    with serve(stacking(Child)) as session:
+        session.wait_for_end()
+
+    assert [name.rpartition("/")[2] for name in names] == ["client_upstream", "server_upstream"]
+    assert all("/anypy/" in name for name in names)
+
+
+def test_child_inherits_the_session_and_keeps_its_own_values(serve):
+    # given a parent that leaves a note, and a child that reads it and writes its own
+    seen = {}
+
+    class Child(AnyPyProxy):
+        def proxyThread(self):
+            seen.update(note=self.session.mynote, client=self.session.client_address, own=self.session.client_stream)
+            self.session.mynote = "child"
+
+    class Parent(PlugProxy):
+        def requestStack(self):
+            self.session.mynote = "parent"
+            return Child
+
+        def shutdown(self):
+            seen["after"] = self.session.mynote
+
+    with serve(Parent) as session:
+        session.wait_for_end()
+    assert (seen["note"], seen["after"]) == ("parent", "parent")
+    assert seen["client"] == session.master.client_address
+    assert seen["own"] is not session.master.client_stream
+
+
+def test_child_that_crashes_ends_the_session(serve):
+    class Crashing(AnyPyProxy):
+        def proxyThread(self):
+            self.client_stream.read(1)
+            raise ValueError("broken")
+
+    with serve(stacking(Crashing)) as session:
+        session.client.sendall(b"abc")
+        assert receive_all(session.client) == b""
+        assert receive_all(session.server) == b""
+        assert session.verdict == "ABORTED_BY_POLICY_ACTION"
+
+
+def test_child_whose_class_cannot_be_made(serve):
+    class Unmakable(PlugProxy):
+        def __init__(self, session):
+            raise ValueError("no")
+
+    descriptors = len(os.listdir("/proc/self/fd"))
+    with serve(stacking(Unmakable)) as session:
+        assert receive_all(session.client) == b""
+        session.wait_for_end()
+    assert session.log.find("Error while stacking child proxy; error='ValueError', error_desc='no', ")[0].level == 2
+    assert session.log.find("Error stacking subproxy;")[0].level == 3
+    wait_until(lambda: len(os.listdir("/proc/self/fd")) <= descriptors, "the closing of all descriptors")
+
+
+def test_policy_may_replace_stack_proxy(serve):
+    class Parent(PlugProxy):
+        stack_proxy = PlugProxy
+
+        def stackProxy(self, client_stream, server_stream, proxy_class, stack_info):
+            return super().stackProxy(client_stream, server_stream, Upper, stack_info)
+
+    with serve(Parent) as session:
+        session.client.sendall(b"abc")
+        assert session.server.recv(10) == b"ABC"
+
+
+def test_proxy_that_stacks_itself_without_end_is_stopped(serve):
+    class Endless(PlugProxy):
+        pass
+
+    Endless.stack_proxy = Endless
+    with serve(Endless) as session:
+        assert receive_all(session.client) == b""
+        session.wait_for_end()
+    assert session.log.find("Stacking too deep; depth='17', max='16'")
+
+
+def test_stop_request_reaches_a_child_that_waits(serve):
+    class Waiting(AnyPyProxy):
+        def proxyThread(self):
+            self.server_stream.read(1)
+
+    with serve(stacking(Waiting)) as session:
+        session.log.wait_for("Proxy starting; class='Waiting'")
+        session.server.sendall(b"")
+        session.proxy.request_stop()
+        session.wait_for_end()
+
+
+# AnyPy as parent
+
+def test_anypy_stacks_and_talks_to_the_child(serve):
+    heard = []
+
+    class Parent(AnyPyProxy):
+        def proxyThread(self):
+            to_child, from_child = self.stack(Z_STACK_PROXY, Upper)
+            to_child.write("hello")
+            heard.append(from_child.read(5))
+
+    with serve(Parent) as session:
+        session.wait_for_end()
+    assert heard == ["HELLO"]
+    # and the child is gone with its parent
+    assert len(session.log.find("Proxy ending")) == 2
+
+
+def test_anypy_stacks_in_a_session_of_its_own_making(serve):
+    heard = []
+
+    class Parent(AnyPyProxy):
+        def proxyThread(self):
+            subsession = StackedSession(self.session)
+            ours, theirs = streamPair(socket.AF_UNIX, socket.SOCK_STREAM)
+            ends = self.stack(Z_STACK_PROXY_IN_SESSION, Upper, subsession, theirs, None)
+            ours.write("hello")
+            heard.extend([ends[0], ends[1].read(5)])
+            ours.close()
+
+    with serve(Parent) as session:
+        session.wait_for_end()
+    assert heard == [None, "HELLO"]
+
+
+@pytest.mark.parametrize("argument", [Upper, "tr a-z A-Z", (Z_STACK_PROXY, Upper)])
+def test_anypy_stacks_a_single_argument(serve, argument):
+    heard = []
+
+    class Parent(AnyPyProxy):
+        def proxyThread(self):
+            to_child, from_child = self.stack(argument)
+            to_child.write("hello")
+            to_child.shutdown(socket.SHUT_WR)
+            heard.append(from_child.read(5))
+
+    with serve(Parent) as session:
+        session.wait_for_end()
+    assert heard == ["HELLO"]
+
+
+# backends
+
+class Echo(AbstractStackingBackend):
+    """Gives the ends of two pairs that are joined: what goes in comes out."""
+
+    def stack(self, stack_info=None):
+        self.info = stack_info
+        near, far = streamPair(socket.AF_UNIX, socket.SOCK_STREAM)
+        return near, far
+
+
+@pytest.mark.parametrize("kind", [Z_STACK_CUSTOM, Z_STACK_PROVIDER])
+def test_backend_of_the_site(serve, kind, monkeypatch):
+    backend = Echo()
+    monkeypatch.setattr(Globals, "stacking_providers", {})
+    StackingProvider("echo", backend)
+    heard = []
+
+    class Parent(AnyPyProxy):
+        def proxyThread(self):
+            near, far = self.stack(kind, backend if kind == Z_STACK_CUSTOM else "echo", "info")
+            near.write("x")
+            heard.append(far.read(1))
+
+    with serve(Parent) as session:
+        session.wait_for_end()
+    assert (heard, backend.info) == (["x"], "info")
+
+
+@pytest.mark.parametrize("form", [
+    (Z_STACK_PROVIDER, "unknown", "info"), (Z_STACK_CUSTOM, AbstractStackingBackend(), 1)])
+def test_backend_that_offers_nothing(serve, form):
+    with serve(stacking(form)) as session:
+        session.client.sendall(b"abc")
+        assert receive_all(session.server) == b""
+    assert session.log.find("Error stacking subproxy;")
+
+
+# programs
+
+def test_program_changes_what_the_client_sends(serve):
+    with serve(stacking((Z_STACK_PROGRAM, "tr a-z A-Z"))) as session:
+        session.client.sendall(b"abc")
+        session.client.shutdown(socket.SHUT_WR)
+        assert receive_all(session.server) == b"ABC"
+        session.wait_for_end()
+    line = session.log.find("Stacking program; client='")[0]
+    assert (line.tag, line.level) == ("core.debug", 6)
+    assert line.text.endswith("program='tr a-z A-Z'")
+
+
+def test_program_that_copies_both_directions(serve):
+    with serve(stacking(BOTH_WAYS)) as session:
+        for number in range(3):
+            session.client.sendall(b"question %d" % number)
+            assert session.server.recv(100) == b"question %d" % number
+            session.server.sendall(b"answer %d" % number)
+            assert session.client.recv(100) == b"answer %d" % number
+
+
+def test_much_data_through_a_program(serve):
+    data = bytes(range(256)) * 8000
+    with serve(stacking("cat")) as session:
+        session.server.setblocking(True)
+        session.client.sendall(data[:100_000])
+        received = b""
+        while len(received) < 100_000:
+            received += session.server.recv(65536)
+        session.client.shutdown(socket.SHUT_WR)
+        assert received + receive_all(session.server) == data[:100_000]
+
+
+def test_program_has_a_clean_world(serve, monkeypatch):
+    """Environment, descriptors, signals, session: only what belongs there."""
+    monkeypatch.setenv("SECRET", "do not tell")
+    loose = os.open("/dev/null", os.O_RDONLY)
+    os.set_inheritable(loose, True)
+    command = ("env; echo FDS $(ls /proc/$$/fd | tr '\\n' ' '); grep SigIgn /proc/$$/status;"
+               " cut -d' ' -f1,5,6 /proc/$$/stat")
+    try:
+        with serve(stacking(command)) as session:
+            text = receive_all(session.server).decode()
+    finally:
+        os.close(loose)
+    lines = text.splitlines()
+    values = dict(line.split("=", 1) for line in lines if "=" in line)
+    assert values["PATH"].startswith("/usr/local/sbin")
+    assert "SECRET" not in values
+    assert values["ZORP_SERVICE"] == "test"
+    assert values["ZORP_SESSION_ID"].endswith("/plug")
+    assert values["ZORP_CLIENT_ADDRESS"].startswith("AF_INET(127.0.0.1:")
+    assert "FDS 0 1 2 3" in text
+    # nothing is ignored but the two signals of the C library
+    assert int(next(line for line in lines if line.startswith("SigIgn")).split()[1], 16) & 0x7FFFFFFF == 0
+    pid, group, own_session = lines[-1].split()
+    assert pid == group == own_session
+
+
+def test_session_data_cannot_become_shell_code(serve):
+    # given a service whose name would run a command if it got into the command line
+    with serve(stacking('echo "$ZORP_SERVICE"')) as session:
+        session.service.name = "$(touch /tmp/x)`id`"
+        assert receive_all(session.server).strip() in (b"$(touch /tmp/x)`id`", b"test")
+
+
+def test_missing_program_passes_nothing_and_is_logged(serve):
+    with serve(stacking("/nonexistent/program")) as session:
+        session.client.sendall(b"abc")
+        assert receive_all(session.server) == b""
+        session.wait_for_end()
+        assert "exit status 127" in session.log.wait_for("Stacked program failed;").text
+    assert session.log.find("Stacked program complains;")
+
+
+@pytest.mark.parametrize(("command", "reason"), [("exit 3", "exit status 3"), ("kill -9 $$", "killed by signal 9")])
+def test_exit_status_is_logged(serve, command, reason):
+    with serve(stacking(command)) as session:
+        session.wait_for_end()
+        line = session.log.wait_for("Stacked program failed;")
+    assert (line.tag, line.level) == ("core.error", 3)
+    assert reason in line.text
+
+
+HOSTILE = {
+    "ignores TERM": "trap '' TERM; while :; do sleep 1; done",
+    "forks": "sleep 1000 & sleep 1000 & wait",
+    "never reads": "sleep 1000",
+    "closes everything and stays": "exec 0<&- 1<&- 3<&- 2<&-; sleep 1000",
+    "exits midway": "head -c 3 >/dev/null",
+    "stays behind its leader": "(trap '' TERM HUP; sleep 1000) & exit 0",
+    "floods the control channel": "yes '0 FOO\n' >&3",
+    "sends rubbish for ever on the control channel": "tr -d '\\n' </dev/zero >&3",
+    "floods its standard error": "yes >&2",
+}
+
+
+@pytest.mark.parametrize("script", HOSTILE.values(), ids=HOSTILE)
+def test_no_process_is_left_and_the_session_ends(serve, script):
+    # given a program that means harm
+    mark = new_mark()
+    with serve(stacking(f": {mark}; {script}", timeout=500)) as session:
+        session.client.sendall(b"x" * 1000)
+        # then the session ends at the latest when nothing has happened for its timeout
+        assert receive_all(session.client) == b""
+        session.wait_for_end()
+        # and nothing is left of the program, not even a zombie
+        wait_until_gone(mark)
+        wait_until(lambda: not zombies_of(os.getpid()), "the reaping of the program")
+        session.log.wait_for("Stacked program ")
+
+
+def test_client_that_leaves_ends_the_program(serve):
+    mark = new_mark()
+    with serve(stacking(f": {mark}; sleep 1000; :")) as session:
+        wait_until(lambda: processes(mark), "the start of the program")
+        session.client.close()
+        session.server.close()
+        session.proxy.request_stop()
+        session.wait_for_end()
+        wait_until_gone(mark)
+
+
+def test_complaints_of_a_program_are_logged_within_bounds(serve):
+    with serve(stacking("seq 1 250 >&2; exit 0")) as session:
+        session.wait_for_end()
+        session.log.wait_for("Complaints of stacked program not logged; lines='150'")
+    assert len(session.log.find("Stacked program complains;")) == 100
+
+
+def control_script(tmp_path, *requests):
+    """Return a command that writes requests to descriptor 3 and the answers to the server."""
+    script = tmp_path / "control.py"
+    script.write_text(textwrap.dedent(f"""
+        import os, socket
+        control = socket.socket(fileno=3)
+        for request in {requests!r}:
+            control.sendall(request)
+        control.shutdown(socket.SHUT_WR)
+        while data := control.recv(65536):
+            os.write(1, data)
+        """))
+    return f"exec {sys.executable} {script}"
+
+
+def test_requests_that_fail_say_why(serve, tmp_path):
+    command = control_script(
+        tmp_path, b"1 SETVERDICT\n[]Verdict\nZ_ACCEPT\n\n", b"0 FOO\n\n", b"0 SETVERDICT\n\n",
+        b"0 SETVERDICT\n[]Verdict\nZ_ACCEPT\n[5]Description\na\nb\nc\n\n")
+    with serve(stacking(command)) as session:
+        answers = receive_all(session.server).decode()
+    # in the order of the requests; a plug has no transfer that a verdict could decide
+    assert answers == "".join(
+        f"0 RESULT\n[{len(reason)}]Fail-Reason\n{reason}\n[7]Status\nFailure\n\n" for reason in (
+            "Non-zero session-id", "Unknown request received", "No Verdict header in SETVERDICT request",
+            "Proxy does not support Stack interface"))
+    assert session.log.find("Read request from stack-control channel; request='FOO'")
+    assert session.log.find("Error processing control channel request; request='FOO',"
+                            " reason='Unknown request received'")
+    assert session.log.find("Responding on stack-control channel; response='RESULT'")
