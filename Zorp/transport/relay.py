@@ -2,10 +2,10 @@
 
 Theory of operation
     Relay(client, server, settings).run() returns an End.  One poll() watches both sockets; every
-    call on them is made with MSG_DONTWAIT, the descriptors stay as they are.  Each way is a
+    call on them is made with MSG_DONTWAIT, descriptors stay in blocking mode.  Each way is a
     _Direction: what was read is sent at once; what the peer does not take stays in `_waiting`,
     and as long as something waits there its source is not read (back pressure).  An idle relay
-    holds no buffer.
+    holds no buffer and no pipe.
 
     A direction ends with the end of file of its source, when everything read was sent:
 
@@ -15,8 +15,13 @@ Theory of operation
     A reset or any other failure of one side ends the relay at once; End names that side, and the
     caller resets the other, so that both ends learn the same.
 
-    How the bytes of a direction move is the business of _Direction.pump() alone; that is where
-    moving them inside the kernel belongs.
+    How the bytes of a direction move is the business of _Direction alone.  They are copied at
+    first; once a direction has carried LONG_BYTES they go through a pipe (Zorp.transport.pipes)
+    and never leave the kernel.  The pipe is empty whenever the source is read, so EAGAIN of the
+    source means that there is nothing to read; bytes left in the pipe wait for the sink as those
+    in `_waiting` do, whatever the source has meanwhile.  splice() obeys the mode of a descriptor
+    and no flag of the call, so both sockets are non-blocking from then on until the relay ends.
+    Where there is no pipe to be had, or a socket cannot do it, the direction copies.
 
 Threads
     run() in one thread.  Any other thread may abort() the streams: run() returns End.STOPPED.
@@ -26,19 +31,27 @@ Only for plain stream sockets: bytes that a TLS layer holds back would not wake 
 
 from __future__ import annotations
 
+import contextlib
 import enum
+import errno
+import os
 import select
 import socket
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from Zorp.transport.cpus import home
+from Zorp.transport.pipes import PIPE_BYTES, Pipe, pipes
 from Zorp.transport.stream import SocketStream
 
+LONG_BYTES = 65_536              # a direction that has carried so much goes on inside the kernel
 DRAIN_MS = 5_000                 # how long bytes already read may take after the other side has closed
 _IN, _OUT = select.POLLIN, select.POLLOUT
 _LOST = select.POLLERR | select.POLLNVAL
 _DONTWAIT = socket.MSG_DONTWAIT
+_SPLICE_FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK if hasattr(os, "splice") else 0
+_CANNOT_SPLICE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.ENOMEM})
 
 
 class End(enum.Enum):
@@ -80,8 +93,8 @@ class _SideFailed(Exception):
 class _Direction:
     """One way: from `source` to `sink`.  `bytes` and `reads` count what was read."""
 
-    __slots__ = ("_copies", "_read_bytes", "_waiting", "at_eof", "bytes", "reads", "sink", "sink_failed", "source",
-                 "source_failed")
+    __slots__ = ("_copies", "_in_pipe", "_pipe", "_read_bytes", "_splices", "_waiting", "at_eof", "bytes", "is_long",
+                 "reads", "sink", "sink_failed", "source", "source_failed")
 
     def __init__(self, source: SocketStream, sink: SocketStream, failures: tuple[End, End], copies: bool,
                  read_bytes: int) -> None:
@@ -90,6 +103,10 @@ class _Direction:
         self._copies = copies
         self._read_bytes = read_bytes
         self._waiting: bytes | memoryview = b""
+        self.is_long = False             # use_pipes() was called
+        self._splices = False            # pipes are used; false again when a socket cannot do that
+        self._pipe: Pipe | None = None   # the one that is not empty
+        self._in_pipe = 0
         self.bytes = 0
         self.reads = 0
         self.at_eof = False
@@ -97,12 +114,17 @@ class _Direction:
     @property
     def waiting(self) -> bool:
         """True while the sink has not taken everything; the source must not be read."""
-        return len(self._waiting) > 0
+        return self._in_pipe > 0 or len(self._waiting) > 0
 
     @property
     def ended(self) -> bool:
         """True when nothing more will go this way."""
-        return self.at_eof and not self._waiting
+        return self.at_eof and not self.waiting
+
+    def use_pipes(self) -> None:
+        """Move bytes inside the kernel from now on; both sockets must be non-blocking."""
+        self.is_long = True
+        self._splices = self._copies and _SPLICE_FLAGS != 0
 
     def take_pushed_back(self) -> None:
         """Send what was read from the source before the relay began."""
@@ -111,6 +133,12 @@ class _Direction:
 
     def pump(self) -> None:
         """Read once, send at once; call it when the source is readable and nothing waits."""
+        if self._splices and (pipe := pipes.take()) is not None:
+            self._pump_through(pipe)
+        else:
+            self._copy()
+
+    def _copy(self) -> None:
         try:
             data = self.source.sock.recv(self._read_bytes, _DONTWAIT)
         except BlockingIOError:
@@ -120,14 +148,78 @@ class _Direction:
         if not data:
             self.at_eof = True
             return
-        self.reads += 1
-        self.bytes += len(data)
-        self.source.bytes_recvd += len(data)
+        self._count(len(data))
         self._send(data)
+
+    def _count(self, received: int) -> None:
+        self.reads += 1
+        self.bytes += received
+        self.source.bytes_recvd += received
 
     def flush(self) -> None:
         """Send what waits; call it when the sink is writable."""
-        self._send(self._waiting)
+        if self._in_pipe:
+            self._empty_pipe()
+        else:
+            self._send(self._waiting)
+
+    def _pump_through(self, pipe: Pipe) -> None:
+        """Fill an empty pipe from the source and empty it into the sink."""
+        received = 0
+        try:
+            received = os.splice(self.source.fileno(), pipe.writer, PIPE_BYTES, flags=_SPLICE_FLAGS)
+        except BlockingIOError:
+            return
+        except OSError as problem:
+            if problem.errno not in _CANNOT_SPLICE:
+                raise _SideFailed(self.source_failed) from None
+            self._splices = False
+            self._copy()
+            return
+        finally:
+            if not received:
+                pipes.give_back(pipe)
+        if not received:
+            self.at_eof = True
+            return
+        self._count(received)
+        self._pipe, self._in_pipe = pipe, received
+        self._empty_pipe()
+
+    def _empty_pipe(self) -> None:
+        """Move from the pipe to the sink what that takes; give the pipe back when it is empty."""
+        try:
+            while self._in_pipe:
+                sent = os.splice(self._pipe.reader, self.sink.fileno(), self._in_pipe, flags=_SPLICE_FLAGS)
+                self._in_pipe -= sent
+                self.sink.bytes_sent += sent
+        except BlockingIOError:
+            return
+        except OSError as problem:
+            if problem.errno not in _CANNOT_SPLICE:
+                raise _SideFailed(self.sink_failed) from None
+            self._splices = False
+            data = self._read_pipe()
+            pipes.give_back(self._pipe)
+            self._pipe = None
+            self._send(data)
+            return
+        pipes.give_back(self._pipe)
+        self._pipe = None
+
+    def _read_pipe(self) -> bytes:
+        """Take everything out of the pipe."""
+        parts = []
+        while self._in_pipe:
+            parts.append(os.read(self._pipe.reader, self._in_pipe))
+            self._in_pipe -= len(parts[-1])
+        return b"".join(parts)
+
+    def close(self) -> None:
+        """Let go of a pipe, with what is in it."""
+        pipe, self._pipe = self._pipe, None
+        if pipe is not None:
+            pipes.discard(pipe)
 
     def _send(self, data: bytes | memoryview) -> None:
         if not self._copies:
@@ -167,6 +259,7 @@ class Relay:
         self._mask = 0
         self._started_s = time.monotonic()
         self._reads_at_stats = 0
+        self._after_pipes: contextlib.ExitStack | None = None      # None: all is copied
 
     def run(self) -> End:
         """Relay until the end; exceptions of the callbacks pass through."""
@@ -177,6 +270,9 @@ class Relay:
             end = self._loop()
         except _SideFailed as failure:
             end = failure.end
+        finally:
+            if self._after_pipes is not None:
+                self._after_pipes.close()
         return End.STOPPED if client.aborted or server.aborted else end
 
     @property
@@ -216,12 +312,25 @@ class Relay:
             changed = not outgoing.waiting
         if wanted & _IN and happened & ~_OUT:
             incoming.pump()                          # end of file and errors are found by reading
+            if incoming.bytes >= LONG_BYTES and not incoming.is_long:
+                self._use_pipes(incoming)
             return changed or incoming.at_eof or incoming.waiting
         if happened & _LOST:
             raise _SideFailed(incoming.source_failed)
         if happened & select.POLLHUP:
             self._forget(fd)                         # it would wake poll() for ever
         return changed
+
+    def _use_pipes(self, direction: _Direction) -> None:
+        """Let a direction that has proved long move its bytes inside the kernel."""
+        if self._after_pipes is None:
+            self._after_pipes = after = contextlib.ExitStack()
+            after.enter_context(home.away())
+            for each in (self.to_server, self.to_client):
+                os.set_blocking(each.source.fileno(), False)
+                after.callback(os.set_blocking, each.source.fileno(), True)
+                after.callback(each.close)
+        direction.use_pipes()
 
     def _watch(self) -> None:
         """Tell poll() what each side is waited for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 
@@ -18,7 +19,8 @@ several_cpus = pytest.mark.skipif(len(PERMITTED) < 2, reason="this host gives us
 def home():
     yield Home()
     for task in os.listdir("/proc/self/task"):
-        os.sched_setaffinity(int(task), PERMITTED)
+        with contextlib.suppress(ProcessLookupError):        # a thread that has just ended
+            os.sched_setaffinity(int(task), PERMITTED)
 
 
 def in_a_thread(function):
