@@ -1,0 +1,117 @@
+"""Reads the policies of all instances for kzorpd, beside its loop.
+
+Theory of operation
+    read() starts the children of Zorp.netfilter.policies one after the other, the next when one
+    has ended, because loading is work for a processor and there are few.  Each has a deadline.
+    When the last has ended the caller gets everything at once.  A read() while one is under way
+    begins anew after it: what the files say now is what the second caller wants.
+"""
+
+from __future__ import annotations
+
+import selectors
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from Zorp.Description import InstanceDescription
+from Zorp.Log import log
+from Zorp.netfilter.policies import DESCRIBE_DEADLINE_S, Child, PolicyUnusable, read_instances
+from Zorp.process.timers import Timer, Timers
+from Zorp.wire.instances_conf import InstanceLine
+
+
+@dataclass
+class Policies:
+    """What was read: descriptions in upload order, and why others are missing."""
+
+    descriptions: dict[str, InstanceDescription] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+Done = Callable[[Policies], None]
+
+
+class PolicyReader:
+    """One reading at a time; the loop's."""
+
+    def __init__(self, config_dir: str, selector: selectors.BaseSelector, timers: Timers,
+                 command: tuple[str, ...] | None = None) -> None:
+        self._config_dir = config_dir
+        self._selector = selector
+        self._timers = timers
+        self._command = command
+        self._waiting: list[Done] = []
+        self._done: list[Done] = []
+        self._lines: deque[InstanceLine] = deque()
+        self._child: Child | None = None
+        self._deadline: Timer | None = None
+
+    def read(self, done: Done) -> None:
+        """Read every policy; call done() when all have been read."""
+        self._waiting.append(done)
+        if not self._done:
+            self._begin()
+
+    def _begin(self) -> None:
+        self._done, self._waiting = self._waiting, []
+        self._found = Policies()
+        try:
+            instances = read_instances(self._config_dir)
+        except OSError as problem:
+            log(None, "core.info", 1, "Unable to open instances.conf, falling back to configuration dir; error='%s', "
+                "fallback='%s'", (problem, self._config_dir))
+            self._end()
+            return
+        self._found.problems += instances.problems
+        if not instances.lines:
+            log(None, "core.info", 1, "No instances defined; instances_conf='%s'", (instances.path,))
+        self._lines = deque(instances.lines)
+        self._next()
+
+    def _next(self) -> None:
+        while self._lines and self._child is None:
+            line = self._lines.popleft()
+            try:
+                self._child = Child(line, self._command)
+            except PolicyUnusable as problem:
+                self._found.problems.append(str(problem))
+                continue
+            self._selector.register(self._child.descriptor, selectors.EVENT_READ, lambda events: self._ended())
+            self._deadline = self._timers.after(DESCRIBE_DEADLINE_S, self._too_long)
+        if self._child is None:
+            self._end()
+
+    def _too_long(self) -> None:
+        self._found.problems.append(f"instance '{self._child.instance}': loading took longer than "
+                                    f"{DESCRIBE_DEADLINE_S:.0f} seconds")
+        self._let_go()
+        self._next()
+
+    def _ended(self) -> None:
+        try:
+            description = self._child.result()
+            self._found.descriptions[description.instance] = description
+        except PolicyUnusable as problem:
+            self._found.problems.append(str(problem))
+        self._let_go()
+        self._next()
+
+    def _let_go(self) -> None:
+        self._deadline.cancel()
+        self._selector.unregister(self._child.descriptor)
+        self._child.close()
+        self._child = None
+
+    def _end(self) -> None:
+        done, self._done = self._done, []
+        for one in done:
+            one(self._found)
+        if self._waiting and not self._done:
+            self._begin()
+
+    def close(self) -> None:
+        """Give up what is under way; nobody is called any more."""
+        self._waiting, self._done = [], []
+        if self._child is not None:
+            self._let_go()

@@ -1,0 +1,258 @@
+"""What kzorpd holds in the packet filter: descriptions, the plan made of them, the kernel.
+
+Theory of operation
+    Everything that changes packet rules goes through one step, _put_in_force(): compile all
+    descriptions with the present addresses of host names, carry the plan to the kernel, write
+    the state down.  When compiling or carrying fails, nothing has changed: neither the kernel
+    (the back end sees to that), nor the state, nor what is shown.
+
+    Other addresses of host names change sets, not rules: then only the sets are carried over.
+
+    look_for_drift() compares the kernel with the plan; what others have changed is reported, and
+    put right if the site wants that.
+
+    In mode "listeners" the descriptions are kept and shown, and the kernel is left alone.
+
+Whose zones are in force
+    A running instance hands its description over when it starts and reloads; that is what it
+    serves.  Reading policy files again (reload) therefore takes from the file of such an
+    instance its zones only; an instance that never handed over is taken as the file says.
+    A zone that a rule in force names cannot go: the rule would match nothing, or, as in the
+    original, everything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+
+from pyroute2.netlink.exceptions import NetlinkError
+
+from Zorp.Description import (
+    DescriptionError,
+    InstanceDescription,
+    ProxyData,
+    ZoneData,
+    check,
+)
+from Zorp.Log import log
+from Zorp.netfilter.backend import BackendError, open_backend
+from Zorp.netfilter.compiler import CompileError, IndexState, compile_plan
+from Zorp.netfilter.evaluator import Evaluator
+from Zorp.netfilter.instance_zones import InstanceZones
+from Zorp.netfilter.plan import Plan, RuleIndex
+from Zorp.netfilter.sessions import end_without_rule
+from Zorp.netfilter.site import Site
+from Zorp.netfilter.store import Entry, State, Store, StoreError
+
+_EMPTY = Plan(tables=(), sets=(), ip_rules=(), routes=(), indexes=())
+
+
+class RulesError(Exception):
+    """The packet rules stay as they are; `str()` is for the administrator."""
+
+
+class PacketRules:
+    """The packet rules of this host; the loop's."""
+
+    def __init__(self, site: Site, backend=None) -> None:
+        self._site = site
+        self._store = Store(site.state_dir)
+        self._backend = backend
+        self._addresses: Mapping[str, Iterable[str]] = {}
+        self._is_behind = False                          # the zones have addresses that the kernel has not
+        self._instances: list[tuple[InstanceDescription, InstanceZones]] = []
+        self._by_index: dict[int, RuleIndex] = {}
+        self._zone_conditions: dict[tuple[str, int], tuple[bool, bool]] = {}
+        self.state = State()
+        self.plan = _EMPTY
+        self.evaluator = Evaluator(())
+
+    @property
+    def is_active(self) -> bool:
+        """True when this host wants packet rules."""
+        return self._site.mode != "listeners"
+
+    # ---- what is shown
+
+    def hostnames(self) -> set[str]:
+        """Return every host name that a zone has."""
+        return {name for _, zones in self._instances for name in zones.hostnames()}
+
+    def addresses(self) -> dict[str, list[str]]:
+        """Return the addresses of host names as they were taken last."""
+        return {name: list(addresses) for name, addresses in self._addresses.items()}
+
+    def rule_of(self, index: int) -> RuleIndex | None:
+        """Return the rule that a number in a connection mark stands for."""
+        return self._by_index.get(index)
+
+    def zone_conditions(self, rule: RuleIndex) -> tuple[bool, bool]:
+        """Return whether a rule asks for zones of clients and of servers."""
+        return self._zone_conditions.get((rule.instance, rule.rule_id), (False, False))
+
+    # ---- changes
+
+    def restore(self) -> None:
+        """Put in force what was in force when kzorpd ended.  Raises RulesError."""
+        self._put_in_force(self._store.read(), is_first=True)
+
+    def hand_over(self, description: InstanceDescription) -> None:
+        """Put in force what a running instance wants.  Raises RulesError."""
+        self._put_in_force(self.state.with_entry(Entry(description, handed_over=True)))
+
+    def remove(self, instance: str) -> None:
+        """Forget an instance.  Raises RulesError."""
+        self._put_in_force(self.state.without(instance))
+
+    def take_policies(self, descriptions: Mapping[str, InstanceDescription], *, is_start: bool) -> None:
+        """Put in force what the policy files of all instances say, as far as that goes (see above).
+
+        is_start: the files were read because kzorpd has started; instances that have handed over
+        keep everything.  Raises RulesError.
+        """
+        state = self.state
+        for name, description in descriptions.items():
+            known = next((entry for entry in state.entries if entry.description.instance == name), None)
+            if known is None or not known.handed_over:
+                if _lacks_port(description):
+                    log(None, "core.info", 3, "Instance has never run, its rules follow when it starts; instance='%s'",
+                        (name,))
+                    continue
+                state = state.with_entry(Entry(description))
+            elif not is_start:
+                state = state.with_entry(Entry(_with_zones(known.description, description.zones), handed_over=True))
+        if not is_start:
+            gone = [entry.description.instance for entry in state.entries
+                    if not entry.handed_over and entry.description.instance not in descriptions]
+            for name in gone:
+                state = state.without(name)
+        self._put_in_force(state)
+
+    def replace_zones(self, zones: tuple[ZoneData, ...]) -> None:
+        """Give every instance these zones.  Raises RulesError."""
+        self._put_in_force(State(tuple(
+            Entry(_with_zones(entry.description, zones), entry.handed_over) for entry in self.state.entries),
+            self.state.indexes))
+
+    def empty_zones(self) -> None:
+        """Take the nets and host names of all zones away; the zones and rules stay.  Raises RulesError."""
+        self._put_in_force(State(tuple(
+            Entry(dataclasses.replace(entry.description, zones=tuple(
+                dataclasses.replace(zone, nets=(), hostnames=()) for zone in entry.description.zones)),
+                entry.handed_over)
+            for entry in self.state.entries), self.state.indexes))
+
+    def take_addresses(self, addresses: Mapping[str, Iterable[str]]) -> bool:
+        """Take the addresses of host names; return whether a zone changed.
+
+        Raises RulesError; the next call tries again.
+        """
+        self._addresses = dict(addresses)
+        changed = [description.instance for description, zones in self._instances if zones.feed(self._addresses)]
+        self._is_behind |= bool(changed)
+        if not self._is_behind:
+            return False
+        plan = self._compiled(self._instances, self.state.indexes)
+        self._carry(plan, sets_only=plan.tables == self.plan.tables)
+        self.plan, self._is_behind = plan, False
+        return True
+
+    def _put_in_force(self, state: State, *, is_first: bool = False) -> None:
+        instances = [(description, InstanceZones(description)) for description in state.descriptions]
+        for _, zones in instances:
+            zones.feed(self._addresses)
+        plan = self._compiled(instances, state.indexes)
+        state = State(state.entries, IndexState.of(plan, state.indexes))
+        try:
+            with self._store.lock():
+                if plan != self.plan or (is_first and state.entries):
+                    self._carry(plan)
+                self._store.write(state)
+        except StoreError as problem:
+            raise RulesError(str(problem)) from None
+        changed, self.plan = plan != self.plan, plan
+        self.state, self._instances = state, instances
+        self._by_index = {rule.index: rule for rule in plan.indexes}
+        self._zone_conditions = {(description.instance, rule.rule_id): (bool(rule.src_zone), bool(rule.dst_zone))
+                                 for description in state.descriptions for rule in description.rules}
+        self.evaluator = Evaluator(instances)
+        if changed and self.is_active and not self._site.keep_sessions:
+            self._end_sessions()
+
+    def _end_sessions(self) -> None:
+        """Forwarded connections do not outlive their rule."""
+        try:
+            ended = end_without_rule(self.plan, self._site)
+        except (OSError, NetlinkError) as problem:
+            log(None, "core.error", 1, "Forwarded sessions whose rule is gone cannot be ended; error='%s'", (problem,))
+            return
+        if ended:
+            log(None, "core.info", 3, "Forwarded sessions ended with their rule; count='%d'", (ended,))
+
+    def _compiled(self, instances: list[tuple[InstanceDescription, InstanceZones]], indexes: IndexState) -> Plan:
+        if not instances:
+            return _EMPTY                                # nobody wants anything: the host is as without us
+        try:
+            return compile_plan([zones.described() for _, zones in instances], self._site, indexes)
+        except CompileError as problem:
+            raise RulesError(str(problem)) from None
+
+    def _carry(self, plan: Plan, *, sets_only: bool = False) -> None:
+        if not self.is_active:
+            return
+        try:
+            if self._backend is None:
+                self._backend = open_backend(self._site)
+            if plan is _EMPTY:
+                self._backend.unload()
+            elif sets_only:
+                self._backend.update_sets(plan)
+            else:
+                self._backend.apply(plan)
+        except BackendError as problem:
+            raise RulesError(str(problem)) from None
+
+    # ---- what others do
+
+    def look_for_drift(self) -> bool:
+        """Compare the kernel with the plan, report differences, repair them if wanted; tell if there were any."""
+        if not self.is_active or self._backend is None:
+            return False
+        try:
+            differences = self._backend.drift(self.plan)
+        except BackendError as problem:
+            log(None, "core.error", 1, "Packet rules cannot be read back; error='%s'", (problem,))
+            return False
+        if not differences:
+            return False
+        repaired = self._site.on_drift == "repair" and self._repair()
+        log(None, "core.error", 1, "Packet rules were changed by another program; differences='%d', first='%s', "
+            "restored='%s'", (len(differences), differences[0], "yes" if repaired else "no"))
+        return True
+
+    def _repair(self) -> bool:
+        try:
+            with self._store.lock():
+                self._backend.apply(self.plan)
+        except (BackendError, StoreError) as problem:
+            log(None, "core.error", 1, "Packet rules cannot be restored; error='%s'", (problem,))
+            return False
+        return True
+
+
+def _lacks_port(description: InstanceDescription) -> bool:
+    """True when rules lead to a listener whose port is not known yet."""
+    proxied = {service.name for service in description.services if isinstance(service, ProxyData)}
+    return (any(rule.service in proxied for rule in description.rules)
+            and any(not listener.port for listener in description.listeners))
+
+
+def _with_zones(description: InstanceDescription, zones: tuple[ZoneData, ...]) -> InstanceDescription:
+    """Return the description with other zones.  Raises RulesError when a rule would lose one."""
+    changed = dataclasses.replace(description, zones=zones)
+    try:
+        check(changed)
+    except DescriptionError as problem:
+        raise RulesError(str(problem)) from None
+    return changed
