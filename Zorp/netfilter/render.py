@@ -202,6 +202,7 @@ class Present:
     builtin: dict[str, tuple[str, ...]]          # built-in chain -> its rules as lines
     policies: dict[str, str]
     foreign: tuple[str, ...] = ()                # lines of chains that are neither
+    lines: tuple[str, ...] = ()                  # of our chains, as they were printed
 
 
 def parse_save(text: str) -> dict[str, Present]:
@@ -211,10 +212,11 @@ def parse_save(text: str) -> dict[str, Present]:
     builtin: dict[str, list[str]] = {}
     policies: dict[str, str] = {}
     foreign: list[str] = []
+    lines: list[str] = []
     name = ""
     for line in text.splitlines():
         if line.startswith("*"):
-            name, ours, builtin, policies, foreign = line[1:], {}, {}, {}, []
+            name, ours, builtin, policies, foreign, lines = line[1:], {}, {}, {}, [], []
         elif line.startswith(":"):
             chain, policy = line[1:].split()[:2]
             if chain.startswith(CHAIN_PREFIX):
@@ -225,13 +227,15 @@ def parse_save(text: str) -> dict[str, Present]:
             chain = line.split(maxsplit=2)[1]
             if chain in ours:
                 ours[chain].append(canonical(line))
+                lines.append(line)
             elif chain in builtin:
                 builtin[chain].append(line)
             else:
                 foreign.append(line)
         elif line == "COMMIT":
             tables[name] = Present({chain: tuple(rules) for chain, rules in ours.items()},
-                                   {chain: tuple(rules) for chain, rules in builtin.items()}, policies, tuple(foreign))
+                                   {chain: tuple(rules) for chain, rules in builtin.items()}, policies,
+                                   tuple(foreign), tuple(lines))
     return tables
 
 

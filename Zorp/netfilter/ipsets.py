@@ -1,0 +1,218 @@
+"""Our address sets in the kernel: made beside the old ones, then exchanged.
+
+Theory of operation
+    load() compares what the kernel holds with the plan.  A set that differs is built under a
+    temporary name, which takes as long as it takes, and swapped with the old one in one step;
+    packet rules that name it see the old content or the new.  What was swapped out is kept until
+    finish() removes it, so that undo() can swap it back when the rules cannot be loaded.
+
+    Sets are listed, made, swapped and removed through pyroute2.  Filling speaks netlink itself:
+    pyroute2 sends one message per member, the kernel takes hundreds in one, and exceptions
+    (nomatch) have no place in pyroute2's interface.
+
+Only sets whose names begin with "zorp." are touched.  Errors: SetError.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import os
+import socket
+import struct
+from collections.abc import Iterable, Iterator
+
+from pyroute2.ipset import IPSet
+from pyroute2.netlink.exceptions import NetlinkError
+from pyroute2.netlink.nfnetlink.ipset import IPSET_FLAG_NOMATCH
+
+from Zorp.netfilter.plan import SET_PREFIX, AddressSet, Member
+
+_TYPE = "hash:net"
+_TEMPORARY = f"{SET_PREFIX}~"            # no set of a plan is called so: set_name() puts a letter or digit there
+_LEAST_MAXELEM = 65_536
+_FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
+
+# linux/netlink.h, linux/netfilter/nfnetlink.h, linux/netfilter/ipset/ip_set.h
+_NETLINK_NETFILTER = 12
+_ADD = 6 << 8 | 9                        # subsystem ipset, command add
+_REQUEST_ACK = 0x1 | 0x4
+_ATTR_PROTOCOL, _ATTR_SETNAME, _ATTR_DATA, _ATTR_ADT, _ATTR_LINENO = 1, 2, 7, 8, 9
+_ATTR_IP, _ATTR_CIDR, _ATTR_CADT_FLAGS = 1, 3, 8
+_NESTED, _NET_BYTEORDER = 0x8000, 0x4000
+_IPSET_PROTOCOL = 6
+_MEMBERS_PER_MESSAGE = 400               # of about 40 bytes each: an attribute holds at most 64 KiB
+
+
+class SetError(Exception):
+    """A set could not be read or changed; `str()` is for the administrator."""
+
+
+class Sets:
+    """The sets of this network namespace; a context manager.  One thread only."""
+
+    def __init__(self) -> None:
+        try:
+            self._ipset = IPSet()
+        except (OSError, NetlinkError) as problem:
+            raise SetError(f"ipset cannot be used: {problem}; load the module ip_set, as root") from None
+        self._swapped: list[tuple[str, str]] = []        # (name, temporary name that has the old content)
+        self._created: list[str] = []
+
+    def __enter__(self) -> Sets:
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        self._ipset.close()
+
+    # ---- reading
+
+    def names(self) -> list[str]:
+        """Return the names of our sets, temporary ones included."""
+        found = {message.get_attr("IPSET_ATTR_SETNAME") for message in self._list()}
+        return sorted(name for name in found if name and name.startswith(SET_PREFIX))
+
+    def read(self) -> dict[str, AddressSet]:
+        """Return our sets with their members, without temporary ones."""
+        found: dict[str, list] = {}
+        for message in self._list():
+            name = message.get_attr("IPSET_ATTR_SETNAME")
+            if name and name.startswith(SET_PREFIX) and not name.startswith(_TEMPORARY):
+                family = 6 if message.get_attr("IPSET_ATTR_FAMILY") == socket.AF_INET6 else 4
+                found.setdefault(name, [family, []])[1].extend(_members(message, family))
+        return {name: AddressSet(name, family, tuple(sorted(members, key=lambda member: (member.net, member.nomatch))))
+                for name, (family, members) in found.items()}
+
+    def _list(self):
+        return self._call("listing sets", self._ipset.list)
+
+    # ---- changing
+
+    def load(self, wanted: Iterable[AddressSet]) -> bool:
+        """Give the kernel these sets; return whether anything changed.  Raises SetError, after undo()."""
+        self._remove_leftovers()
+        present = self.read()
+        try:
+            for members in wanted:
+                old = present.get(members.name)
+                if old is None:
+                    self._make(members.name, members)
+                    self._created.append(members.name)
+                elif old.family != members.family:
+                    raise SetError(f"set {members.name} exists for the other family; destroy it")
+                elif _content(old) != _content(members):
+                    self._exchange(members)
+        except SetError:
+            self.undo()
+            raise
+        return bool(self._created or self._swapped)
+
+    def undo(self) -> None:
+        """Put the old contents back, after a load() whose rules were refused."""
+        for name, temporary in reversed(self._swapped):
+            self._call(f"swapping set {name}", self._ipset.swap, name, temporary)
+        self._created, created = [], self._created
+        for name in created:
+            self._destroy(name)
+        self.finish()
+
+    def finish(self, keep: Iterable[str] | None = None) -> None:
+        """Remove what was swapped out; with `keep`, also our sets that are not among these."""
+        for _, temporary in self._swapped:
+            self._destroy(temporary)
+        self._swapped, self._created = [], []
+        if keep is not None:
+            for name in set(self.names()) - set(keep):
+                self._destroy(name)
+
+    def _exchange(self, members: AddressSet) -> None:
+        temporary = _TEMPORARY + hashlib.sha256(members.name.encode()).hexdigest()[:16]
+        self._make(temporary, members)
+        self._call(f"swapping set {members.name}", self._ipset.swap, members.name, temporary)
+        self._swapped.append((members.name, temporary))
+
+    def _make(self, name: str, members: AddressSet) -> None:
+        size = max(_LEAST_MAXELEM, 2 * len(members.members))
+        self._call(f"making set {name}", self._ipset.create, name, stype=_TYPE, family=_FAMILY[members.family],
+                   maxelem=size)
+        try:
+            _fill(name, members)
+        except OSError as problem:
+            self._destroy(name)
+            raise SetError(f"filling set {name}: {problem.strerror}") from None
+
+    def _remove_leftovers(self) -> None:
+        """Remove temporary sets that a program left behind when it was killed."""
+        for name in self.names():
+            if name.startswith(_TEMPORARY):
+                self._destroy(name)
+
+    def _destroy(self, name: str) -> None:
+        self._call(f"removing set {name}", self._ipset.destroy, name)
+
+    @staticmethod
+    def _call(what: str, function, *arguments, **keywords):
+        try:
+            return list(function(*arguments, **keywords) or ())
+        except (NetlinkError, OSError) as problem:
+            raise SetError(f"{what}: {problem}") from None
+
+
+def _content(members: AddressSet) -> frozenset[Member]:
+    return frozenset(members.members)
+
+
+def _members(message, family: int) -> Iterator[Member]:
+    entries = message.get_attr("IPSET_ATTR_ADT")
+    for entry in (entries.get_attrs("IPSET_ATTR_DATA") if entries is not None else ()):
+        address = entry.get_attr("IPSET_ATTR_IP_FROM").get_attr(f"IPSET_ATTR_IPADDR_IPV{family}")
+        bits = entry.get_attr("IPSET_ATTR_CIDR") or (32 if family == 4 else 128)
+        flags = entry.get_attr("IPSET_ATTR_CADT_FLAGS") or 0
+        yield Member(str(ipaddress.ip_network(f"{address}/{bits}")), bool(flags & IPSET_FLAG_NOMATCH))
+
+
+# ---------------------------------------------------------------------------- filling
+
+def _fill(name: str, members: AddressSet) -> None:
+    """Add all members to a set; raises OSError."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as netlink:
+        netlink.bind((0, 0))
+        for first in range(0, len(members.members), _MEMBERS_PER_MESSAGE):
+            netlink.send(_add_message(name, members, first))
+            _take_answer(netlink.recv(65_536))
+
+
+def _add_message(name: str, members: AddressSet, first: int) -> bytes:
+    entries = b"".join(_nested(_ATTR_DATA, _entry(member, members.family) + _number(_ATTR_LINENO, first + place))
+                       for place, member in enumerate(members.members[first:first + _MEMBERS_PER_MESSAGE]))
+    body = struct.pack("=BBH", _FAMILY[members.family], 0, 0) + \
+        _attr(_ATTR_PROTOCOL, bytes((_IPSET_PROTOCOL,))) + _attr(_ATTR_SETNAME, name.encode() + b"\0") + \
+        _number(_ATTR_LINENO, 0) + _nested(_ATTR_ADT, entries)
+    return struct.pack("=IHHII", 16 + len(body), _ADD, _REQUEST_ACK, 1, 0) + body
+
+
+def _entry(member: Member, family: int) -> bytes:
+    net = ipaddress.ip_network(member.net)
+    address = _attr(_NET_BYTEORDER | (1 if family == 4 else 2), net.network_address.packed)
+    flags = _number(_ATTR_CADT_FLAGS, IPSET_FLAG_NOMATCH) if member.nomatch else b""
+    return _nested(_ATTR_IP, address) + _attr(_ATTR_CIDR, bytes((net.prefixlen,))) + flags
+
+
+def _attr(kind: int, value: bytes) -> bytes:
+    length = 4 + len(value)
+    return struct.pack("=HH", length, kind) + value + bytes(-length % 4)
+
+
+def _nested(kind: int, value: bytes) -> bytes:
+    return _attr(kind | _NESTED, value)
+
+
+def _number(kind: int, value: int) -> bytes:
+    return _attr(kind | _NET_BYTEORDER, struct.pack("!I", value))
+
+
+def _take_answer(answer: bytes) -> None:
+    """Raise OSError when the kernel refused; codes above 4095 are ipset's own."""
+    error, = struct.unpack_from("=i", answer, 16)
+    if error:
+        raise OSError(-error, os.strerror(-error) if -error < 4096 else f"ipset error {-error}")

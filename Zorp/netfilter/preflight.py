@@ -1,0 +1,107 @@
+"""What a host lacks for packet rules, before they are loaded: each finding with the command that repairs it.
+
+An error stops a load, a warning does not.  Nothing is changed here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from Zorp.netfilter.plan import Plan
+from Zorp.netfilter.render import Present
+from Zorp.netfilter.site import Site
+
+_PROC = pathlib.Path("/proc")
+_MARK = re.compile(r"mark(?:s|ed)?\s+(0x[0-9a-f]+|[0-9]+)(?:/(0x[0-9a-f]+|[0-9]+))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is not as it should be."""
+
+    is_error: bool
+    text: str
+    repair: str = ""                 # a command, or what to do
+
+    def __str__(self) -> str:
+        kind = "error" if self.is_error else "warning"
+        return f"{kind}: {self.text}" + (f"; repair: {self.repair}" if self.repair else "")
+
+
+def adapted(site: Site) -> Site:
+    """Return the settings with what this host's kernel settings imply."""
+    return dataclasses.replace(site, accepts_marks=_sysctl("net/ipv4/tcp_fwmark_accept") == "1")
+
+
+def findings(site: Site, plan: Plan, present: dict[tuple[int, str], Present], backend: str) -> list[Finding]:
+    """Return everything that is wrong with this host for this plan, errors first."""
+    found = [*_kernel(site, plan), *_routing(site), *_tables(site, present, backend)]
+    return sorted(found, key=lambda finding: not finding.is_error)
+
+
+def _sysctl(name: str) -> str | None:
+    try:
+        return (_PROC / "sys" / name).read_text().strip()
+    except OSError:
+        return None
+
+
+def _kernel(site: Site, plan: Plan) -> Iterator[Finding]:
+    if _sysctl("net/netfilter/nf_conntrack_max") is None:
+        yield Finding(True, "connection tracking is not there", "modprobe nf_conntrack")
+    if any(rule.kind == "forward" for rule in plan.indexes):
+        for family, name in ((4, "net.ipv4.ip_forward"), (6, "net.ipv6.conf.all.forwarding")):
+            if family in site.families and _sysctl(name.replace(".", "/")) != "1":
+                is_needed = any(rule.kind == "forward" and _uses(plan, family, rule.index) for rule in plan.indexes)
+                yield Finding(is_needed and family == 4, f"the host does not forward packets, but the policy has a "
+                              f"PFService; sysctl='{name}'", f"sysctl -w {name}=1")
+    if 6 in site.families and _sysctl("net/ipv6/conf/all/disable_ipv6") is None:
+        yield Finding(True, "this kernel has no IPv6", "set families: [4] in kzorp.yml")
+
+
+def _uses(plan: Plan, family: int, index: int) -> bool:
+    """Return whether packets of a family can reach a rule."""
+    action = f"ZORP_R{index}"
+    return any(action in rule.target.values for chain in plan.table(family, "mangle").chains for rule in chain.rules)
+
+
+def _routing(site: Site) -> Iterator[Finding]:
+    if site.accepts_marks:
+        yield Finding(False, "accepted sockets inherit the mark of diverted packets, so replies would be routed to "
+                      "this host; a routing rule that prevents this is loaded with the packet rules",
+                      "sysctl -w net.ipv4.tcp_fwmark_accept=0, and load again")
+    strict = [path.parent.name for path in sorted(_PROC.glob("sys/net/ipv4/conf/*/rp_filter"))
+              if path.read_text().strip() == "1" and path.parent.name not in ("all", "default", "lo")]
+    if strict and 4 in site.families:
+        yield Finding(False, "packets on asymmetric routes are dropped without a line; strict interfaces: "
+                      + " ".join(strict),
+                      " && ".join(f"sysctl -w net.ipv4.conf.{name}.rp_filter=2" for name in strict))
+
+
+def _tables(site: Site, present: dict[tuple[int, str], Present], backend: str) -> Iterator[Finding]:
+    for (family, name), held in sorted(present.items()):
+        if name == "filter" and held.policies.get("INPUT") == "ACCEPT":
+            command = "iptables" if family == 4 else "ip6tables"
+            yield Finding(False, f"{command}: what no rule takes may reach this host itself, the policy of INPUT is "
+                          "ACCEPT", f"{command} -P INPUT DROP, after rules for what the host needs")
+        yield from _foreign_marks(site, family, name, held)
+    if backend == "nft" and (_PROC / "net/ip_tables_names").exists():
+        names = (_PROC / "net/ip_tables_names").read_text().split()
+        if names:
+            yield Finding(False, f"the legacy tables are in use beside the ones we write; tables: {' '.join(names)}",
+                          "move their rules, or set backend: legacy-restore in kzorp.yml")
+
+
+def _foreign_marks(site: Site, family: int, name: str, held: Present) -> Iterator[Finding]:
+    ours = site.marks.divert | site.marks.own
+    for line in (*held.foreign, *(line for lines in held.builtin.values() for line in lines)):
+        bits = site.marks.connection_mask if "connmark" in line.lower() else ours
+        for value, mask in _MARK.findall(line.lower()):
+            if (int(mask, 0) if mask else int(value, 0)) & bits:
+                yield Finding(False, f"a rule of the site uses mark bits of ours; family='{family}', table='{name}', "
+                              f"rule='{line}'", "choose other bits under marks: in kzorp.yml")
+                break
