@@ -529,10 +529,7 @@ class Master:
                 if not load.waiting_for_handover:
                     self._finish_switch(load)
                 return
-        if status == 0:
-            self._reporter("Daemon exited gracefully, not restarting; exitcode='0'")
-            self.stop(EXIT_OK)
-            return
+        # Status 0 is a crash too: a worker that may end has been told so, or has told us of quit().
         reason = ("deadlock" if handle.hung else "signal" if os.WIFSIGNALED(status) else "failure")
         budget = self._budgets[slot]
         restarting = self._options.mode.restarts and not budget.exhausted

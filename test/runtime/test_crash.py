@@ -182,3 +182,27 @@ def test_a_fatal_signal_leaves_the_stacks_in_the_log(zorp):
     line = daemon.log.wait_for("core.error", 0, "Signal received, stackdump follows")
     assert line.fields == {"signo": "6", "pid": str(before)}
     assert any("threads.py" in one.raw for one in daemon.log.find("core.error", 0, "Stack: "))
+
+
+def test_a_callback_that_ends_the_process_is_a_crash(zorp):
+    # given a policy whose callback ends the process with status 0, past every finally
+    daemon = zorp("""
+        import os
+        from Zorp.Core import *
+        from Zorp.Plug import *
+
+        class Leaves(PlugProxy):
+            def config(self):
+                os._exit(0)
+
+        def intra():
+            Service("plug", Leaves, router=DirectedRouter(SockAddrInet("127.0.0.1", 9)))
+            Dispatcher(DBSockAddr(SockAddrInet("127.0.0.1", $port), ZD_PROTO_TCP), service="plug")
+        """)
+    before = daemon.worker_pid()
+    # when a client makes it do so
+    daemon.connect().close()
+    # then the worker is replaced, and the instance serves on
+    wait_until(lambda: daemon.worker_pid() != before, "the new worker")
+    daemon.connect().close()
+    assert daemon.process.poll() is None
