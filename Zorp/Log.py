@@ -154,7 +154,9 @@ def log(sessionid, logclass, verbosity, msg=None, args=None) -> None:
     try:
         if msg is None:
             sessionid, logclass, verbosity, msg = None, sessionid, logclass, verbosity
-        if not enabled(logclass, verbosity):
+        present = _filter                # enabled(), without the call: nearly all messages end here
+        known = present.levels.get(logclass)
+        if verbosity > (present.effective(logclass) if known is None else known):
             return
         if _throttle is not None and not _throttle(logclass, msg):
             return
@@ -190,6 +192,23 @@ def _report_bad_call(sessionid, msg, problem: Exception) -> None:
 
 
 def _formatted(msg: str, args) -> str:
+    """Return the message with its arguments in it.
+
+    Nearly always the arguments hold nothing that has to be changed, which one look at the whole
+    shows: printable ASCII, short, and no quote but those of the text itself.
+    """
+    if type(args) is tuple:
+        try:
+            text = msg % args
+        except (TypeError, ValueError):          # bytes for %d and the like
+            return _formatted_one_by_one(msg, args)
+        if (text.isascii() and text.isprintable() and len(text) <= VALUE_BYTES
+                and text.count("'") == msg.count("'")):
+            return text
+    return _formatted_one_by_one(msg, args)
+
+
+def _formatted_one_by_one(msg: str, args) -> str:
     if not msg.isascii():
         msg = _readable(msg)
     if args is None:
