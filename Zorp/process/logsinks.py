@@ -121,7 +121,7 @@ def _iso_time() -> str:
     return f"{moment}.{int(now % 1 * 1_000_000):06d}{zone[:3]}:{zone[3:]}"
 
 
-class _Sink(abc.ABC):
+class Sink(abc.ABC):
     """What both sinks share: the waiting line and the count of what did not fit."""
 
     on_backlog: Callable[[], None] | None = None
@@ -145,6 +145,16 @@ class _Sink(abc.ABC):
     @abc.abstractmethod
     def _write(self, packet: bytes) -> int:
         """Write without blocking; return the bytes taken, 0 when none can be taken now."""
+
+    @abc.abstractmethod
+    def _descriptor(self) -> int | None:
+        """Return what becomes writable when more can be written; None: nobody can tell."""
+
+    def duplicate(self) -> int | None:
+        """Return a descriptor of the caller's own to wait for, None when there is none."""
+        with self._line_lock:            # nobody closes it meanwhile
+            descriptor = self._descriptor()
+            return os.dup(descriptor) if descriptor is not None else None
 
     def _send(self, packet: bytes) -> None:
         with self._line_lock:
@@ -178,12 +188,12 @@ class _Sink(abc.ABC):
         return not self._line
 
 
-class StderrSink(_Sink):
+class StderrSink(Sink):
     """Lines to a descriptor, standard error usually."""
 
     def __init__(self, formatter: Formatter, descriptor: int = 2) -> None:
         super().__init__(formatter)
-        self._descriptor = descriptor
+        self._descriptor_number = descriptor
         self._poller = None
         mode = os.fstat(descriptor).st_mode
         if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
@@ -194,12 +204,15 @@ class StderrSink(_Sink):
         line = self._formatter.plain(tag, level, session, text)
         self._send((line + "\n").encode("utf-8", "backslashreplace"))
 
+    def _descriptor(self) -> int | None:
+        return self._descriptor_number
+
     def _write(self, packet: bytes) -> int:
         taken = 0
         try:
             while taken < len(packet) and (self._poller is None or self._poller.poll(0)):
                 part = packet[taken:taken + _STDERR_POLL_BYTES] if self._poller is not None else packet[taken:]
-                taken += os.write(self._descriptor, part)
+                taken += os.write(self._descriptor_number, part)
         except BlockingIOError:
             return taken
         except OSError:                  # nobody reads any more: there is nowhere left to complain
@@ -207,7 +220,7 @@ class StderrSink(_Sink):
         return taken
 
 
-class SyslogSink(_Sink):
+class SyslogSink(Sink):
     """Packets to the system log."""
 
     def __init__(self, formatter: Formatter, path: str = "/dev/log",
@@ -270,6 +283,9 @@ class SyslogSink(_Sink):
                 if not packet.startswith(b"<"):
                     return len(packet)   # a rest: its beginning went to the receiver that is gone
         return 0
+
+    def _descriptor(self) -> int | None:
+        return self._socket.fileno() if self._socket is not None else None
 
     def reopen(self) -> None:
         """Use a connection of our own after a fork, if there is one to get."""

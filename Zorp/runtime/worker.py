@@ -46,6 +46,7 @@ from Zorp import Config, Globals, Log
 from Zorp.BuiltinProxy import running
 from Zorp.InstanceNumbers import numbers
 from Zorp.Log import log
+from Zorp.process.logflush import LogFlusher
 from Zorp.process.signals import SignalPipe
 from Zorp.process.timers import Timers
 from Zorp.runtime import privileges
@@ -74,7 +75,6 @@ EXIT_POLICY = 2
 TICK_S = 5.0                     # the rates of the statistics
 CUT_S = 1.0                      # from the order to end to the end, for a session that is cut
 _CUT_INFO = "instance stopped"   # info of its summary line
-_LOG_FLUSH_S = 0.1
 _BIND_ATTEMPTS = 10
 _BIND_PAUSE_S = 0.1
 _BASE_THREADS = 3                # what an idle instance always showed: main loop, statistics, one more
@@ -208,6 +208,7 @@ class Worker:
             self._acceptor, statistics, self._options.stack_kib,
             Admission(options.max_accepts_per_second))
         Globals.threads = self._pool
+        self._flusher = LogFlusher(self._log_setup.sink, self._selector, self._timers)
         self._log_setup.sink.on_backlog = self._wake_up
         self._selector.register(self._channel, selectors.EVENT_READ, self._take_message)
         self._selector.register(self._signals, selectors.EVENT_READ, self._take_signals)
@@ -235,13 +236,9 @@ class Worker:
 
     def _woken(self) -> None:
         os.eventfd_read(self._wake)
-        self._flush_log()
+        self._flusher.flush()
         if self._sessions_over:
             self._end()
-
-    def _flush_log(self) -> None:
-        if not self._log_setup.sink.flush():
-            self._timers.after(_LOG_FLUSH_S, self._flush_log)
 
     def _tick(self) -> None:
         self._timers.after(TICK_S, self._tick)

@@ -42,7 +42,7 @@ def test_the_command_returns_2_for_a_broken_policy(detached, syslog):
     daemon = detached("broken(\n")
     assert daemon.process.returncode == 2
     assert not daemon.pid_file().exists()
-    assert not lock_holders(daemon.directory)
+    wait_until(lambda: not lock_holders(daemon.directory), "the end of the master")
     # and the reason is on standard error as well as in the log
     assert f"{daemon.policy}:1:" in daemon.log.text()
     syslog.wait_for("Error loading initial policy, exiting;")

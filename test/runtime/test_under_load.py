@@ -33,7 +33,8 @@ def under_load(zorp):
         loads.append(load)
         load.__enter__()
         daemon = zorp(POLICY, verbosity=4, name="intra", word="word0", **load.policy_values(), **arguments)
-        daemon.log.wait_for("core.info", 4, "Accepting connections")
+        if not daemon.detached:
+            daemon.log.wait_for("core.info", 4, "Accepting connections")
         return daemon, load
 
     yield make

@@ -5,6 +5,7 @@
         packet = syslog.wait_for("Starting up")        # bytes decoded, without the final newline
 
 kind=socket.SOCK_STREAM receives as a stream.  close() and open() again is a restart of the log.
+reading=False makes one that has stopped reading, until read().
 """
 
 from __future__ import annotations
@@ -41,7 +42,11 @@ class SyslogReceiver:
         if self._kind == socket.SOCK_STREAM:
             self._socket.listen()
         if self._reading:
-            threading.Thread(target=self._receive, args=(self._socket,), daemon=True).start()
+            self.read()
+
+    def read(self) -> None:
+        """Begin to read."""
+        threading.Thread(target=self._receive, args=(self._socket,), daemon=True).start()
 
     def _receive(self, sock: socket.socket) -> None:
         try:
