@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import json
 import os
 import socket
@@ -277,10 +278,10 @@ class _Command:
         self._print([question.line()])
         try:
             socket.if_nametoindex(question.traffic.iface)
-        except OSError as problem:
-            self._document["evaluate"] = {"error": problem.strerror}
-            self._print([f"Evaluate failed: result='{-(problem.errno or 0)}', error='{problem.strerror}'"],
-                        even_if_quiet=True)
+        except OSError:
+            error = os.strerror(errno.ENODEV)
+            self._document["evaluate"] = {"error": error}
+            self._print([f"Evaluate failed: result='{-errno.ENODEV}', error='{error}'"], even_if_quiet=True)
             return
         verdict = Evaluator(self._with_zones()).evaluate(_on_this_host(question.traffic))
         self._document["evaluate"] = dataclasses.asdict(verdict)
@@ -329,7 +330,7 @@ def state_of(dump: dict) -> text.HostState:
     """Return what kzorpd's answer to `dump` says; raises DescriptionError when it makes no sense."""
     try:
         return text.HostState(
-            instances=tuple(from_json(json.dumps(value)) for value in dump["instances"]),
+            instances=tuple(from_json(value) for value in dump["instances"]),
             counters={(kind, instance, name): int(count) for kind, instance, name, count in dump["counters"]},
             addresses={str(name): list(map(str, addresses)) for name, addresses in dump["addresses"].items()})
     except (KeyError, TypeError, ValueError, AttributeError) as problem:

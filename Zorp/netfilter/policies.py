@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import resource
 import selectors
 import signal
@@ -32,6 +33,8 @@ from Zorp.wire.instances_conf import InstanceLine
 
 DESCRIBE_DEADLINE_S = 60.0
 _COMPLAINT_BYTES = 65_536
+_SHOWN_ERRORS = 3
+_ERROR = re.compile(r"\w{3} \d\d [\d:]{8} core\.error\(\d+\): (?:\(nosession\): )?")
 _PROGRAM = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "sbin", "zorp")
 _START = "import sys; from Zorp.runtime.main import main; sys.exit(main())"
 
@@ -88,7 +91,7 @@ class Child:
         """Return the description once it has ended; raises PolicyUnusable."""
         status = self._program.wait()
         if status:
-            raise PolicyUnusable(f"instance '{self.instance}': {self._last_complaint() or f'exit status {status}'}")
+            raise PolicyUnusable(f"instance '{self.instance}': {self._complaint() or f'exit status {status}'}")
         try:
             description = from_json(os.pread(self._output, MAX_BYTES + 1, 0))
         except DescriptionError as problem:
@@ -97,11 +100,11 @@ class Child:
             raise PolicyUnusable(f"instance '{self.instance}': the description is of '{description.instance}'")
         return description
 
-    def _last_complaint(self) -> str:
-        """The first error of the log, which names file and line; later ones only follow from it."""
+    def _complaint(self) -> str:
+        """The errors of the log, without date and category."""
         lines = os.pread(self._complaints, _COMPLAINT_BYTES, 0).decode("utf-8", "replace").splitlines()
-        errors = [line for line in lines if "core.error" in line and "Traceback" not in line]
-        return (errors or lines or [""])[0].strip()
+        errors = [_ERROR.sub("", line) for line in lines if _ERROR.match(line) and "Traceback: " not in line]
+        return "; ".join(errors[:_SHOWN_ERRORS]) or "".join(lines[-1:])
 
     def close(self) -> None:
         """Let go of everything; kills what still runs."""
