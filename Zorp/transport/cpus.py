@@ -7,7 +7,9 @@ Theory of operation
     the thread whose call did not block simply goes on, so home.settle() keeps all threads on one.
 
     That CPU is not fixed for ever: review(), called every few seconds, moves the process when
-    others want the CPU too while another one is idle.
+    others want the CPU too while another one is idle.  Where others keep all CPUs busy the gain is
+    gone, and threads that cannot go where there is room wait: then the kernel decides, until it is
+    calm again.
 
     Who works in the kernel for long, not in the interpreter, steps out: inside `with away():` the
     calling thread may run on every CPU that the process was given.
@@ -32,7 +34,8 @@ from collections.abc import Iterator, Mapping
 
 _SHARE_THAT_MATTERS = 0.1        # of a CPU: below that our own work is not worth a move
 _SHARE_OF_OTHERS = 0.25          # how much more others take from our CPU than from the one we move to
-_CROWDED = 0.8                   # busy share from which a CPU has no room
+_FULL = 0.8                      # busy share from which a CPU has no room
+_CROWD, _CALM = 0.6, 0.5         # what others take of all CPUs: from here on the kernel decides; below it no longer
 _MOVE_PROBABILITY = 0.5          # two processes that meet on one CPU must not flee together
 _IDLE_FIELDS = (3, 4)            # of a CPU in /proc/stat: idle, iowait
 _BUSY_FIELDS = 8                 # user to steal; guest time is part of user
@@ -57,25 +60,30 @@ def busy_seconds() -> dict[int, float]:
     return busy
 
 
-def better_cpu(present: int, busy: Mapping[int, float], own: float) -> int | None:
-    """Return the CPU to move to, None to stay.
+def best_cpu(present: int | None, busy: Mapping[int, float], own: float) -> int | None:
+    """Return the CPU to be on, None where the kernel decides better.
 
-    busy: share of its time that each permitted CPU worked; own: the part of `present` that was ours.
+    present: the one we are on, None when the kernel decides now; busy: share of its time that each
+    permitted CPU worked; own: how much of that was for us.
     """
-    if own < _SHARE_THAT_MATTERS or busy[present] < _CROWDED:
+    others = (sum(busy.values()) - own) / len(busy)
+    if others > (_CALM if present is None else _CROWD):
         return None
     best = min(busy, key=busy.__getitem__)
-    return best if busy[present] - own - busy[best] > _SHARE_OF_OTHERS else None
+    if present is None:
+        return best
+    no_need = own < _SHARE_THAT_MATTERS or busy[present] < _FULL
+    return present if no_need or busy[present] - own - busy[best] <= _SHARE_OF_OTHERS else best
 
 
 class Home:
     """The CPU of this process."""
 
     def __init__(self) -> None:
-        self._permitted: frozenset[int] = frozenset()
-        self._cpu: int | None = None             # None: wherever the kernel likes
+        self._permitted: frozenset[int] = frozenset()    # empty: never settled
+        self._cpu: int | None = None                     # None: the kernel decides
         self._away_lock = threading.Lock()
-        self._away: set[int] = set()             # kernel's ids of the threads inside away()
+        self._away: set[int] = set()                     # kernel's ids of the threads inside away()
         self._seen: tuple[float, float, dict[int, float]] = (0.0, 0.0, {})
 
     def settle(self) -> None:
@@ -92,8 +100,8 @@ class Home:
         self._permitted, self._cpu = permitted, cpu
 
     def review(self) -> None:
-        """Move the process when its CPU is crowded and another one is not."""
-        if self._cpu is None:
+        """Move the process, or leave it to the kernel, as the work of others suggests."""
+        if not self._permitted:
             return
         then_s, own_then_s, busy_then = self._seen
         try:
@@ -101,26 +109,30 @@ class Home:
         except OSError:
             return
         passed_s = max(now_s - then_s, 0.001)
-        busy = {cpu: (total - busy_then.get(cpu, total)) / passed_s for cpu, total in busy_now.items()
-                if cpu in self._permitted}
-        if self._cpu not in busy:
-            return
-        cpu = better_cpu(self._cpu, busy, (own_s - own_then_s) / passed_s)
-        if cpu is not None and random.random() < _MOVE_PROBABILITY:
+        busy = {cpu: (busy_now[cpu] - busy_then[cpu]) / passed_s
+                for cpu in self._permitted & busy_now.keys() & busy_then.keys()}
+        if not busy or (self._cpu is not None and self._cpu not in busy):
+            return                               # CPUs come and go
+        cpu = best_cpu(self._cpu, busy, (own_s - own_then_s) / passed_s)
+        if cpu != self._cpu and (cpu is None or random.random() < _MOVE_PROBABILITY):
             self._move(cpu)
 
-    def _move(self, cpu: int) -> None:
+    def _move(self, cpu: int | None) -> None:
         with self._away_lock:
             self._cpu = cpu
+            where = self._where()
             for task in map(int, os.listdir("/proc/self/task")):
                 if task not in self._away:
                     with contextlib.suppress(OSError):       # it has ended meanwhile
-                        os.sched_setaffinity(task, {cpu})
+                        os.sched_setaffinity(task, where)
+
+    def _where(self) -> frozenset[int]:
+        return self._permitted if self._cpu is None else frozenset({self._cpu})
 
     @contextlib.contextmanager
     def away(self) -> Iterator[None]:
         """Let the calling thread run on every permitted CPU while it works in the kernel."""
-        if self._cpu is None:
+        if not self._permitted:
             yield
             return
         thread = threading.get_native_id()
@@ -134,7 +146,7 @@ class Home:
             with self._away_lock:
                 self._away.discard(thread)
                 with contextlib.suppress(OSError):
-                    os.sched_setaffinity(thread, {self._cpu})
+                    os.sched_setaffinity(thread, self._where())
 
 
 home = Home()

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from Zorp.transport import cpus
-from Zorp.transport.cpus import Home, better_cpu
+from Zorp.transport.cpus import Home, best_cpu
 
 PERMITTED = os.sched_getaffinity(0)
 several_cpus = pytest.mark.skipif(len(PERMITTED) < 2, reason="this host gives us one CPU only")
@@ -61,7 +61,7 @@ def test_a_crowded_cpu_is_left_but_not_by_threads_that_are_away(home, monkeypatc
     # given a settled process whose CPU others keep busy
     home.settle()
     (mine,) = os.sched_getaffinity(0)
-    monkeypatch.setattr(cpus, "better_cpu", lambda present, busy, own: min(PERMITTED - {present}))
+    monkeypatch.setattr(cpus, "best_cpu", lambda present, busy, own: min(PERMITTED - {present}))
     monkeypatch.setattr(cpus.random, "random", lambda: 0.0)
     away, looked = threading.Event(), threading.Event()
     seen = []
@@ -101,16 +101,37 @@ def test_nothing_happens_without_an_interpreter_lock(home, monkeypatch):
     assert os.sched_getaffinity(0) == PERMITTED
 
 
-@pytest.mark.parametrize(("busy", "own", "expected"), [
-    ({0: 1.0, 1: 0.1}, 0.5, 1),          # others take half of our CPU, the other is nearly idle
-    ({0: 1.0, 1: 0.1}, 0.95, None),      # we alone keep it busy: it would be the same there
-    ({0: 1.0, 1: 0.9}, 0.5, None),       # no better elsewhere
-    ({0: 0.5, 1: 0.0}, 0.2, None),       # room enough
-    ({0: 1.0, 1: 0.0}, 0.01, None),      # we have nothing to do anyway
-    ({0: 1.0, 1: 0.4, 2: 0.1}, 0.4, 2),  # the least busy of several
+@several_cpus
+def test_in_a_crowd_the_kernel_decides_until_it_is_calm(home, monkeypatch):
+    # given a settled process
+    home.settle()
+    mine = os.sched_getaffinity(0)
+    monkeypatch.setattr(cpus.random, "random", lambda: 0.0)
+    # when others keep all CPUs busy
+    monkeypatch.setattr(cpus, "best_cpu", lambda present, busy, own: None)
+    home.review()
+    crowded = os.sched_getaffinity(0)
+    # and later they do no longer
+    monkeypatch.setattr(cpus, "best_cpu", lambda present, busy, own: min(mine))
+    home.review()
+    # then the process could go everywhere meanwhile, and is together again now
+    assert crowded == PERMITTED
+    assert os.sched_getaffinity(0) == mine
+
+
+@pytest.mark.parametrize(("present", "busy", "own", "expected"), [
+    (0, {0: 1.0, 1: 0.1}, 0.5, 1),              # others take half of our CPU, the other is nearly idle
+    (0, {0: 1.0, 1: 0.1}, 0.95, 0),             # we alone keep it busy: it would be the same there
+    (0, {0: 1.0, 1: 0.5}, 0.7, 0),              # no better elsewhere
+    (0, {0: 0.5, 1: 0.0}, 0.2, 0),              # room enough
+    (0, {0: 1.0, 1: 0.0}, 0.01, 0),             # we have nothing to do anyway
+    (0, {0: 1.0, 1: 0.4, 2: 0.1}, 0.4, 2),      # the least busy of several
+    (0, {0: 1.0, 1: 1.0}, 0.5, None),           # others keep both busy
+    (None, {0: 1.0, 1: 0.9}, 0.8, None),        # still a little too much
+    (None, {0: 0.9, 1: 0.8}, 0.8, 1),           # calm again
 ])
-def test_when_to_move(busy, own, expected):
-    assert better_cpu(0, busy, own) == expected
+def test_where_to_be(present, busy, own, expected):
+    assert best_cpu(present, busy, own) == expected
 
 
 def test_time_of_cpus_is_read_from_the_kernel():
