@@ -8,8 +8,8 @@ Zorp.Core themselves get Python's own built-ins, unchanged.
 
 from __future__ import annotations
 
-import ast
 import builtins
+import types
 
 from Zorp import Core
 from Zorp.Log import log
@@ -33,15 +33,12 @@ class BorrowedNames(dict):
         return value
 
 
-def builtins_for(source: str, path: str) -> dict:
-    """Return what `__builtins__` of a policy file shall be."""
-    try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError):
-        return vars(builtins)                       # compiling it will say what is wrong
-    for node in ast.walk(tree):
-        modules = [node.module] if isinstance(node, ast.ImportFrom) else [
-            alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        if "Zorp.Core" in modules:
-            return vars(builtins)
-    return BorrowedNames(path)
+def builtins_for(code: types.CodeType, path: str) -> dict:
+    """Return what `__builtins__` of a compiled policy file shall be."""
+    return vars(builtins) if _imports_core(code) else BorrowedNames(path)
+
+
+def _imports_core(code: types.CodeType) -> bool:
+    """Whether the file, or a function in it, imports Zorp.Core; no other name has a dot in it."""
+    return "Zorp.Core" in code.co_names or any(
+        _imports_core(constant) for constant in code.co_consts if isinstance(constant, types.CodeType))

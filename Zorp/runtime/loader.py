@@ -135,8 +135,9 @@ class Loader:
 
     def _execute(self, source: str) -> None:
         try:
-            self._main.__builtins__ = builtins_for(source, self._path)
-            exec(compile(source, self._path, "exec", dont_inherit=True), self._main.__dict__)
+            code = compile(source, self._path, "exec", dont_inherit=True)
+            self._main.__builtins__ = builtins_for(code, self._path)
+            exec(code, self._main.__dict__)
         except BaseException as problem:
             log(None, "core.error", 0, "Error parsing policy file; filename='%s'", (self._path,))
             log(None, "core.error", 0, "Error booting & parsing policy;")
