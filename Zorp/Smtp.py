@@ -13,8 +13,8 @@ greeting, until its tables are filled.
 This module is what policies see; Zorp.SmtpEngine speaks the protocol.
 
 What this release refuses
-    tls_passthrough, client_tls_required, server_tls_required and any stacking in request_stack:
-    the session ends after config().  STARTTLS is never offered.
+    tls_passthrough, client_tls_required, server_tls_required: the session ends after config().
+    STARTTLS is never offered.  CHUNKING is not offered where request_stack asks for stacking.
 
 Deviations
     Everything that means two things to two mail servers is refused: bare CR and LF, control
@@ -221,9 +221,6 @@ class AbstractSmtpProxy(Proxy):
             if getattr(self._vars, name):
                 raise PolicyError(f"TLS is not built in this release, session refused; attribute='{name}'",
                                   remedy=f"take {name} out of the policy")
-        if any(_asks_for_stacking(entry) for entry in self.request_stack.values()):
-            raise PolicyError("Stacking is not built in this release, session refused; attribute='request_stack'",
-                              remedy="take request_stack out of the policy")
 
     def _engine_config(self):
         settings = self._vars
@@ -248,6 +245,11 @@ class AbstractSmtpProxy(Proxy):
     def _engine_main(self):
         self._dialogue = Dialogue(self, self._limits)
         self._dialogue.run()
+
+    def _may_stack(self):
+        """Tell whether messages of this session may go through a stacked proxy."""
+        return (type(self).requestStack is not AbstractSmtpProxy.requestStack
+                or any(_asks_for_stacking(entry) for entry in self.request_stack.values()))
 
     def _sanitize_address(self, *arguments):
         """Return the bare address at the beginning of a path, "" for the null path; text behind it is ignored.

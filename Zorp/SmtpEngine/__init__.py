@@ -11,13 +11,13 @@ Theory of operation
     commands      what each verb needs before it is forwarded and after it is answered
     authentication  the SASL dialogue
     transfer      DATA and BDAT
+    inspection    DATA through a stacked proxy or program
     received      the Received line
     dialogue      the loop: greeting, commands, the end
 
     Zorp.wire knows the grammar; Zorp.Smtp is what policies see.
 
 What comes later has its place
-    transfer.MessageTransfer.body_sink() is where a stacked child gets between client and server,
     commands.Commands.do_STARTTLS() where the sides get TLS streams (sides take any Stream).
 
 Guarantees

@@ -23,6 +23,8 @@ from Zorp.wire.text import to_policy
 _MOST_RECIPIENTS = 10_000           # when the policy sets no limit: the list is kept in memory
 # offered only when both sides can do it, which takes TLS
 _NEED_TLS = frozenset({"STARTTLS", "REQUIRETLS"})
+# a stacked proxy looks at whole messages
+_UNINSPECTED = frozenset({"CHUNKING"})
 
 
 class Commands:
@@ -74,9 +76,10 @@ class Commands:
     def _permitted(self, lines: list[bytes]) -> dict[str, list[bytes]]:
         """Return the lines of an EHLO reply that the client may see, by keyword."""
         kept: dict[str, list[bytes]] = {}
+        hidden = _NEED_TLS | _UNINSPECTED if self._session.proxy._may_stack() else _NEED_TLS
         for line in lines:
             keyword = ehlo_keyword(line)
-            if keyword and keyword not in _NEED_TLS and self._decisions.extension(keyword):
+            if keyword and keyword not in hidden and self._decisions.extension(keyword):
                 line = self._adjusted(keyword, line)
                 if line:
                     kept.setdefault(keyword, []).append(line)

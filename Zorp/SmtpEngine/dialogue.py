@@ -12,6 +12,7 @@ from Zorp.BuiltinProxy import PolicyCallFailed
 from Zorp.SmtpEngine.authentication import SaslDialogue
 from Zorp.SmtpEngine.commands import CHECKS, FINISHES, Commands
 from Zorp.SmtpEngine.decisions import Decisions, Request
+from Zorp.SmtpEngine.inspection import Inspection
 from Zorp.SmtpEngine.received import keyword
 from Zorp.SmtpEngine.session import INVALID, Refusal, SessionOver, SmtpSession
 from Zorp.SmtpEngine.sides import ClientSide, ServerSide, SideLost
@@ -43,6 +44,7 @@ class Dialogue:
         self._commands = Commands(session, self._decisions)
         self._sasl = SaslDialogue(session, self._decisions)
         self._transfer = MessageTransfer(session, self._decisions)
+        self._inspection = Inspection(session, self._decisions, self._transfer)
         self._server_refused = False        # its greeting said 4xx or 5xx
         self._after_auth = False            # the last command was AUTH: the next line may be a late secret
         self._commands_without_server = 0
@@ -183,7 +185,10 @@ class Dialogue:
             variables.request_param = to_policy(checked)
         request = self._decisions.request(verb, checked)
         if verb == "DATA":
-            self._transfer.prepare()
+            form = self._transfer.stack_form()
+            if form is not None:
+                self._inspection.run(request, form)
+                return
         elif verb == "AUTH":
             self._after_auth = self._session.client.expects_secret = True
             self._sasl.begin(request.parameter)

@@ -47,6 +47,10 @@ class _Side:
         self._lines = LineReader(require_crlf=require_crlf)
         self.use(stream)
 
+    def fileno(self) -> int:
+        """Return the descriptor that becomes readable when the peer sends."""
+        return self._stream.fileno()
+
     def use(self, stream: Stream) -> None:
         """Talk over this stream from now on."""
         self._stream = stream
@@ -140,6 +144,11 @@ class ClientSide(_Side):
         """Give back what was read with a block and belongs to the next command."""
         if data:
             self._lines.feed(data)
+
+    @property
+    def has_more(self) -> bool:
+        """True when bytes have been received and not looked at yet."""
+        return bool(self._lines.pending)
 
     def talks_within(self, wait_ms: int) -> bool:
         """Wait for up to `wait_ms`; tell whether the client sent something."""

@@ -11,7 +11,7 @@ Theory of operation
 
     Afterwards the accounting line is written, always, and the transaction is over.
 
-prepare() is where a stacked child would get between the client and the server.
+A message that a stacked child looks at goes another way, Zorp.SmtpEngine.inspection.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from Zorp.wire.text import to_policy
 
 BODY_ERROR = "Mail body error (probably incorrect CRLF sequence)"
 TOO_LARGE = "Message size exceeds fixed limit"
-_END_LINE_BYTES = 3             # "." CR LF: not part of the message
+END_LINE_BYTES = 3             # "." CR LF: not part of the message
 _PACE_GRACE_SECONDS = 30
 
 
@@ -41,12 +41,20 @@ def bad_chunk() -> SessionOver:
     return SessionOver("501", "Invalid BDAT command, closing transmission channel")
 
 
-class _ServerFailed(Exception):
+class ServerFailed(Exception):
     """The server's side broke while the message was on its way to it, or it refused the message early."""
 
     def __init__(self, reply: Reply | None = None) -> None:
         super().__init__()
         self.reply = reply
+
+
+class BodyLost(Exception):
+    """The client's side broke before the end of the body; carries the SideLost, told from one of the server."""
+
+    def __init__(self, lost: SideLost) -> None:
+        super().__init__()
+        self.lost = lost
 
 
 class MessageTransfer:
@@ -58,12 +66,10 @@ class MessageTransfer:
         self._vars = session.vars
         self._log = session.log
 
-    def prepare(self) -> None:
-        """Ask the policy where the body goes, before DATA or the first BDAT is forwarded; raises SessionOver."""
+    def stack_form(self):
+        """Ask the policy what is to look at the message, before DATA or the first BDAT; None: nothing."""
         proxy = self._session.proxy
-        if proxy._call_policy(proxy.requestStack) is not None:
-            self._log("core.error", 3, "Could not start stacked proxy, rejecting transfer;")
-            raise SessionOver
+        return proxy._call_policy(proxy.requestStack)
 
     # DATA
 
@@ -71,7 +77,7 @@ class MessageTransfer:
         """The server answered DATA with something else than 354."""
         self._log("smtp.response", 4, "Server rejected our message; response='%d', response_param='%s'",
                   (reply.code, reply.texts[0]))
-        self._account(str(reply.code), to_policy(reply.texts[0]), success=False)
+        self.account(str(reply.code), to_policy(reply.texts[0]), success=False)
 
     def run(self) -> None:
         """Take the body from the client to the server and the acknowledgement back; raises SessionOver."""
@@ -80,18 +86,16 @@ class MessageTransfer:
                           line_limit_bytes=variables.max_body_line_length)
         try:
             kept = self._copy(body)
-        except _ServerFailed as failure:
-            self._server_failed(body, failure.reply)
+        except ServerFailed as failure:
+            self.server_failed(body, failure.reply)
             return
         except BodyError as problem:
-            self._log("smtp.violation", 2, problem.text, problem.fields)
-            self._log("smtp.violation", 2, "Transaction aborted, some data may have been sent;")
-            self._fail("550", BODY_ERROR, "5.6.0")
+            self.body_refused(problem)
         except SideLost as lost:
-            self._client_lost(lost)
+            self.client_lost(lost)
         self._session.client.put_back(body.rest)
         if kept:
-            self._acknowledge("DATA", ".")
+            self.acknowledge("DATA", ".")
         else:
             self._too_large()
 
@@ -99,35 +103,36 @@ class MessageTransfer:
         """Pass the body on; return False when it was larger than permitted and not completed."""
         session, limit = self._session, self._session.limits.message_bytes
         waiting = header_for(session.proxy) if self._vars.add_received_header else b""
-        pace, total = _Pace(self._vars.min_data_rate), 0
+        pace, total = Pace(self._vars.min_data_rate), 0
         while not body.finished:
             block = session.client.read_block()
             pace.check(len(block))
             passed = body.feed(block)
             total += len(passed)
-            if limit and total - (_END_LINE_BYTES if body.finished else 0) > limit:
+            if limit and total - (END_LINE_BYTES if body.finished else 0) > limit:
                 self._swallow(body)
                 return False
             if body.finished:
-                self._check_early_reply()
+                self.check_early_reply()
             if passed:
-                self._send(waiting + passed if waiting else passed)
+                self.send(waiting + passed if waiting else passed)
                 waiting = b""
         return True
 
-    def _send(self, data: bytes) -> None:
+    def send(self, data: bytes) -> None:
+        """Send to the server; raises ServerFailed."""
         try:
             self._session.server.send(data)
         except SideLost as lost:
             self._report_timeout(lost)
-            raise _ServerFailed(self._early_reply()) from lost
+            raise ServerFailed(self.early_reply()) from lost
 
-    def _check_early_reply(self) -> None:
-        """Raise _ServerFailed when the server spoke, or left, before it has the whole message."""
+    def check_early_reply(self) -> None:
+        """Raise ServerFailed when the server spoke, or left, before it has the whole message."""
         if self._session.server.speaks():
-            raise _ServerFailed(self._early_reply())
+            raise ServerFailed(self.early_reply())
 
-    def _early_reply(self) -> Reply | None:
+    def early_reply(self) -> Reply | None:
         """Return what the server said against a message that it does not have yet; never waits for it."""
         server = self._session.server
         try:
@@ -141,18 +146,18 @@ class MessageTransfer:
         while not body.finished:
             body.feed(self._session.client.read_block())
 
-    def _server_failed(self, body: BodyReader, reply: Reply | None) -> None:
+    def server_failed(self, body: BodyReader, reply: Reply | None) -> None:
         """Answer with what the server said, if anything, after the client has said all."""
         self._log("smtp.error", 2, "Transaction failed, some data may have been sent;")
-        self._leave_server()
+        self.leave_server()
         code, info = "421", FAILED
         try:
             self._swallow(body)
         except BodyError as problem:
             self._log("smtp.violation", 2, problem.text, problem.fields)
-            self._fail("550", BODY_ERROR, "5.6.0")
+            self.fail("550", BODY_ERROR, "5.6.0")
         except SideLost as lost:
-            self._client_lost(lost)
+            self.client_lost(lost)
         self._session.client.put_back(body.rest)
         if reply is not None:
             try:
@@ -160,34 +165,45 @@ class MessageTransfer:
                 code, info = str(accepted.code), to_policy(accepted.texts[0])
             except Refusal as refusal:
                 code, info = refusal.code, refusal.info
-        self._account(code, info, success=False)
+        self.account(code, info, success=False)
         self._session.forget_message()
         self._session.answer(code, info)
 
-    def _too_large(self) -> None:
+    def _too_large(self) -> NoReturn:
+        self.leave_server()
+        self.report_too_large()
+
+    def report_too_large(self) -> NoReturn:
+        """The server has forgotten a message that was too large: log, account, and raise the Refusal."""
         self._log("smtp.violation", 2, "Message too large; max='%d'", (self._session.limits.message_bytes,))
-        self._leave_server()
-        self._account("552", TOO_LARGE, success=False)
+        self.account("552", TOO_LARGE, success=False)
         self._session.forget_message()
         raise Refusal("552", TOO_LARGE)
 
-    def _client_lost(self, lost: SideLost) -> NoReturn:
+    def body_refused(self, problem: BodyError) -> NoReturn:
+        """The body holds what must not be passed on; its end was not seen."""
+        self._log("smtp.violation", 2, problem.text, problem.fields)
+        self._log("smtp.violation", 2, "Transaction aborted, some data may have been sent;")
+        self.fail("550", BODY_ERROR, "5.6.0")
+
+    def client_lost(self, lost: SideLost) -> NoReturn:
+        """The client left, or was silent for too long, inside its message."""
         if not self._report_timeout(lost):
             self._log("smtp.violation", 2, "Transaction aborted, some data may have been sent;")
-        self._fail("421", FAILED)
+        self.fail("421", FAILED)
 
     def _report_timeout(self, lost: SideLost) -> bool:
         if lost.timed_out:
             self._log("core.error", 3, "Data transfer timed out; timeout='%d'", (self._session.limits.idle_ms,))
         return lost.timed_out
 
-    def _fail(self, code: str, info: str, status: str = "") -> NoReturn:
+    def fail(self, code: str, info: str, status: str = "") -> NoReturn:
         """The end of the body was not seen: nothing that follows can be a command."""
-        self._leave_server()
-        self._account(code, info, success=False)
+        self.leave_server()
+        self.account(code, info, success=False)
         raise SessionOver(code, info, status)
 
-    def _leave_server(self) -> None:
+    def leave_server(self) -> None:
         """Close the server's connection; the message it has begun to receive has no end."""
         self._session.server = None
         self._session.state.ungreeted()
@@ -209,7 +225,7 @@ class MessageTransfer:
             raise
         self._forward_chunk(chunk, command)
         self._session.transaction.chunk_bytes += chunk.size
-        self._acknowledge("BDAT", "BDAT LAST" if chunk.last else "BDAT")
+        self.acknowledge("BDAT", "BDAT LAST" if chunk.last else "BDAT")
 
     def drop_chunk(self, parameter: bytes) -> None:
         """Read and drop the octets of a BDAT that goes nowhere; raises SessionOver when their number is unknown."""
@@ -240,7 +256,9 @@ class MessageTransfer:
             raise Refusal("552", TOO_LARGE)
         if session.transaction.header_sent or session.transaction.chunk_bytes:
             return request.line()
-        self.prepare()
+        if self.stack_form() is not None:
+            self._log("smtp.policy", 3, "BDAT cannot be inspected by a stacked proxy;")
+            raise Refusal("503", "Invalid command in this state")
         if not self._vars.add_received_header:
             return request.line()
         session.transaction.header_sent = True
@@ -252,21 +270,21 @@ class MessageTransfer:
         if session.server.speaks():
             self._log("smtp.violation", 2, "Unsolicited response;")
             raise SessionOver
-        pace, waiting = _Pace(self._vars.min_data_rate), command
+        pace, waiting = Pace(self._vars.min_data_rate), command
         try:
             while left:
                 octets = session.client.read_octets(left)
                 left -= len(octets)
                 pace.check(len(octets))
-                self._send(waiting + octets)
+                self.send(waiting + octets)
                 waiting = b""
             if waiting:
-                self._send(waiting)
-        except _ServerFailed:
+                self.send(waiting)
+        except ServerFailed:
             self._log("smtp.error", 2, "Transaction failed, some data may have been sent;")
-            self._fail("421", CLOSING)
+            self.fail("421", CLOSING)
         except SideLost as lost:
-            self._client_lost(lost)
+            self.client_lost(lost)
 
     def _drop_octets(self, count: int) -> None:
         while count:
@@ -274,7 +292,7 @@ class MessageTransfer:
 
     # the end of both
 
-    def _acknowledge(self, verb: str, step: str) -> None:
+    def acknowledge(self, verb: str, step: str) -> None:
         """Take the server's answer to a body or chunk to the client; raises Refusal or SessionOver."""
         session = self._session
         try:
@@ -284,12 +302,12 @@ class MessageTransfer:
             if step == "BDAT" and final.code >= 400 > reply.code:
                 raise Refusal(str(final.code), to_policy(final.texts[0]))
         except SessionOver as over:
-            self._account(over.code, over.info, success=False)
+            self.account(over.code, over.info, success=False)
             raise
         except Refusal as refusal:
             if step == "BDAT" and reply.code < 300:
                 session.reset_server()
-            self._account(refusal.code, refusal.info, success=False)
+            self.account(refusal.code, refusal.info, success=False)
             session.forget_message()
             raise
         self._copy_acknowledgement(final)
@@ -300,7 +318,7 @@ class MessageTransfer:
                       (final.code, final.texts[0]))
         else:
             session.errors = 0
-        self._account(str(final.code), to_policy(final.texts[0]), success=final.code < 300)
+        self.account(str(final.code), to_policy(final.texts[0]), success=final.code < 300)
         session.forget_message()
 
     def _final_reply(self) -> Reply:
@@ -325,17 +343,18 @@ class MessageTransfer:
         except SideLost:
             self._log("smtp.error", 3,
                       "Error sending acknowledgement to client, the message might be delivered multiple times;")
-            self._account(str(reply.code), to_policy(reply.texts[0]), success=reply.code < 300)
+            self.account(str(reply.code), to_policy(reply.texts[0]), success=reply.code < 300)
             raise
 
-    def _account(self, code: str, info: str, *, success: bool) -> None:
+    def account(self, code: str, info: str, *, success: bool) -> None:
+        """Write the accounting line of a message."""
         variables = self._vars
         self._log("smtp.accounting", 4,
                   "Accounting; sender='%s', recipient='%s', response='%s', response_param='%s', result='%s'",
                   (variables.sender, variables.recipients, code, info, "success" if success else "failure"))
 
 
-class _Pace:
+class Pace:
     """The slowest that a client may be: bytes per second over the whole body; 0: as slow as it likes."""
 
     def __init__(self, bytes_per_second: int) -> None:

@@ -9,7 +9,7 @@ from test.smtp.test_tables import with_tables
 from Zorp import Globals
 from Zorp.Exceptions import MatcherException
 from Zorp.Matcher import MatcherPolicy, RegexpMatcher
-from Zorp.Smtp import SMTP_REQ_POLICY, SMTP_REQ_REJECT, SMTP_STK_MIME, SMTP_STK_NONE, SmtpProxy
+from Zorp.Smtp import SMTP_REQ_POLICY, SMTP_REQ_REJECT, SMTP_STK_NONE, SmtpProxy
 
 CONFIG_DEFAULTS = {
     "timeout": 600_000,
@@ -341,7 +341,6 @@ def test_starttls(mail):
         {"max_line_length": -1},
         {"address_syntax": "odd"},
         {"auth_mechanisms": (5,)},
-        {"request_stack": {"*": (SMTP_STK_MIME, (2, "/bin/cat"))}},
         {"timeout": "soon"},
         {"encryption_policy": "x"},
     ],

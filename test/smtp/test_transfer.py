@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from test.smtp.play import CLOSING, OpenSmtp, open_smtp
+from test.smtp.play import CLOSING, open_smtp
 from test.smtp.test_tables import with_tables
 from Zorp.Smtp import SMTP_REQ_ACCEPT, SMTP_REQ_POLICY, SMTP_RSP_REJECT
 from Zorp.SmtpEngine import transfer
@@ -238,23 +238,6 @@ def test_sender_and_recipients_can_be_read(mail):
         """)
         play.goes_on()
     assert seen == [("", ""), ("a@x.example", "b@y.example c@y.example"), ("", "")]
-
-
-def test_a_policy_that_asks_for_stacking_later_gets_no_message_through(mail):
-    class Late(OpenSmtp):
-        def requestStack(self):
-            return (2, "/bin/cat")
-
-    with mail(Late) as play:
-        play.greet()
-        play.envelope()
-        play(f"""
-            C> DATA
-            C< {CLOSING}
-            C|
-            S|
-        """)
-        assert play.log.find("Could not start stacked proxy, rejecting transfer;")
 
 
 # BDAT
