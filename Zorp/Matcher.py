@@ -41,7 +41,7 @@ from Zorp.Constants import CORE_DEBUG, CORE_ERROR, CORE_INFO, CORE_POLICY, FALSE
 from Zorp.Exceptions import MatcherException, PolicyError
 from Zorp.HostNames import address_from_text, host_name
 from Zorp.Log import log
-from Zorp.Patterns import PatternTimeout, Repetition, byte_pattern, compile_pattern, repetition
+from Zorp.Patterns import PatternTimeout, Repetition, byte_pattern, compile_pattern, regex, repetition
 from Zorp.PolicyCaller import policy_caller
 from Zorp.RecipientProbe import ProbeFailed, RecipientProbe, SenderRefused, SharedProbes, Verdict, address_bytes
 from Zorp.ResolverCache import DNSResolver, ResolverCache
@@ -175,8 +175,9 @@ class RegexpMatcher(AbstractMatcher):
         except re.error as problem:
             raise _bad_pattern(pat, problem) from None
         if repetition(pat) is Repetition.NESTED:
-            log(None, CORE_POLICY, 3, "Nested repetition in regular expression, matching may take long; expr='%s'",
-                (pat,))
+            log(None, CORE_POLICY, 2 if regex is None else 3,
+                "Nested repetition in regular expression, matching may take long; expr='%s', limited='%s'",
+                (pat, "no, install the package regex" if regex is None else "yes"))
         return compiled
 
     def checkMatch(self, str):

@@ -29,6 +29,7 @@ except ImportError:              # an optional extra
 
 SEARCH_SECONDS = 1.0
 
+_IN_A_ROW = 4                    # open repetitions in one pattern from which their power freezes a worker
 _MANY = 10                       # a bounded repetition that may run this often counts as unbounded
 _TOKEN = re.compile(r"""
       \\.
@@ -55,8 +56,9 @@ class Repetition(enum.IntEnum):
     """How the time of a search may grow with the length of the text."""
 
     FEW = 0         # at most one open repetition: at worst quadratic, over all starting points
-    MANY = 1        # a higher power, or alternatives that are repeated
-    NESTED = 2      # repetition of a repetition: possibly exponential
+    MANY = 1        # a higher power, or alternatives that are repeated and begin differently
+    NESTED = 2      # repetition of a repetition, of alternatives that may begin alike, or of what may be
+                    # empty, or so many in a row that the power is no comfort: possibly exponential
 
 
 class _TimeLimited:
@@ -124,10 +126,27 @@ def _in_todays_words(pattern: str) -> str:
 class _Group:
     """What one pair of brackets holds so far."""
 
-    __slots__ = ("has_alternatives", "has_repetition")
+    __slots__ = ("_starts", "has_optional", "has_repetition")
 
     def __init__(self):
-        self.has_alternatives = self.has_repetition = False
+        self._starts = [None]            # the first token of every alternative; None: nothing yet
+        self.has_optional = self.has_repetition = False
+
+    @property
+    def has_alternatives(self) -> bool:
+        return len(self._starts) > 1
+
+    def begins_with(self, token: str) -> None:
+        if self._starts[-1] is None:
+            self._starts[-1] = token
+
+    def alternative(self) -> None:
+        self._starts.append(None)
+
+    def may_begin_alike(self) -> bool:
+        """True unless every alternative begins with another plain character."""
+        plain = {start for start in self._starts if start is not None and len(start) == 1 and start not in ".^$"}
+        return self.has_alternatives and len(plain) < len(self._starts)
 
 
 def repetition(pattern: str) -> Repetition:
@@ -137,22 +156,25 @@ def repetition(pattern: str) -> Repetition:
     worst, count = Repetition.FEW, 0
     for token in _TOKEN.finditer(pattern):
         if token["open"]:
+            open_groups[-1].begins_with(token[0])
             open_groups.append(_Group())
         elif token["close"] and len(open_groups) > 1:
             last = open_groups.pop()
             open_groups[-1].has_repetition |= last.has_repetition
         elif token["or"]:
-            open_groups[-1].has_alternatives = True
+            open_groups[-1].alternative()
         elif token["repeat"]:
             if not _is_open(token):
+                open_groups[-1].has_optional |= token["repeat"] == "?"
                 continue
             count += 1
-            if last.has_repetition:
+            if last.has_repetition or last.has_optional or last.may_begin_alike() or count >= _IN_A_ROW:
                 return Repetition.NESTED
             if last.has_alternatives:
                 worst = Repetition.MANY
             open_groups[-1].has_repetition = True
         else:
+            open_groups[-1].begins_with(token[0])
             last = _Group()
     return Repetition.MANY if count > 1 else worst
 

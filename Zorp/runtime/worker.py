@@ -13,9 +13,11 @@ Theory of operation
                            ping      answer at once: the loop turns
                            verbosity change the level
                            info      facts for the `info` branch that only the master knows
+                           describe  have the packet rules of this policy put in force
         to the master      listen    needs a listening socket; the answer carries the descriptor
                            loaded    the policy is loaded and every bind made
-                           failed    it is not; carries the exit status
+                           described the packet rules are in force
+                           failed    it is not loaded, or its packet rules were refused; carries the exit status
                            handover  session numbers, counters, log settings for the successor
                            order     a signal or the policy wants the instance to stop, reload, quit
 
@@ -60,6 +62,7 @@ from Zorp.runtime.loader import Loader, LoadFailed
 from Zorp.runtime.logsetup import LogSetup, change_verbosity
 from Zorp.runtime.needs import unused_capabilities
 from Zorp.runtime.options import Options
+from Zorp.runtime.packetrules import PacketRules, RulesRefused
 from Zorp.runtime.stdio import CapturedOutput
 from Zorp.runtime.threads import PoolLimits, ThreadPool
 from Zorp.SockAddr import from_sockaddr
@@ -118,6 +121,7 @@ class Worker:
         self._terms = 0
         self._sessions_over = False
         self._retired = False
+        self._packet_rules = PacketRules(options)
         self._loader = Loader(options.policy, options.names, identity.name, identity.is_master)
 
     def run(self) -> int:
@@ -142,6 +146,7 @@ class Worker:
     def _load(self) -> bool:
         self._file_stamp = self._stamp_of_policy()
         try:
+            self._packet_rules.announce()
             self._loader.load()
             self._binding.bind(Globals.dispatch_table.chains())
         except LoadFailed as failure:
@@ -151,6 +156,9 @@ class Worker:
         except BindFailed as failure:            # in the log already
             self._give_up(f"Error binding to interface; error='{failure.error}'")
             return False
+        except RulesRefused as refusal:
+            self._refused(refusal)
+            return False
         return True
 
     def _give_up(self, reason: str) -> None:
@@ -158,6 +166,10 @@ class Worker:
             print(f"{self._identity.name}: {reason}", file=sys.stderr)   # who typed the command reads no syslog
         self._loader.call_if_defined("deinit", self._options.names, self._identity.name)
         self._channel.send("failed", status=EXIT_POLICY, reason=reason)
+
+    def _refused(self, refusal: RulesRefused) -> None:
+        log(None, "core.error", 0, "%s", (refusal,))
+        self._give_up(str(refusal))
 
     def _stamp_of_policy(self) -> int:
         """Taken before the file is read: an edit during the load must show as not reloaded."""
@@ -247,6 +259,15 @@ class Worker:
         self._log_setup.tick()
 
     # ---- orders of the master
+
+    def _on_describe(self, message: Message) -> None:
+        try:
+            self._packet_rules.hand_over()
+        except RulesRefused as refusal:
+            self._refused(refusal)
+            self._exit_status = EXIT_POLICY
+            return
+        self._channel.send("described")
 
     def _on_go(self, message: Message) -> None:
         self._adopt(message["handover"])
@@ -342,8 +363,15 @@ class Worker:
         if not cut:
             self._end()
             return
-        self._timers.after(CUT_S, self._end)
+        self._timers.after(CUT_S, self._abandon)
         self._pool.when_idle(self._note_sessions_over)
+
+    def _abandon(self) -> None:
+        """What policy code still holds is left behind; the log names it, because it will write no summary."""
+        for proxy in running.all():
+            log(proxy.session.getMasterSession().session_id, "core.error", 1,
+                "Session abandoned, the instance stops and policy code does not return;")
+        self._end()
 
     def _note_sessions_over(self) -> None:
         """The thread of the last session calls this."""

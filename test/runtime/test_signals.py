@@ -88,3 +88,27 @@ def test_the_change_is_logged_even_at_level_0(zorp):
     daemon = zorp(ECHO, verbosity=0)
     daemon.kill(signal.SIGUSR1)
     daemon.log.wait_for("core.info", 0, "Changing verbosity level", verbose_level="1")
+
+
+def test_a_session_that_policy_code_holds_is_named_when_the_instance_stops(zorp):
+    # given a session in a callback that does not return
+    daemon = zorp("""
+        import threading
+        from Zorp.Core import *
+        from Zorp.Plug import *
+
+        class Waits(PlugProxy):
+            def config(self):
+                threading.Event().wait(60)
+
+        def intra():
+            Service("plug", Waits, router=DirectedRouter(SockAddrInet("127.0.0.1", 9)))
+            Dispatcher(DBSockAddr(SockAddrInet("127.0.0.1", $port), ZD_PROTO_TCP), service="plug")
+        """)
+    client = daemon.connect()
+    session = daemon.log.wait_for("core.session", 3, "Starting proxy instance").session
+    # when the instance stops
+    assert daemon.stop() == 0
+    # then the log says which session left no summary
+    assert daemon.log.find("core.error", 1, "Session abandoned", session=session)
+    client.close()
