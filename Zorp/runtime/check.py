@@ -1,8 +1,9 @@
-"""Load a policy as an instance would, without listening: zorp --check-policy.
+"""Load a policy as an instance would, without listening: zorp --check-policy, zorp --describe.
 
 The file and the functions of the instance run as at a start, in this process, after it has let
 go of every privilege; nothing is bound, nothing is forked, no pid file is touched.  Standard
-output gets one line about what was found, standard error the log with the complaint.
+output gets one line about what was found, or for --describe one line of JSON with what the
+instance wants from the packet filter; standard error gets the log with the complaint.
 Exit status 0: usable; 2: not; 1: the check itself could not be made.
 """
 
@@ -12,7 +13,12 @@ import dataclasses
 import sys
 
 from Zorp import Config, Globals, Log
+from Zorp.Description import DescriptionError, to_json
+from Zorp.Description import check as verify
+from Zorp.Exceptions import PolicyError
+from Zorp.Log import log
 from Zorp.runtime import privileges
+from Zorp.runtime.describe import describe
 from Zorp.runtime.loader import Loader, LoadFailed
 from Zorp.runtime.logsetup import LogSetup
 from Zorp.runtime.options import Mode, Options
@@ -27,6 +33,21 @@ def run(options: Options) -> int:
               f"services='{len(Globals.services)}', zones='{len(Globals.zones)}', "
               f"listeners='{len(Globals.dispatch_table.chains())}'")
     return status
+
+
+def print_description(options: Options) -> int:
+    """Print what the instance of these options wants from the packet filter, as JSON; return the exit status."""
+    status = load_unprivileged(options)
+    if status != EXIT_OK:
+        return status
+    try:
+        description = describe(options)
+        verify(description)
+    except (PolicyError, DescriptionError) as problem:
+        log(None, "core.error", 0, "%s: %s", (options.policy, problem))
+        return EXIT_POLICY
+    print(to_json(description))
+    return EXIT_OK
 
 
 def load_unprivileged(options: Options) -> int:

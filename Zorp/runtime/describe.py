@@ -1,9 +1,6 @@
-"""Load a policy and print what its instance wants from the packet filter: zorp --describe.
+"""What the instance of a loaded policy wants from the packet filter, as an InstanceDescription.
 
-The file runs as for --check-policy: in this process, after it has let go of every privilege;
-nothing is bound.  Standard output gets one line of JSON (Zorp.Description), standard error the
-log.  Exit status 0: printed; 2: the policy cannot be used, or the packet filter cannot do what it
-says; 1: the process could not be set up.
+zorp --describe prints it (Zorp.runtime.check), a worker hands it to kzorpd.
 
 The ports of rule listeners are those the policy fixes (config.options.rule_listen_port), else
 those the instance had when it ran last, which it will have again; else 0, not known.
@@ -17,7 +14,6 @@ from Zorp import Globals
 from Zorp.Constants import ZD_PROTO_UDP
 from Zorp.Description import (
     DenyData,
-    DescriptionError,
     ForwardData,
     InstanceDescription,
     ListenerData,
@@ -25,34 +21,14 @@ from Zorp.Description import (
     ProxyData,
     ServiceData,
     ZoneData,
-    check,
-    to_json,
 )
 from Zorp.Exceptions import PolicyError
-from Zorp.Log import log
 from Zorp.Router import DirectedRouter
 from Zorp.RuleEngine import NetData
-from Zorp.runtime.check import load_unprivileged
 from Zorp.runtime.listeners import ListenSpec, PortStore, port_store_path
 from Zorp.runtime.options import Options
-from Zorp.runtime.worker import EXIT_OK, EXIT_POLICY
 from Zorp.Service import DenyIPv4, DenyIPv6, DenyService, PFService
 from Zorp.ZoneTable import unmapped_net
-
-
-def run(options: Options) -> int:
-    """Print the description of the instance of these options; return the exit status."""
-    status = load_unprivileged(options)
-    if status != EXIT_OK:
-        return status
-    try:
-        description = describe(options)
-        check(description)
-    except (PolicyError, DescriptionError) as problem:
-        log(None, "core.error", 0, "%s: %s", (options.policy, problem))
-        return EXIT_POLICY
-    print(to_json(description))
-    return EXIT_OK
 
 
 def describe(options: Options) -> InstanceDescription:

@@ -19,7 +19,7 @@ import time
 from Zorp import Log
 from Zorp.Log import log
 from Zorp.process.notify import BadWatchdogTime, Notifier
-from Zorp.runtime import check, daemonise, describe, privileges
+from Zorp.runtime import check, daemonise, privileges
 from Zorp.runtime import options as command_line
 from Zorp.runtime.control import ControlError
 from Zorp.runtime.logsetup import LogSetup, warn_about_shadowed_items
@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     return _LOADING_ACTIONS.get(options.action, _run)(options)
 
 
-_LOADING_ACTIONS = {"check": check.run, "describe": describe.run}
+_LOADING_ACTIONS = {"check": check.run, "describe": check.print_description}
 
 
 def version_text() -> str:
