@@ -65,7 +65,7 @@ EXIT_FAILED = 1
 DEFAULT_VERBOSITY = 3
 DEFAULT_LOG_SPEC = "core.accounting:4"
 RELOAD_DEADLINE_S = 60.0
-DRIFT_CHECK_S = 30.0
+DRIFT_CHECK_S = 30
 _NAMES_PAUSE_S = 0.2             # names that change together are one change of the sets
 _NAMES_RETRY_S = 60.0
 _TICK_S = 1.0
@@ -110,6 +110,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--name-server", metavar="ADDRESS", help="ask this name server, not those of the host")
     parser.add_argument("--least-ttl", type=int, default=TTL_FLOOR_S, metavar="SEC",
                         help="look a host name up again after this time at the earliest (%(default)s)")
+    parser.add_argument("--drift-check", type=int, default=DRIFT_CHECK_S, metavar="SEC",
+                        help="compare the kernel with what it was given this often (%(default)s)")
     return parser
 
 
@@ -161,6 +163,7 @@ class Kzorpd:
         self._names = HostNames(lambda: os.eventfd_write(self._wake, 1), config.options.zone_dns_grace,
                                 DNSResolver(options.name_server), options.least_ttl)
         self._names_due = False
+        self._drift_check_s = options.drift_check
         marks = site.marks
         self._sessions = SessionLog(site, self._rules, lambda: connections(marks.forward, marks.class_mask))
         self._watching: list = []
@@ -214,7 +217,7 @@ class Kzorpd:
         self._names.start()
         if self._rules.is_active:
             self._watch_kernel()
-            self._timers.after(DRIFT_CHECK_S, self._check_drift)
+            self._timers.after(self._drift_check_s, self._check_drift)
         self._timers.after(_TICK_S, self._tick)
         self._feed_watchdog()
         self._policies.read(self._policies_at_start)
@@ -298,7 +301,7 @@ class Kzorpd:
         self._sessions.tick()
 
     def _check_drift(self) -> None:
-        self._timers.after(DRIFT_CHECK_S, self._check_drift)
+        self._timers.after(self._drift_check_s, self._check_drift)
         self._rules.look_for_drift()
 
     def _feed_watchdog(self) -> None:

@@ -37,7 +37,7 @@ CONNECTIONS = 64
 PATIENCE_S = 30.0
 _READ_BYTES = 1 << 20
 _SOCKET_MODE_MASK = 0o117        # rw-rw----
-_FOR_INSTANCES = frozenset({"hello", "instance", "reload"})
+_FOR_INSTANCES = frozenset({"hello", "instance", "remove", "reload"})
 
 Answer = Callable[[str | None, dict], None]              # (error or None, fields)
 

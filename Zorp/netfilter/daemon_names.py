@@ -41,6 +41,7 @@ class HostNames:
         self._ttl_floor_s = ttl_floor_s
         self._cache = ResolverCache(resolver or DNSResolver(), ttl_floor=ttl_floor_s, ttl_ceiling=TTL_CEILING_S,
                                     stale_seconds=grace_s)
+        self._cache.default_cache_timeout = ttl_floor_s  # until a failed look-up is tried again
         self._changes = threading.Event()                # other names to watch, or the end
         self._stopping = False
 

@@ -191,7 +191,7 @@ class PacketRules:
             log(None, "core.info", 3, "Forwarded sessions ended with their rule; count='%d'", (ended,))
 
     def _compiled(self, instances: list[tuple[InstanceDescription, InstanceZones]], indexes: IndexState) -> Plan:
-        if not instances:
+        if not instances or not self.is_active:
             return _EMPTY                                # nobody wants anything: the host is as without us
         try:
             return compile_plan([zones.described() for _, zones in instances], self._site, indexes)

@@ -9,8 +9,9 @@ Theory of operation
         a reload           every slot; a failure changes nothing
         a restart          the one slot whose worker crashed; a failure is retried
 
-    The step: when every successor of the load has reported "loaded", the old workers are told
-    to retire and answer with session numbers and counters; then the successors are told to go.
+    The step: when every successor of the load has reported "loaded", the first has the packet
+    rules of the policy put in force (Zorp.runtime.packetrules); then the old workers are told to
+    retire and answer with session numbers and counters; then the successors are told to go.
     The listening sockets belong to the master and are open all the time.
 
     A worker that ends without having been told to has crashed.  It is started again after a
@@ -248,6 +249,19 @@ class Master:
             return
         handle.state = State.LOADED
         if all(slot.successor.state is State.LOADED for slot in load.slots):
+            self._put_rules_in_force(load)
+
+    def _put_rules_in_force(self, load: Load) -> None:
+        """What packets meet comes last of what can fail, and before anybody serves by the new policy."""
+        first = next((slot.successor for slot in load.slots if slot.is_master), None)
+        if first is None:
+            self._switch(load)
+        else:
+            self._send(first, "describe")
+
+    def _on_described(self, handle: Handle, message: Message) -> None:
+        load = self._load_of(handle)
+        if load is not None and handle.state is State.LOADED:
             self._switch(load)
 
     def _on_failed(self, handle: Handle, message: Message) -> None:

@@ -86,6 +86,7 @@ class Options:
     shutdown_grace: int = 0
     drain_timeout: int = 86_400          # how long sessions of a replaced policy may go on
     session_id_format: str = "7"
+    packet_rules: str = "auto"           # who sees to packet rules, see Zorp.runtime.packetrules
     action: str = "run"                  # "run", "check", "describe", "version" or the name of a help text
     warnings: tuple[str, ...] = ()       # for stderr, before daemonising
     obsolete: tuple[str, ...] = ()       # options that are accepted and have no effect
@@ -173,6 +174,8 @@ OPTIONS = (
     Option("pidfile", "P", "text", "pid_file", None, "FILE", "pid file", "process"),
     Option("pid-dir", "", "path", "pid_dir", None, "DIR", "directory of pid files and control sockets", "process"),
     Option("state-dir", "", "path", "state_dir", None, "DIR", "directory of lasting state", "process"),
+    Option("packet-rules", "", "choice", "packet_rules", ("auto", "kzorpd", "administrator", "none"), "WAY",
+           "who sees to packet rules: auto, kzorpd, administrator or none", "process"),
     Option("enable-core", "", "flag", "enable_core", True, "", "allow core dumps", "process"),
     Option("fd-limit-min", "", "int", "fd_limit", (0, 100_000_000), "N", "descriptors of a process", "process"),
     Option("fd-limit-threshold", "", "fd_threshold", ""),
