@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -160,10 +159,21 @@ def _metrics(host: Host, selection: Selection, options: argparse.Namespace) -> R
 
 
 def _version(host: Host, selection: Selection, options: argparse.Namespace) -> Results:
-    program = f"{host.conf.zorp_sbindir}/zorp"
-    result = subprocess.run([program if shutil.which(program) else "zorp", "--version"], check=False)
+    try:
+        result = subprocess.run([host.zorp, "--version"], check=False)
+    except OSError as problem:
+        yield failed("", f"{host.zorp}: {problem.strerror}; set ZORP_SBINDIR in zorpctl.conf")
+        return
     if result.returncode:
-        yield failed("", f"{program} --version failed")
+        yield failed("", f"{host.zorp} --version failed")
+
+
+def _stop_session(host: Host, selection: Selection, options: argparse.Namespace) -> Results:
+    """Ask every process; the session is in one of them at most."""
+    ask = _per_process(lambda process, options: queries.stop_session(process, options.session))
+    results = list(ask(host, selection, options))
+    stopped = [result for result in results if result.ok]
+    yield from stopped or results
 
 
 def _coredump(host: Host, selection: Selection, options: argparse.Namespace) -> Results:
@@ -252,9 +262,7 @@ COMMANDS = {
                       "Decreasing {} loglevel:", "lower the log level"),
     "szig": Command(_szig, WITH_PID_FILE, help="show the statistics tree", options=_szig_options),
     "conns": Command(_per_process(_conns), WITH_PID_FILE, help="show the running sessions", options=_json_option),
-    "stop-session": Command(
-        _per_process(lambda process, options: queries.stop_session(process, options.session)), WITH_PID_FILE,
-        help="end one session", options=_session_option),
+    "stop-session": Command(_stop_session, WITH_PID_FILE, help="end one session", options=_session_option),
     "deadlockcheck": Command(
         _per_process(lambda process, options: queries.deadlock_check(process, options.change)), WITH_PID_FILE,
         help="query or switch the deadlock check", options=_deadlock_options),
@@ -278,15 +286,15 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the program; return its exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     general = argparse.ArgumentParser(prog="zorpctl", usage=usage().partition(" ")[2], add_help=False)
-    general.add_argument("-c", "--config", metavar="CONF")
+    general.add_argument("-c", "--config", metavar="CONF", help="another zorpctl.conf, or a directory that has one")
     general.add_argument("-h", "--help", action="store_true")
     split = next((i for i, word in enumerate(arguments) if _command(word)), len(arguments))
-    options, _ = general.parse_known_args(arguments[:split])
+    options, rest = general.parse_known_args(arguments[:split])
     if options.help:
         print(usage())
         return EXIT_OK
     if split == len(arguments):
-        unknown = next((word for word in arguments if not word.startswith("-")), None)
+        unknown = next((word for word in rest if not word.startswith("-")), None)
         general.error(f"invalid choice: '{unknown}'" if unknown else "a command is required")
     try:
         return _run(_command(arguments[split]), arguments[split + 1:], options.config)

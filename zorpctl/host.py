@@ -14,7 +14,9 @@ import enum
 import grp
 import os
 import pwd
+import shutil
 import stat
+import sys
 from dataclasses import dataclass, field
 
 from Zorp.wire import instances_conf, zorpctl_conf
@@ -64,8 +66,15 @@ class Host:
 
     @classmethod
     def read(cls, conf_path: str | None = None) -> Host:
-        """Read the configuration.  Raises HostError when a file exists and cannot be read."""
-        conf = zorpctl_conf.parse(_read(conf_path or DEFAULT_CONF, required=conf_path is not None) or "")
+        """Read the configuration; a directory stands for the zorpctl.conf and instances.conf in it.
+
+        Raises HostError when a file exists and cannot be read.
+        """
+        directory = ""
+        if conf_path and os.path.isdir(conf_path):
+            directory, conf_path = conf_path, os.path.join(conf_path, "zorpctl.conf")
+        text = _read(conf_path or DEFAULT_CONF, required=bool(conf_path and not directory)) or ""
+        conf = zorpctl_conf.parse(f"ZORP_SYSCONFDIR={directory}\n{text}" if directory else text)
         path = os.path.join(conf.zorp_sysconfdir, "instances.conf")
         text = _read(path, required=False)
         lines, problems = instances_conf.parse(text or "", conf)
@@ -74,6 +83,16 @@ class Host:
     @property
     def pid_dir(self) -> str:
         return self.conf.zorp_pidfiledir
+
+    @property
+    def zorp(self) -> str:
+        """The program zorp: in ZORP_SBINDIR, beside this program, or wherever the path leads."""
+        beside = os.path.dirname(os.path.abspath(sys.argv[0]))
+        for directory in (self.conf.zorp_sbindir, beside):
+            path = os.path.join(directory, "zorp")
+            if os.access(path, os.X_OK):
+                return path
+        return shutil.which("zorp") or os.path.join(self.conf.zorp_sbindir, "zorp")
 
     def process(self, name: str) -> Process:
         """Return the process of this name."""

@@ -78,7 +78,7 @@ class Lifecycle:
 
     def command(self, instance: InstanceLine) -> list[str]:
         """Return the command line that starts an instance."""
-        words = [self._program(), "--as", instance.name, *instance.zorp_args]
+        words = [self._host.zorp, "--as", instance.name, *instance.zorp_args]
         if self._host.pid_dir != "/var/run/zorp" and "--pid-dir" not in words:
             words += ["--pid-dir", self._host.pid_dir]
         words += ["--num-of-processes", str(instance.number_of_processes)]
@@ -87,10 +87,6 @@ class Lifecycle:
         if not instance.auto_restart:
             words += ["--process-mode", "background"]
         return words
-
-    def _program(self) -> str:
-        path = os.path.join(self._host.conf.zorp_sbindir, "zorp")
-        return path if os.path.exists(path) else shutil.which("zorp") or path
 
     def _launch(self, instance: InstanceLine, processes: list[Process]) -> _Launch | Result:
         command = self.command(instance)

@@ -61,7 +61,7 @@ def test_a_broken_policy_is_reported_at_once(host):
     assert outcome.status == 1
     assert "intra#0: Failed to start (rc='2')" in outcome.err
     assert "intra.py:3:" in outcome.err
-    assert time.monotonic() - before < 5
+    assert time.monotonic() - before < 9                  # START_WAIT_TIMEOUT is 10
 
 
 def test_several_processes(host):

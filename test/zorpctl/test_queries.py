@@ -9,11 +9,14 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
 
 from test.support.daemon import wait_until
+from test.support.host import ROOT
 
 
 @pytest.fixture
@@ -136,6 +139,19 @@ def test_a_command_with_leading_dashes(host):
 def test_misuse_of_authorize(intra, arguments, text):
     outcome = intra.zorpctl(*arguments)
     assert (outcome.status, text in outcome.err) == (1, True)
+
+
+def test_an_unknown_command_is_the_one_named(host):
+    assert "invalid choice: 'nonsense'" in host.zorpctl("nonsense").err
+
+
+def test_a_directory_stands_for_the_files_in_it(host):
+    # given the directory instead of its zorpctl.conf
+    host.instance("intra")
+    result = subprocess.run([sys.executable, str(ROOT / "sbin/zorpctl"), "-c", str(host.etc), "status"],
+                            capture_output=True, text=True, check=False)
+    # then its instances are the ones that are meant
+    assert "intra#0: Process not running" in result.stderr
 
 
 def test_names_that_mean_nothing(host):
