@@ -11,8 +11,12 @@ Theory of operation
     gone, and threads that cannot go where there is room wait: then the kernel decides, until it is
     calm again.
 
+    The threads also wait their turn (SCHED_BATCH): one that wakes up does not push the one that
+    holds the interpreter off the CPU, only to find out that it cannot go on without it.
+
     Who works in the kernel for long, not in the interpreter, steps out: inside `with away():` the
-    calling thread may run on every CPU that the process was given.
+    calling thread may run on every CPU that the process was given, and so may programs that it
+    starts there.
 
     Nothing happens where the process was given one CPU only, where the interpreter has no global
     lock, or before settle().
@@ -95,6 +99,7 @@ class Home:
             self._seen = (time.monotonic(), time.process_time(), busy_seconds())
             cpu = sorted(permitted)[os.getpid() % len(permitted)]      # processes forked in a row spread
             os.sched_setaffinity(0, {cpu})
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         except OSError:                          # a container may forbid it; the kernel decides then
             return
         self._permitted, self._cpu = permitted, cpu

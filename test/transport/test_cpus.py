@@ -21,6 +21,7 @@ def home():
     for task in os.listdir("/proc/self/task"):
         with contextlib.suppress(ProcessLookupError):        # a thread that has just ended
             os.sched_setaffinity(int(task), PERMITTED)
+            os.sched_setscheduler(int(task), os.SCHED_OTHER, os.sched_param(0))
 
 
 def in_a_thread(function):
@@ -39,6 +40,7 @@ def test_threads_share_one_cpu(home):
     # then it and the threads it starts have one and the same CPU
     mine = os.sched_getaffinity(0)
     assert len(mine) == 1
+    assert in_a_thread(lambda: os.sched_getscheduler(0)) == os.SCHED_BATCH
     assert in_a_thread(lambda: os.sched_getaffinity(0)) == mine
 
 
