@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from test.support import tree
+from Zorp.netfilter import site
 from Zorp.runtime.options import OPTIONS
 from Zorp.wire import instances_conf, zorpctl_conf
 from zorpctl.cli import COMMANDS
@@ -76,6 +78,29 @@ def test_every_option_in_instances_conf_is_documented():
 def test_every_key_of_zorpctl_conf_is_documented():
     keys = [*zorpctl_conf._FIELDS, *zorpctl_conf._ALIASES, zorpctl_conf._FD_LIMIT]
     assert [key for key in keys if not has("zorpctl.conf.5", key.upper())] == []
+
+
+@pytest.mark.parametrize("program", ["kzorp-setup", "kzorpd", "kzorp"])
+def test_every_option_of_the_packet_level_is_documented(program):
+    # given what the program's help shows, of its commands too
+    shown = set()
+    commands = [(), ("print",)] if program == "kzorp-setup" else [()]
+    for command in commands:
+        result = subprocess.run([sys.executable, str(tree.ROOT / "sbin" / program), *command, "--help"],
+                                capture_output=True, text=True, check=True)
+        shown.update(re.findall(r"(?<![\w-])--?[a-z][\w-]*", result.stdout))
+        shown.update(word for found in re.findall(r"\{([^}]*)\}", result.stdout) for word in found.split(","))
+    # then the page has it
+    assert [option for option in sorted(shown) if not has(f"{program}.8", option)] == []
+
+
+def test_every_key_of_kzorp_yml_is_documented():
+    keys = [field.name for kind in (site.Site, site.Marks, site.Bypass) for field in dataclasses.fields(kind)]
+    found_out = {"accepts_marks"}                     # asked of the kernel, not of the administrator
+    assert [key for key in keys if key not in found_out and not has("kzorp.yml.5", key)] == []
+    # and what the page shows can be read
+    page = (tree.ROOT / "man/kzorp.yml.5").read_text()
+    assert len(site.read(re.search(r"\.EX\n(.*?)\.EE", page, re.DOTALL)[1]).bypass) == 2
 
 
 def policies(text: str) -> dict[str, str]:
