@@ -18,7 +18,8 @@ Theory of operation
 Deviations
     A refused connection leaves a summary line even when no service was found; its session id
     is "svc" then.  Addresses without a zone are refused and logged.  Misses are not cached.
-    Service names in tables are checked when the policy has loaded.
+    Names of services and zones in tables are checked when the policy has loaded: a table entry
+    for a zone that does not exist would let its clients fall through to the entry for any.
 """
 
 from __future__ import annotations
@@ -364,11 +365,29 @@ class _TableDispatcher(Dispatcher):
         self.cache = ShiftCache(f"{cache_name}({self._bind_text})", config.options.zone_dispatcher_shift_threshold)
 
     def checkReferences(self):
-        """Raise PolicyError when the finished policy lacks a service of the table."""
+        """Raise PolicyError when the finished policy lacks a service or a zone of the table."""
+        place = str(self._declared_at)
         for name in self.services.values():
             if not isinstance(name, AbstractService) and name not in Globals.services:
-                raise PolicyError(f"No such service; service='{name}', dispatcher='{self._declared_at}'",
+                raise PolicyError(f"No such service; service='{name}', dispatcher='{place}'", place=place,
                                   remedy="define the service, or correct the name in the table of the dispatcher")
+        if type(self).getService not in (ZoneDispatcher.getService, CSZoneDispatcher.getService):
+            return                               # a site that chooses itself may have keys of its own
+        known = {_ANY_ZONE, *Globals.zones, *(zone.getName() for zone in Globals.zones.values())}
+        for key in self.services:
+            names = self._zones_of_key(key)
+            if names is None:
+                raise PolicyError(f"Not a pair of zones; key={key!r}, dispatcher='{place}'", place=place,
+                                  remedy="write the keys as ('office', 'internet'), '*' for any zone")
+            for name in names:
+                if name not in known:
+                    raise PolicyError(f"No such zone; zone='{name}', dispatcher='{place}'", place=place,
+                                      remedy="define the zone, or correct the name in the table of the dispatcher")
+
+    @staticmethod
+    def _zones_of_key(key):
+        """Return the zone names that a key of the table holds, None when it can be none."""
+        return (key,)
 
     def _candidates(self, zone):
         """Return the names under which a zone may stand in the table, the best first."""
@@ -441,6 +460,10 @@ class CSZoneDispatcher(_TableDispatcher):
     def __init__(self, bindto=None, services=None, **kw):
         _warn_deprecated(CSZoneDispatcher, "Rule")
         super().__init__(bindto, services, "csdispatch", kw)
+
+    @staticmethod
+    def _zones_of_key(key):
+        return key if isinstance(key, tuple) and len(key) == 2 else None
 
     def getService(self, session):
         """Return the service of the pair of zones; raises ZoneException when one has none."""

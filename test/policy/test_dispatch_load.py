@@ -33,6 +33,14 @@ REFUSED = {
     "no table": ('ZoneListener(SockAddrInet("127.0.0.1", 1), "a")', ValueError, "services must be a mapping"),
     "unknown service in a table": ('ZoneListener(SockAddrInet("127.0.0.1", 1), {"*": "nosuch"})',
                                    ValueError, "No such service; service='nosuch', dispatcher='policy.py:"),
+    "unknown zone in a table": ('ZoneListener(SockAddrInet("127.0.0.1", 1), {"ofice": "a", "*": "a"})',
+                                ValueError, "No such zone; zone='ofice', dispatcher='policy.py:"),
+    "unknown client zone": ('CSZoneListener(SockAddrInet("127.0.0.1", 1), {("badd", "*"): "a", ("*", "*"): "a"})',
+                            ValueError, "No such zone; zone='badd', dispatcher='policy.py:"),
+    "unknown server zone": ('CSZoneListener(SockAddrInet("127.0.0.1", 1), {("*", "dmzz"): "a"})',
+                            ValueError, "No such zone; zone='dmzz', dispatcher='policy.py:"),
+    "one zone for two": ('CSZoneListener(SockAddrInet("127.0.0.1", 1), {"office": "a"})',
+                         ValueError, "Not a pair of zones; key='office'"),
     "UDP receiver": ('Receiver(SockAddrInet("127.0.0.1", 1), "a")', ValueError, "UDP is not built yet"),
     "keyword of TCP for a receiver": ('ZoneReceiver(SockAddrInet("127.0.0.1", 1), {"*": "a"}, backlog=1)',
                                       TypeError, "backlog"),
@@ -70,6 +78,44 @@ def gateway():
     texts = running.logged.texts("core.debug")
     assert texts.count("Use of Listener class is deprecated, Dispatcher should be used instead.") == 1
     assert texts.count("Use of ZoneDispatcher class is deprecated, Rule should be used instead.") == 1
+
+
+def test_a_complaint_about_a_table_says_where_its_dispatcher_stands(gateway):
+    with pytest.raises(ValueError) as refused:
+        gateway("""
+def gateway():
+    service("a")
+    ZoneListener(SockAddrInet("127.0.0.1", 1), {"nosuch": "a"})
+""")
+    assert refused.value.place.startswith("policy.py:")
+
+
+def test_zones_defined_later_hidden_ones_and_any_may_stand_in_tables(gateway):
+    # given a classic zone of two nets, which makes hidden zones, and one that is defined after the dispatcher
+    running = gateway("""
+InetZone("old", ["10.8.0.0/16", "10.9.0.0/16"], inbound_services=["*"], outbound_services=["*"])
+
+def gateway():
+    service("a")
+    ZoneListener(SockAddrInet("127.0.0.1", 1), {"old": "a", "old-#0": "a", "late": "a", "*": "a"})
+    CSZoneListener(SockAddrInet("127.0.0.1", 2), {("lab", "*"): "a", ("*", "late"): "a"})
+    Zone("late", "10.10.0.0/16")
+""")
+    # then the policy is loaded
+    assert len(running.chains) == 2
+
+
+def test_a_site_that_chooses_itself_has_its_own_keys(gateway):
+    running = gateway("""
+class ByHour(ZoneDispatcher):
+    def getService(self, session):
+        return Globals.services[self.services["night"]]
+
+def gateway():
+    service("a")
+    ByHour(DBSockAddr(SockAddrInet("127.0.0.1", 1), ZD_PROTO_TCP), {"night": "a"})
+""")
+    assert len(running.chains) == 1
 
 
 def test_receivers_construct_where_udp_is_served(gateway, monkeypatch):
