@@ -111,11 +111,28 @@ def silence() -> None:
         os.close(nothing)
 
 
-def set_title(title: str) -> None:
-    """Show another command line in the process list, cut to the room that the old one took."""
-    with open("/proc/self/stat", encoding="ascii", errors="replace") as stat:
-        fields = stat.read().rpartition(")")[2].split()
-    start, end = int(fields[_ARG_START]), int(fields[_ARG_END])
-    room = end - start
-    if start and room > 1:
-        ctypes.memmove(start, title.encode()[:room - 1].ljust(room, b"\0"), room)
+class ProcessTitle:
+    """The command line that the process list shows: replaced in the master, put back in a worker."""
+
+    def __init__(self) -> None:
+        with open("/proc/self/stat", encoding="ascii", errors="replace") as stat:
+            fields = stat.read().rpartition(")")[2].split()
+        self._start, end = int(fields[_ARG_START]), int(fields[_ARG_END])
+        self._room = end - self._start if self._start else 0
+        self._original = ctypes.string_at(self._start, self._room) if self._room > 1 else b""
+
+    def replace(self, text: str) -> None:
+        """Show this, cut to the room that the command line took."""
+        if self._original:
+            self._show(text.encode()[:self._room - 1])
+
+    def restore(self) -> None:
+        """Show the command line again."""
+        if self._original:
+            self._show(self._original)
+
+    def _show(self, text: bytes) -> None:
+        ctypes.memmove(self._start, text.ljust(self._room, b"\0"), self._room)
+
+
+title = ProcessTitle()

@@ -97,7 +97,7 @@ def _set_up(options: Options, report: daemonise.StartReport) -> Master:
         log(None, "core.error", 2, "Obsolete command line option ignored; option='%s'", (option,))
     warn_about_shadowed_items()
     if options.mode.detached:
-        daemonise.set_title(f"supervising {options.process_names[0]}")
+        daemonise.title.replace(f"supervising {options.process_names[0]}")
     return Master(options, slots, directory, log_setup, reporter, notifier, report)
 
 

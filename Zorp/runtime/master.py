@@ -47,7 +47,7 @@ from Zorp.process.timers import Timers
 from Zorp.runtime import channel as channels
 from Zorp.runtime.channel import ChannelClosed, Message
 from Zorp.runtime.control import ControlServer
-from Zorp.runtime.daemonise import StartReport
+from Zorp.runtime.daemonise import StartReport, title
 from Zorp.runtime.listeners import ListenError, ListenerTable, ListenSpec, PortStore, port_store_path
 from Zorp.runtime.liveness import Liveness
 from Zorp.runtime.logsetup import LogSetup
@@ -168,6 +168,7 @@ class Master:
         status = EXIT_SETUP
         try:
             die_with_parent(master_pid)
+            title.restore()
             os.setpgid(0, 0)                 # a terminal's ^C is the master's business
             self._signals.close()
             self._selector.close()           # before what is registered there: the epoll is shared with the master
