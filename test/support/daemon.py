@@ -202,6 +202,8 @@ class Control:
 class Daemon:
     """One zorp instance of a test; see the module's text."""
 
+    prefix: tuple[str, ...] = ()         # a command that starts the command, such as ip netns exec
+
     def __init__(self, directory: pathlib.Path, policy: str, instance: str = "intra", verbosity: int = 6,
                  arguments=(), environment=None, detached: bool = False, **values) -> None:
         self.directory = directory
@@ -237,8 +239,9 @@ class Daemon:
     def launch(self) -> None:
         """Start the process and return at once."""
         with open(self.directory / "log", "ab") as log:
-            self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                            cwd=self.directory, env=self._environment, start_new_session=True)
+            self.process = subprocess.Popen([*self.prefix, *self.command], stdin=subprocess.DEVNULL, stdout=log,
+                                            stderr=log, cwd=self.directory, env=self._environment,
+                                            start_new_session=True)
 
     def start(self) -> Daemon:
         self.launch()
