@@ -4,6 +4,11 @@
 (times in milliseconds, sizes in bytes, booleans 0 and 1).  Policies write it while they load,
 everything else reads it.  A policy may add containers of its own with addConfigContainer().
 
+What is set without being an option
+    Sites keep values of their own in `config.options`, so any name can be set.  But a typing
+    mistake there would leave a limit at its default without a word: at the end of the load a
+    name that nearly spells an option is an error, and any other is named in the log.
+
 Options of ours, not of the original:
     options.zone_dac                 are the service lists of zones enforced: "auto" (when a zone has one), "on", "off"
     options.zone_dns_grace           seconds a zone keeps the last addresses of a host name that no longer resolves
@@ -26,9 +31,23 @@ Options of ours, not of the original:
 from __future__ import annotations
 
 import sys
+from typing import NamedTuple
+
+from Zorp.Exceptions import PolicyError
+from Zorp.PolicyCaller import policy_caller
 
 TRUE = 1
 FALSE = 0
+
+
+class UnknownOption(NamedTuple):
+    """A name that a policy set although no option has it."""
+
+    name: str            # container and name: options.site_name
+    place: str           # file:line
+
+
+_unknown: dict[str, UnknownOption] = {}      # written while a policy loads
 
 
 class ConfigContainer:
@@ -36,6 +55,15 @@ class ConfigContainer:
 
     def __init__(self, **values):
         self.__dict__.update(values)
+
+    def __setattr__(self, name, value):
+        branch = _BRANCH.get(id(self))
+        if branch is not None and name not in self.__dict__:
+            _unknown[name] = UnknownOption(f"{branch}.{name}", str(policy_caller()))
+        self.__dict__[name] = value
+
+
+_BRANCH: dict[int, str] = {}                 # the branches with options of ours, by object
 
 
 config = ConfigContainer()
@@ -48,6 +76,7 @@ def addConfigContainer(cont):
     globals()[cont] = container
 
 
+config.addConfigContainer = addConfigContainer       # policies reach it both ways
 for _name in ("audit", "blob", "dirs", "options"):
     addConfigContainer(_name)
 
@@ -86,6 +115,36 @@ config.options.__dict__.update(
 )
 del _name
 audit, blob, dirs, options = config.audit, config.blob, config.dirs, config.options
+_KNOWN = {branch: frozenset(vars(getattr(config, branch))) for branch in ("audit", "blob", "dirs", "options")}
+_BRANCH.update({id(getattr(config, branch)): branch for branch in _KNOWN})
+
+
+def take_unknown_options():
+    """Return the UnknownOptions set since the last call, for the log; raises PolicyError for a near miss."""
+    found = list(_unknown.values())
+    _unknown.clear()
+    for option in found:
+        branch, name = option.name.split(".", 1)
+        meant = next((known for known in sorted(_KNOWN[branch]) if _nearly(name, known)), None)
+        if meant is not None:
+            raise PolicyError(f"No such option; option='config.{option.name}'", place=option.place,
+                              remedy=f"write config.{branch}.{meant}")
+    return found
+
+
+def _nearly(name, known):
+    """Return whether a typing mistake could have made `name` of a known one: one in four characters, two at most."""
+    most = min(2, len(known) // 4)
+    if abs(len(name) - len(known)) > most:
+        return False
+    row = range(len(known) + 1)              # edit distances of what was read of `name` to each beginning of `known`
+    for count, char in enumerate(name, 1):
+        above, row = row, [count]
+        for place, other in enumerate(known):
+            row.append(min(above[place] + (char != other), above[place + 1] + 1, row[place] + 1))
+    return row[-1] <= most
+
+
 __all__ = [
     "FALSE", "TRUE", "ConfigContainer", "addConfigContainer", "audit", "blob", "config", "dirs", "options", "sys",
 ]

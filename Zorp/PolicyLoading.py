@@ -10,6 +10,9 @@ from __future__ import annotations
 import contextlib
 
 from Zorp import Globals
+from Zorp.Config import take_unknown_options
+from Zorp.Constants import CORE_POLICY
+from Zorp.Log import log
 
 
 @contextlib.contextmanager
@@ -36,3 +39,6 @@ def _check_references():
         matcher.validateMatcher()
     if Globals.rules is not None:
         Globals.rules.check()
+    for option in take_unknown_options():
+        log(None, CORE_POLICY, 2,
+            "No such option, the value is kept for the policy only; option='config.%s', place='%s'", option)
