@@ -35,6 +35,7 @@ from collections.abc import Callable
 DEFAULT_VERBOSITY = 3
 DEFAULT_SPEC = "*.summary:4,*.accounting:4"
 VALUE_BYTES = 2048
+_AUDIT_TAGS, _AUDIT_LEVEL = ("core.summary", "core.accounting"), 4
 _CUT_MARK = "…(cut)"
 _MAX_KNOWN_TAGS = 1000           # policies may invent tags; the look-up table must not grow for ever
 
@@ -88,6 +89,12 @@ def parse_spec(text: str) -> tuple[tuple[tuple[str, ...], int], ...]:
             if position == len(text):
                 raise BadLogSpec("an item is missing after the last comma")
     return tuple(items)
+
+
+def unrecorded(spec: str) -> list[str]:
+    """Return the categories of the audit trail that no item of a readable log spec keeps at their level."""
+    silent = Filter(0, spec)
+    return [tag for tag in _AUDIT_TAGS if silent.effective(tag) < _AUDIT_LEVEL]
 
 
 def _covers(pattern, parts) -> bool:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from Zorp.Log import DEFAULT_SPEC, unrecorded
 from zorpctl.processes import Process
 from zorpctl.report import Result, failed
 from zorpctl.szig import SzigClient, SzigError, components
@@ -123,6 +124,16 @@ def change_log(process: Process, *, level: int | None = None, step: int = 0,
                 yield Result(process.name, f"New logspec='{szig.order(f'LOGGING SETSPEC {spec}')}'")
             except SzigError:
                 yield failed(process.name, "Log specification has not been set.")
+                return
+            missing = unrecorded(spec)
+            if missing:
+                yield Result(process.name, f"warning: this specification does not name {', '.join(missing)}: below "
+                             f"verbosity 4 they are not logged; to keep them: zorpctl log -S '{_with_records(spec)}'",
+                             warning=True)
+
+
+def _with_records(spec: str) -> str:
+    return f"{DEFAULT_SPEC},{spec}" if spec else DEFAULT_SPEC
 
 
 # ---- statistics tree, sessions

@@ -1,4 +1,4 @@
-"""Results: one line per process, successes on stdout, failures on stderr."""
+"""Results: one line per process, successes on stdout, failures and warnings on stderr."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ class Result:
     process_name: str
     text: str
     ok: bool = True
+    warning: bool = False        # on stderr, but nothing has failed
 
     def __str__(self) -> str:
         return f"{self.process_name}: {self.text}" if self.process_name else self.text
@@ -30,7 +31,7 @@ def show(results: Iterable[Result]) -> int:
     """Print the results as they come; return the exit status."""
     status = EXIT_OK
     for result in results:
-        print(result, file=sys.stdout if result.ok else sys.stderr, flush=True)
+        print(result, file=sys.stdout if result.ok and not result.warning else sys.stderr, flush=True)
         if not result.ok:
             status = EXIT_FAILED
     return status

@@ -62,6 +62,11 @@ def change_spec(spec: str) -> bool:
         return False
     Log.log(None, "core.info", 0, "Changing logspec; verbose_level='%d', logspec='%s'", (present.verbosity, spec))
     warn_about_shadowed_items()
+    missing = Log.unrecorded(spec)
+    if missing:
+        Log.log(None, "core.error", 0,
+                "Log spec leaves records of sessions to the verbosity; missing='%s', verbose_level='%d'",
+                (",".join(missing), present.verbosity))
     return True
 
 

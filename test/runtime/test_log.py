@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from Zorp import Log
-from Zorp.Log import BadLogSpec, Filter, enabled, log, parse_spec
+from Zorp.Log import BadLogSpec, Filter, enabled, log, parse_spec, unrecorded
+from Zorp.runtime.logsetup import change_spec
 
 
 @pytest.fixture
@@ -40,6 +41,24 @@ EFFECTIVE = {
 @pytest.mark.parametrize(("spec", "tag", "level"), EFFECTIVE.values(), ids=EFFECTIVE)
 def test_effective_verbosity(spec, tag, level):
     assert Filter(3, spec).effective(tag) == level
+
+
+@pytest.mark.parametrize(("spec", "missing"), [
+    ("*.summary:4,*.accounting:4", []), ("*.summary:4,*.accounting:4,smtp.*:6", []), ("core:5", []), ("*:9", []),
+    ("smtp.*:6", ["core.summary", "core.accounting"]), ("", ["core.summary", "core.accounting"]),
+    ("*.summary:4", ["core.accounting"]), ("core:3,*.summary:4", ["core.summary", "core.accounting"]),
+])
+def test_what_a_spec_leaves_out_of_the_audit_trail(spec, missing):
+    assert unrecorded(spec) == missing
+
+
+def test_a_change_that_drops_the_audit_trail_is_logged(monkeypatch):
+    lines = []
+    monkeypatch.setattr(Log, "_filter", Filter(3, Log.DEFAULT_SPEC))
+    monkeypatch.setattr(Log, "_sink", lambda tag, level, session, text: lines.append((tag, level, text)))
+    assert change_spec("smtp.*:6")
+    assert ("core.error", 0, "Log spec leaves records of sessions to the verbosity; "
+            "missing='core.summary,core.accounting', verbose_level='3'") in lines
 
 
 @pytest.mark.parametrize("spec", ["http.request:6,", "http_x:3", "core", "  ", ",", "a-b:1", ":3"])

@@ -66,6 +66,19 @@ def test_log_spec_is_set_and_shown(intra):
     assert (refused.status, "Log specification has not been set." in refused.err) == (1, True)
 
 
+def test_a_spec_that_drops_the_audit_trail_is_warned_about(intra):
+    # given a specification without summaries; when it is set
+    outcome = intra.zorpctl("log", "-S", "smtp.*:6")
+    # then it holds, and the warning has the one that keeps them
+    assert (outcome.status, outcome.out.strip()) == (0, "intra#0: New logspec='smtp.*:6'")
+    assert "does not name core.summary, core.accounting" in outcome.err
+    kept = re.search(r"zorpctl log -S '(.*)'", outcome.err)[1]
+    assert kept == "*.summary:4,*.accounting:4,smtp.*:6"
+    # and that one needs no warning
+    outcome = intra.zorpctl("log", "-S", kept)
+    assert (outcome.status, outcome.err) == (0, "")
+
+
 def test_the_tree_shows_an_open_session(intra):
     with session(intra):
         lines = intra.zorpctl("szig", "-r", "conns", "intra").out.splitlines()
