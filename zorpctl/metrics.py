@@ -90,7 +90,7 @@ class Collector:
                 self._add(family, name, meaning, labels, _number(nodes.get(node)))
         self._add_info(labels, nodes)
         self._add_services(process, nodes)
-        self._add_process(process, labels)
+        self._add_process(nodes, labels)
         return True
 
     def _add_info(self, labels: dict[str, str], nodes: dict[str, str]) -> None:
@@ -110,8 +110,8 @@ class Collector:
                     if leaf == parts[2]:
                         self._add(family, metric, meaning, labels, _number(value))
 
-    def _add_process(self, process: Process, labels: dict[str, str]) -> None:
-        usage = queries.resources(process.worker_pid())
+    def _add_process(self, nodes: dict[str, str], labels: dict[str, str]) -> None:
+        usage = queries.resources(_pid(nodes.get("info.pid")))
         for mode in ("user", "system"):
             self._add(CounterMetricFamily, "zorp_cpu_seconds", "Processor time", {**labels, "mode": mode},
                       usage[f"cpu_{mode}_s"])
@@ -123,6 +123,10 @@ class Collector:
         if name not in self._families:
             self._families[name] = family(name, meaning, labels=list(labels))
         self._families[name].add_metric(list(labels.values()), value)
+
+
+def _pid(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isascii() and text.isdigit() else None
 
 
 def _number(text: str | None) -> float | None:

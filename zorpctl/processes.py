@@ -19,7 +19,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-_PID_FILE = re.compile(r"zorp-(.+)\.pid")
+_PID_FILE = re.compile(r"zorp-(.+)\.pid(\.lock)?")
 _PID_FILE_BYTES = 32
 
 
@@ -98,13 +98,20 @@ def lock_holder(path: str) -> int | None:
 
 
 def with_pid_file(pid_dir: str) -> list[Process]:
-    """Return a process for every pid file in the directory, sorted by name."""
+    """Return a process for every pid file in the directory, and for every held lock, sorted by name.
+
+    In the process mode systemd-notify there is no pid file.
+    """
     try:
         names = os.listdir(pid_dir)
     except OSError:
         return []
-    matches = filter(None, map(_PID_FILE.fullmatch, names))
-    return [Process(match[1], pid_dir) for match in sorted(matches, key=lambda match: natural(match[1]))]
+    found = set()
+    for match in filter(None, map(_PID_FILE.fullmatch, names)):
+        process = Process(match[1], pid_dir)
+        if match[2] is None or process.is_running():
+            found.add(process)
+    return sorted(found, key=lambda process: natural(process.name))
 
 
 def natural(name: str) -> tuple[str, int]:

@@ -45,8 +45,8 @@ def facts(process: Process) -> dict:
     with SzigClient(process.socket_path) as szig:
         values = {node: szig.value(node) for node in (
             "stats.threads_running", "stats.sessions_running", "info.policy.file", "info.policy.file_stamp",
-            "info.policy.reload_stamp", "info.version")}
-    pid = process.worker_pid()
+            "info.policy.reload_stamp", "info.version", "info.pid")}
+    pid = process.worker_pid() or _number(values["info.pid"])
     return {
         "process": process.name, "running": True, "pid": pid, "master_pid": process.master_pid(),
         "version": values["info.version"], "threads": _number(values["stats.threads_running"]),
@@ -95,9 +95,10 @@ def _gui_row(process: Process) -> list[str]:
             raise SzigError
         with SzigClient(process.socket_path) as szig:
             values = [szig.value(node) or "0" for node in _GUI_NODES]
+            pid = process.worker_pid() or szig.value("info.pid")
     except SzigError:
         return [process.name, number, *[MISSING] * (len(_GUI_COLUMNS) - 2)]
-    return [process.name, number, "running", str(process.worker_pid()), *values]
+    return [process.name, number, "running", str(pid), *values]
 
 
 # ---- log level

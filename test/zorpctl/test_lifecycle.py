@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -301,3 +302,19 @@ def test_a_missing_instances_conf(host):
     outcome = host.zorpctl("start")
     assert outcome.status == 1
     assert f"No such file or directory {host.etc}/instances.conf" in outcome.err
+
+
+def test_an_instance_without_pid_file_is_seen_reloaded_and_stopped(host):
+    # given an instance whose service manager knows its pid, so that there is no pid file
+    host.instance("intra")
+    program = subprocess.Popen(
+        [str(host.sbin / "zorp"), "--as", "intra", "--policy", str(host.etc / "intra.py"), "--num-of-processes", "1",
+         "--process-mode", "systemd-notify", "--pid-dir", str(host.pid_dir), "--log-socket", "/nonexistent"])
+    wait_until(lambda: host.zorpctl("status").status == 0, "the instance")
+    assert not list(host.pid_dir.glob("*.pid"))
+    # then zorpctl knows its worker, and every command finds it
+    assert re.search(r"^intra#0: running, \d+ threads active, pid \d+$", host.zorpctl("status").out, re.MULTILINE)
+    assert host.zorpctl("reload").out.splitlines()[1:] == ["intra#0: Reload successful"]
+    assert "verbose_level=" in host.zorpctl("log").out
+    assert "intra#0: Stopped" in host.zorpctl("stop").out
+    assert program.wait(10) == 0
