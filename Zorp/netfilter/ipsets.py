@@ -78,8 +78,10 @@ class Sets:
         for message in self._list():
             name = message.get_attr("IPSET_ATTR_SETNAME")
             if name and name.startswith(SET_PREFIX) and not name.startswith(_TEMPORARY):
-                family = 6 if message.get_attr("IPSET_ATTR_FAMILY") == socket.AF_INET6 else 4
-                found.setdefault(name, [family, []])[1].extend(_members(message, family))
+                if name not in found:            # the messages that continue a long set say no family
+                    found[name] = [6 if message.get_attr("IPSET_ATTR_FAMILY") == socket.AF_INET6 else 4, []]
+                family, members = found[name]
+                members.extend(_members(message, family))
         return {name: AddressSet(name, family, tuple(sorted(members, key=lambda member: (member.net, member.nomatch))))
                 for name, (family, members) in found.items()}
 

@@ -1,0 +1,143 @@
+"""The way of a plan into the kernel, and back when a step fails; in a namespace of its own."""
+
+import dataclasses
+import os
+import subprocess
+
+import pytest
+
+from test.support.net import Namespace, net
+from Zorp.Description import InstanceDescription, ListenerData, ProxyData, ZoneData, parse_net
+from Zorp.netfilter.backend import Backend, BackendError, open_backend
+from Zorp.netfilter.compiler import compile_plan
+from Zorp.netfilter.ipsets import SetError, Sets
+from Zorp.netfilter.plan import AddressSet, Chain, Member, Rule, Table, Target, Test
+from Zorp.netfilter.site import Site
+from Zorp.netfilter.tables import RestoreWriter, TableError
+from Zorp.RuleEngine import RuleData
+
+__all__ = ["net"]
+pytestmark = [pytest.mark.netns, pytest.mark.skipif(os.geteuid() != 0, reason="namespaces and packet rules need root")]
+KINDS = ("nft", "legacy")
+
+
+@pytest.fixture
+def namespace():
+    """An empty namespace; run(function) runs a function in it."""
+    found = Namespace(f"zorp-{os.urandom(4).hex()}-b")
+    subprocess.run(["ip", "netns", "add", found.name], check=True)
+    found.run("ip", "link", "set", "lo", "up")
+    yield found
+    subprocess.run(["ip", "netns", "del", found.name], check=True)
+
+
+def plan_of(*nets, port=80):
+    zone = ZoneData(name="office", nets=tuple(map(parse_net, (*nets, "2001:db8::/32"))))
+    return compile_plan([InstanceDescription(
+        instance="i", zones=(zone,), services=(ProxyData(name="web"),),
+        rules=(RuleData(rule_id=1, service="web", dst_port=((port, port),), src_zone=("office",)),),
+        listeners=(ListenerData(6, "127.0.0.1", 50080), ListenerData(6, "::1", 50080)))], Site())
+
+
+class FailsLate(RestoreWriter):
+    """Refuses to write the table mangle of IPv6, after all others were written."""
+
+    def write(self, change):
+        if (change.table.family, change.table.name) == (6, "mangle"):
+            raise TableError("no more memory")
+        super().write(change)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_failure_of_the_last_table_brings_the_old_state_back(namespace, kind):
+    def story():
+        # given a plan that is loaded
+        old, new = plan_of("10.1.0.0/24"), plan_of("10.2.0.0/24", "10.3.0.0/24", port=81)
+        good = Backend(Site(), RestoreWriter(kind))
+        assert good.apply(old)
+        # when the next one fails at its last table
+        with pytest.raises(BackendError, match="no more memory"):
+            Backend(Site(), FailsLate(kind)).apply(new)
+        # then tables and sets are the old ones, and nothing is left over
+        assert good.drift(old) == []
+        # and the next attempt succeeds
+        assert good.apply(new)
+        assert good.drift(new) == []
+        assert not good.apply(new)
+
+    namespace.inside(story)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_failure_of_the_first_load_leaves_nothing(namespace, kind):
+    def story():
+        with pytest.raises(BackendError):
+            Backend(Site(), FailsLate(kind)).apply(plan_of("10.1.0.0/24"))
+        with Sets() as sets:
+            assert sets.names() == []
+        for family in (4, 6):
+            assert all(not held.ours for held in RestoreWriter(kind).read(family).values())
+
+    namespace.inside(story)
+
+
+def test_rule_that_the_kernel_refuses_is_shown(namespace):
+    def story():
+        plan = plan_of("10.1.0.0/24")
+        wrong = Chain("ZORP_WRONG", (Rule((Test("set-src", "zorp.4.nowhere"),), Target("drop")),))
+        tables = tuple(Table(table.family, table.name, (*table.chains, wrong), table.hooks)
+                       if (table.family, table.name) == (4, "mangle") else table for table in plan.tables)
+        with pytest.raises(BackendError, match=r"table mangle: .*nowhere.*; at: -A ZORP_WRONG -m set"):
+            open_backend(Site()).apply(dataclasses.replace(plan, tables=tables))
+
+    namespace.inside(story)
+
+
+def test_members_change_without_the_rules(namespace):
+    def story():
+        backend = open_backend(Site())
+        backend.apply(plan_of("10.1.0.0/24"))
+        # when only a zone's nets change
+        changed = plan_of("10.1.0.0/25", "192.0.2.1/32")
+        assert backend.update_sets(changed)
+        # then the kernel holds the whole new plan
+        assert backend.drift(changed) == []
+        assert not backend.update_sets(changed)
+
+    namespace.inside(story)
+
+
+def test_sets_hold_exceptions_and_what_a_killed_program_left_is_removed(namespace):
+    def story():
+        members = (Member("0.0.0.0/1"), Member("10.1.0.0/24"), Member("10.1.0.64/26", nomatch=True),
+                   Member("128.0.0.0/1"))
+        many = tuple(Member(f"2001:db8:{a:x}:{b:x}::/64") for a in range(1, 11) for b in range(1, 101))
+        wanted = (AddressSet("zorp.4.a", 4, members), AddressSet("zorp.6.b", 6, many))
+        with Sets() as sets:
+            subprocess.run(["ipset", "create", "zorp.~left", "hash:net"], check=True)
+            sets.load(wanted)
+            sets.finish()
+            assert sets.names() == ["zorp.4.a", "zorp.6.b"]
+            present = sets.read()
+            assert {name: frozenset(found.members) for name, found in present.items()} == {
+                "zorp.4.a": frozenset(members), "zorp.6.b": frozenset(many)}
+        statuses = [subprocess.run(["ipset", "test", "zorp.4.a", address], capture_output=True, check=False).returncode
+                    for address in ("10.1.0.6", "10.1.0.66")]
+        assert statuses == [0, 1]
+
+    namespace.inside(story)
+
+
+def test_set_that_cannot_be_filled_leaves_the_old_one(namespace):
+    def story():
+        good = AddressSet("zorp.4.a", 4, (Member("10.0.0.0/8"),))
+        with Sets() as sets:
+            sets.load((good,))
+            sets.finish()
+            twice = AddressSet("zorp.4.a", 4, (Member("10.0.0.0/8"), Member("0.0.0.0/0")))
+            with pytest.raises(SetError, match="filling set"):
+                sets.load((twice,))
+            assert sets.names() == ["zorp.4.a"]
+            assert sets.read()["zorp.4.a"].members == good.members
+
+    namespace.inside(story)

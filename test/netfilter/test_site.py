@@ -1,0 +1,64 @@
+"""kzorp.yml: defaults, what can be said, and what is refused by name."""
+
+import contextlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from Zorp.netfilter.site import Bypass, Marks, Site, SiteError, read
+
+
+def test_nothing_means_the_defaults():
+    assert read("") == Site()
+    assert read("# only a comment\n") == Site()
+
+
+def test_everything_can_be_said():
+    site = read("""
+        backend: legacy-restore
+        families: [4]
+        marks: {divert: 0x10, own: 0x20, connection_shift: 12}
+        default_deny: false
+        bypass:
+          - iface: mgmt0
+          - {proto: tcp, dst: 192.0.2.1/32, dst_port: 22}
+          - {proto: 17, src: 10.0.0.0/8, dst_port: [33434, 33534]}
+        """)
+    assert (site.backend, site.families, site.default_deny) == ("legacy-restore", (4,), False)
+    assert site.marks == Marks(divert=0x10, own=0x20, connection_shift=12)
+    assert site.marks.connection_mask == 0xFFFFF000
+    assert site.bypass == (Bypass(iface="mgmt0"), Bypass(proto=6, dst="192.0.2.1/32", dst_port=(22, 22)),
+                           Bypass(proto=17, src="10.0.0.0/8", dst_port=(33434, 33534)))
+    assert [entry.family for entry in site.bypass] == [None, 4, 4]
+
+
+REFUSED = {
+    "misspelt key": ("defualt_deny: true", "unknown key 'defualt_deny'"),
+    "not a mapping": ("- a", "keys with values"),
+    "not YAML": ("a: [", "not YAML"),
+    "kind": ("default_deny: maybe", "default_deny: true or false"),
+    "choice": ("backend: bpf", "backend: one of auto"),
+    "two bits": ("marks: {divert: 3}", "divert: a number with one bit"),
+    "equal marks": ("marks: {divert: 1, own: 1}", "different bits"),
+    "main table": ("routing_table: 254", "routing_table: a number from 1 to 252"),
+    "bypass of all": ("bypass: [{}]", "without a condition"),
+    "bypass port": ("bypass: [{dst_port: 22}]", "dst_port needs proto"),
+    "bypass net": ("bypass: [{src: 10.0.0.1/8}]", "src: address/bits"),
+    "bypass iface": ("bypass: [{iface: eth+}]", "iface: an interface name"),
+    "bypass families": ("bypass: [{src: 10.0.0.0/8, dst: '::/0'}]", "different families"),
+    "bypass ports": ("bypass: [{proto: tcp, dst_port: [2, 1]}]", "the lower port"),
+}
+
+
+@pytest.mark.parametrize(("text", "complaint"), REFUSED.values(), ids=REFUSED)
+def test_what_is_wrong_is_named(text, complaint):
+    with pytest.raises(SiteError) as refused:
+        read(text)
+    assert complaint in str(refused.value)
+
+
+@given(st.text(alphabet="abmrks:{}[],- \n0x1'\"&*!", max_size=60))
+def test_any_text_is_read_or_refused(text):
+    with contextlib.suppress(SiteError):
+        read(text)
