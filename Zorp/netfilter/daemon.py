@@ -233,6 +233,7 @@ class Kzorpd:
             log(None, "core.info", 1, "Failed to set up zone handler, no static zones loaded")
         self._watch_names()
         self._notifier.send("READY=1")
+        log(None, "core.debug", 6, "Policies have been read; instances='%d'", (len(self._rules.state.entries),))
 
     def _watch_kernel(self) -> None:
         """Let the kernel tell about forwarded and denied connections; without that, there are no lines about them."""

@@ -36,6 +36,7 @@ from Zorp.wire.kzorpd import (
 CONNECTIONS = 64
 PATIENCE_S = 30.0
 _READ_BYTES = 1 << 20
+_BACKLOG = 512
 _SOCKET_MODE_MASK = 0o117        # rw-rw----
 _FOR_INSTANCES = frozenset({"hello", "instance", "remove", "reload"})
 
@@ -211,7 +212,7 @@ class ControlServer:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._path)
             sock.bind(self._path)
-            sock.listen(CONNECTIONS)
+            sock.listen(_BACKLOG)
         except OSError as problem:
             sock.close()
             raise ControlError(f"Cannot make the control socket; socket='{self._path}', "

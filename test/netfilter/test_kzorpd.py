@@ -1,0 +1,404 @@
+"""kzorpd: host names, reloads, requests, signals, and that nothing wrong changes anything."""
+
+import json
+import os
+import select
+import signal
+import socket
+import time
+
+import pytest
+
+from test.support.daemon import wait_until
+from test.support.dns_server import SERVFAIL, SILENCE
+from test.support.kzorpd import RULES, ZONES, kzorpd
+from test.support.unprivileged import run_unprivileged
+from Zorp.Description import InstanceDescription, ListenerData, ProxyData, ZoneData, from_json, parse_net, to_json
+from Zorp.RuleEngine import RuleData
+from Zorp.transport.kzorpd import KzorpdError, ask
+
+__all__ = ["kzorpd"]
+
+NAMED = ZONES + '\nZone("partners", addrs=("198.51.100.0/24",), hostnames=("a.test",))'
+RULE_FOR_PARTNERS = 'Rule(rule_id=2, service="web", proto=6, dst_port=80, src_zone="partners")'
+OFFICE, PARTNERS = "zorp.4.office", "zorp.4.partners"
+
+
+@pytest.fixture
+def named(kzorpd):
+    """kzorpd with a zone of a host name, not started, and its name server."""
+    kzorpd.write_policy(NAMED, RULES + "\n" + RULE_FOR_PARTNERS)
+    kzorpd.dns = kzorpd.name_server()
+    kzorpd.dns.set("a.test", "A", "192.0.2.1", ttl=1)
+    return kzorpd
+
+
+def description(name="other", *, zone="lab", service="web", rule_zone="lab"):
+    """What an instance hands over."""
+    return InstanceDescription(
+        instance=name, zones=(ZoneData(name=zone, nets=(parse_net("10.7.0.0/16"),)),),
+        services=(ProxyData(name=service),),
+        rules=(RuleData(rule_id=1, service=service, proto=(6,), dst_port=((81, 81),), src_zone=(rule_zone,)),),
+        listeners=(ListenerData(6, "127.0.0.1", 50081),))
+
+
+# ---------------------------------------------------------------- host names
+
+def test_scenario_26_a_name_that_moves_takes_its_zone_along_and_touches_no_rule(named):
+    # given a running kzorpd that knows the address of a name
+    named.start()
+    named.wait_for_members(PARTNERS, "198.51.100.0/24", "192.0.2.1")
+    rules = named.rules()
+    assert rules
+    # when the name gets another address
+    named.dns.set("a.test", "A", "192.0.2.2", ttl=1)
+    # then the set has the new one and not the old one, and the rules are as they were
+    named.wait_for_members(PARTNERS, "198.51.100.0/24", "192.0.2.2")
+    assert named.rules() == rules
+    named.log.wait_for("core.info", 4, "TTL for host expired, updating host", hostname="a.test")
+
+
+def test_scenario_28_without_name_servers_static_zones_work_and_names_are_retried(named):
+    # given a name server that says nothing
+    named.dns.behaviour = SILENCE
+    named.start()
+    # then static zones are there at once
+    assert named.sets()[OFFICE] == {"10.1.0.0/24"}
+    assert named.sets()[PARTNERS] == {"198.51.100.0/24"}
+    # and when it speaks, the name's address comes by itself
+    named.dns.behaviour = "answer"
+    named.wait_for_members(PARTNERS, "198.51.100.0/24", "192.0.2.1")
+
+
+def test_scenario_29_the_end_takes_host_names_out_of_the_zones_and_leaves_the_rest(named):
+    named.start()
+    named.wait_for_members(PARTNERS, "198.51.100.0/24", "192.0.2.1")
+    rules = named.rules()
+    assert named.stop(signal.SIGTERM) == 0
+    assert named.sets()[PARTNERS] == {"198.51.100.0/24"}
+    assert named.sets()[OFFICE] == {"10.1.0.0/24"}
+    assert named.rules() == rules
+    assert named.log.find("core.info", 1, "KZorpd shutting down...")
+    assert not os.path.exists(named.socket)
+
+
+def test_a_name_that_cannot_be_looked_up_keeps_its_last_address(named):
+    named.start()
+    named.wait_for_members(PARTNERS, "198.51.100.0/24", "192.0.2.1")
+    named.dns.behaviour = SERVFAIL
+    asked = len(named.dns.queries)
+    assert named.dns.wait_for_queries(asked + 4)
+    named.log.wait_for("core.info", 3, "Could not resolve host name trying again after default timeout")
+    assert named.sets()[PARTNERS] == {"198.51.100.0/24", "192.0.2.1"}
+
+
+def test_an_address_of_names_of_two_zones_belongs_to_neither(named):
+    named.write_policy(NAMED + '\nZone("friends", hostnames=("b.test",))',
+                       RULES + "\n" + RULE_FOR_PARTNERS + "\n" + RULE_FOR_PARTNERS.replace("2,", "3,", 1).replace(
+                           "partners", "friends").replace("80", "81"))
+    named.dns.set("b.test", "A", "192.0.2.3", ttl=1)
+    named.start()
+    named.wait_for_members("zorp.4.friends", "192.0.2.3")
+    # when the second name resolves to the address of the first
+    named.dns.set("b.test", "A", "192.0.2.1", ttl=1)
+    # then both zones lose it, for as long as the clash lasts
+    named.wait_for_members("zorp.4.friends")
+    named.wait_for_members(PARTNERS, "198.51.100.0/24")
+    named.dns.set("b.test", "A", "192.0.2.4", ttl=1)
+    named.wait_for_members("zorp.4.friends", "192.0.2.4")
+    named.wait_for_members(PARTNERS, "198.51.100.0/24", "192.0.2.1")
+
+
+def test_a_name_server_that_hangs_delays_no_request(named):
+    named.dns.behaviour = SILENCE
+    named.start()
+    assert named.dns.wait_for_queries(1)
+    before = time.monotonic()
+    assert named.ask("hello")["mode"] == "compiled"
+    assert time.monotonic() - before < 1.0
+
+
+def test_addresses_of_the_firewall_itself_are_not_taken_from_a_name_server(named):
+    named.dns.set("a.test", "A", "127.0.0.1", "192.0.2.7", ttl=1)
+    named.start()
+    named.wait_for_members(PARTNERS, "198.51.100.0/24", "192.0.2.7")
+
+
+# ---------------------------------------------------------------- reload
+
+def test_scenario_27_a_syntax_error_in_the_zones_keeps_the_old_ones(kzorpd):
+    # given zones in force
+    kzorpd.start()
+    sets, rules = kzorpd.sets(), kzorpd.rules()
+    # when the file becomes wrong and kzorpd is told to reload
+    (kzorpd.directory / "zones.py").write_text("Zone(\n")
+    ended = kzorpd.command("--reload")
+    # then the command fails and says why, the log too, and everything is as it was
+    assert ended.returncode == 1
+    assert "zones.py" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert "zones.py" in kzorpd.log.find("core.error", 1, "Unable to load configuration, keep existing one")[0].raw
+    assert (kzorpd.sets(), kzorpd.rules()) == (sets, rules)
+    # and a right file is taken
+    kzorpd.write_policy('Zone("office", addrs=("10.9.0.0/24",))')
+    assert kzorpd.command("--reload").returncode == 0
+    assert kzorpd.sets()[OFFICE] == {"10.9.0.0/24"}
+
+
+def test_reload_answers_OK_only_when_it_is_done(kzorpd):
+    kzorpd.start()
+    assert kzorpd.say(b"RELOAD\n") == b"OK"
+    (kzorpd.directory / "policy.py").write_text("raise ValueError('no')\n")
+    assert kzorpd.say(b"RELOAD\n").startswith(b"FAIL ")
+
+
+def test_requests_for_a_reload_that_come_together_are_all_answered(kzorpd):
+    kzorpd.start()
+    asking = [kzorpd.connect() for _ in range(5)]
+    for sock in asking:
+        sock.sendall(b"RELOAD\n")
+    assert [sock.recv(100) for sock in asking] == [b"OK\n"] * 5
+    assert [sock.recv(1) for sock in asking] == [b""] * 5        # closed, as ever
+    for sock in asking:
+        sock.close()
+
+
+def test_HUP_reloads(kzorpd):
+    kzorpd.start()
+    kzorpd.write_policy('Zone("office", addrs=("10.9.0.0/24",))')
+    kzorpd.kill(signal.SIGHUP)
+    kzorpd.wait_for_members(OFFICE, "10.9.0.0/24")
+    assert kzorpd.log.find("core.info", 1, "Received SIGHUP, reloading configuration")
+
+
+def test_reload_without_a_running_kzorpd_fails(kzorpd):
+    ended = kzorpd.command("--reload")
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("kzorpd: kzorpd does not answer")
+
+
+def test_a_policy_that_vanishes_while_kzorpd_is_away_keeps_its_rules(kzorpd):
+    # given rules in force, and a kzorpd that is killed
+    kzorpd.start()
+    sets, rules = kzorpd.sets(), kzorpd.rules()
+    kzorpd.stop(signal.SIGKILL)
+    # when the policy is broken and kzorpd comes back
+    (kzorpd.directory / "policy.py").write_text("def (\n")
+    kzorpd.start()
+    # then the rules are those that were in force, and the log says what is wrong
+    assert (kzorpd.sets(), kzorpd.rules()) == (sets, rules)
+    assert kzorpd.log.find("core.error", 1, "Unable to load configuration, keep existing one")
+
+
+# ---------------------------------------------------------------- what instances hand over
+
+def test_an_instance_that_hands_over_gets_its_rules(kzorpd):
+    kzorpd.start()
+    kzorpd.ask("instance", description=to_json(description()))
+    assert kzorpd.sets()["zorp.4.lab"] == {"10.7.0.0/16"}
+    assert any("50081" in rule for rule in kzorpd.rules())
+    shown = kzorpd.command("-b", program="kzorp").stdout
+    assert "Bind instance='other' protocol='6', address='127.0.0.1', port='50081'" in shown
+    # and lose them when it is removed, the others staying
+    kzorpd.ask("remove", instance="other")
+    assert "zorp.4.lab" not in kzorpd.sets()
+    assert OFFICE in kzorpd.sets()
+
+
+def test_reload_takes_only_the_zones_of_an_instance_that_has_handed_over(kzorpd):
+    # given that the instance of the file has handed over what it serves
+    kzorpd.start()
+    running = from_json(kzorpd.ask("dump")["instances"][0])
+    kzorpd.ask("instance", description=to_json(running))
+    # when both zones and rules of the file change and kzorpd reloads
+    kzorpd.write_policy('Zone("office", addrs=("10.9.0.0/24",))', RULES.replace("80", "8080"))
+    assert kzorpd.say(b"RELOAD\n") == b"OK"
+    # then the zones are new and the rules wait for the instance
+    now = from_json(kzorpd.ask("dump")["instances"][0])
+    assert [str(net) for zone in now.zones for net in zone.nets] == ["10.9.0.0/24"]
+    assert now.rules == running.rules
+
+
+def test_a_zone_that_a_running_instance_needs_cannot_vanish(kzorpd):
+    kzorpd.start()
+    kzorpd.ask("instance", description=kzorpd.ask("dump")["instances"][0])
+    sets = kzorpd.sets()
+    kzorpd.write_policy('Zone("elsewhere", addrs=("10.9.0.0/24",))', RULES.replace("office", "elsewhere"))
+    assert b"unknown zone 'office'" in kzorpd.say(b"RELOAD\n")
+    assert kzorpd.sets() == sets
+
+
+@pytest.mark.parametrize("text", [
+    "", "nonsense", "[]", "{}", json.dumps({**json.loads(to_json(description())), "instance": "$(reboot)"}),
+    to_json(description()).replace('"port":50081', '"port":0'),
+    to_json(description()).replace('"lab"]', '"nosuch"]'),
+    to_json(description()).replace("127.0.0.1", "192.0.2.1")])
+def test_a_description_that_cannot_be_used_is_refused_and_changes_nothing(kzorpd, text):
+    kzorpd.start()
+    before = kzorpd.sets(), kzorpd.rules(), kzorpd.ask("dump")
+    with pytest.raises(KzorpdError):
+        kzorpd.ask("instance", description=text)
+    assert (kzorpd.sets(), kzorpd.rules(), kzorpd.ask("dump")) == before
+
+
+# ---------------------------------------------------------------- kzorp's orders
+
+def test_upload_replaces_the_zones_and_flush_empties_them(kzorpd):
+    kzorpd.start()
+    (kzorpd.directory / "zones.txt").write_text("office;;10.3.0.0/16,10.4.0.0/16\nnew;office;\n")
+    uploaded = kzorpd.command("-u", str(kzorpd.directory / "zones.txt"), program="kzorp")
+    assert (uploaded.returncode, uploaded.stdout) == (0, "office\nnew\n")
+    assert kzorpd.sets()[OFFICE] == {"10.3.0.0/16", "10.4.0.0/16"}
+    assert kzorpd.command("-f", "zones", program="kzorp").returncode == 0
+    assert kzorpd.sets().get(OFFICE, set()) == set()
+
+
+def test_upload_that_takes_a_needed_zone_away_is_refused_with_1(kzorpd):
+    kzorpd.start()
+    (kzorpd.directory / "zones.txt").write_text("other;;10.3.0.0/16\n")
+    uploaded = kzorpd.command("-u", str(kzorpd.directory / "zones.txt"), program="kzorp")
+    assert (uploaded.returncode, uploaded.stdout) == (1, "")
+    assert "unknown zone 'office'" in uploaded.stderr
+    assert kzorpd.sets()[OFFICE] == {"10.1.0.0/24"}
+
+
+# ---------------------------------------------------------------- the socket
+
+@pytest.mark.parametrize("line", [b"\n", b"HELLO\n", b"{}\n", b'{"request": "quit"}\n', b'{"request": []}\n',
+                                  b"\xff\xfe\n", b'{"request": "zones", "zones": [1]}\n', b"[" * 5000 + b"\n",
+                                  b'{"request": "flush", "what": "everything"}\n', b'{"request": "remove"}\n'])
+def test_a_request_that_makes_no_sense_is_refused(kzorpd, line):
+    kzorpd.start()
+    answer = json.loads(kzorpd.say(line))
+    assert answer["ok"] is False
+    assert answer["error"]
+    assert kzorpd.ask("hello")
+
+
+def test_mere_connects_change_nothing(kzorpd):
+    kzorpd.start()
+    mark = kzorpd.log.mark()
+    for _ in range(200):
+        kzorpd.connect().close()
+    assert kzorpd.ask("hello")["ok"]
+    assert kzorpd.log.lines()[mark:] == []
+
+
+def test_connections_beyond_the_limit_are_closed_and_the_others_served(kzorpd):
+    kzorpd.start()
+    held = [kzorpd.connect() for _ in range(80)]
+    closed = [sock for sock in held if select.select([sock], [], [], 0.05)[0] and not sock.recv(1)]
+    assert closed
+    for sock in held:
+        sock.close()
+    wait_until(lambda: _answers(kzorpd), "an answer after the flood")
+
+
+def _answers(kzorpd):
+    try:
+        return kzorpd.ask("hello")
+    except KzorpdError:
+        return None
+
+
+def test_strangers_may_do_nothing_and_the_user_of_instances_only_what_instances_do(kzorpd):
+    # given a socket that anybody can reach, and `nobody` as the user that instances run as
+    kzorpd.start()
+    os.chmod(kzorpd.socket, 0o666)
+    for path in (kzorpd.directory, *kzorpd.directory.parents[:2]):
+        path.chmod(0o755)
+
+    def attempt():
+        refused = {}
+        for request, fields in (("hello", {}), ("dump", {}), ("flush", {"what": "zones"}), ("zones", {"zones": []})):
+            try:
+                ask(kzorpd.socket, request, 10, **fields)
+            except KzorpdError as problem:
+                refused[request] = str(problem)
+        return refused
+
+    # then that user can ask who is there, and not see or change what others have
+    assert run_unprivileged(attempt) == dict.fromkeys(("dump", "flush", "zones"), "permission denied")
+    # and another user nothing at all
+    kzorpd.stop()
+    kzorpd.configure()
+    (kzorpd.directory / "kzorp.yml").write_text((kzorpd.directory / "kzorp.yml").read_text().replace("nobody", "root"))
+    kzorpd.start()
+    os.chmod(kzorpd.socket, 0o666)
+    assert run_unprivileged(attempt) == dict.fromkeys(("hello", "dump", "flush", "zones"), "permission denied")
+
+
+# ---------------------------------------------------------------- the process
+
+def test_a_second_kzorpd_does_not_start(kzorpd):
+    kzorpd.start()
+    second = kzorpd.command("--no-syslog")
+    assert second.returncode == 1
+    assert "kzorpd is running already" in second.stderr
+    assert kzorpd.ask("hello")
+
+
+def test_the_service_manager_hears_of_it(kzorpd):
+    # given a service manager that wants to hear from kzorpd every three seconds
+    path = str(kzorpd.directory / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(path)
+        manager.settimeout(10)
+        kzorpd.start(environment={"NOTIFY_SOCKET": path, "WATCHDOG_USEC": "3000000"})
+        # then it hears that kzorpd is ready, and that it lives
+        wait_until(lambda: manager.recv(200) == b"READY=1", "READY=1")
+        wait_until(lambda: manager.recv(200) == b"WATCHDOG=1", "WATCHDOG=1")
+        # and of a reload, and of the end
+        kzorpd.kill(signal.SIGHUP)
+        wait_until(lambda: manager.recv(200).startswith(b"RELOADING=1"), "RELOADING=1")
+        wait_until(lambda: manager.recv(200) == b"READY=1", "READY=1")
+        assert kzorpd.stop(signal.SIGINT) == 0
+        wait_until(lambda: manager.recv(200) == b"STOPPING=1", "STOPPING=1")
+    assert kzorpd.log.find("core.info", 1, "Received SIGINT, loading static zones")
+
+
+def test_without_instances_it_runs_and_waits(kzorpd):
+    (kzorpd.directory / "instances.conf").unlink()
+    kzorpd.start()
+    assert kzorpd.log.find("core.info", 1, "Unable to open instances.conf, falling back to configuration dir")
+    assert kzorpd.log.find("core.info", 1, "Failed to set up zone handler, no static zones loaded")
+    assert kzorpd.rules() == []
+
+
+def test_a_host_with_listeners_only_keeps_its_packet_filter_to_itself(kzorpd):
+    kzorpd.configure("mode: listeners")
+    kzorpd.start()
+    assert kzorpd.rules() == []
+    assert kzorpd.ask("hello")["mode"] == "listeners"
+    assert "Zone name='office'" in kzorpd.command("-z", program="kzorp").stdout
+
+
+@pytest.mark.parametrize(("text", "complaint"), [("nosuch: 1", "unknown key 'nosuch'"), ("{", "not YAML")])
+def test_settings_that_cannot_be_read_end_the_start_with_1(kzorpd, text, complaint):
+    (kzorpd.directory / "kzorp.yml").write_text(text)
+    ended = kzorpd.command("--no-syslog")
+    assert ended.returncode == 1
+    assert complaint in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+# ---------------------------------------------------------------- drift
+
+def test_scenario_33_rules_that_another_program_flushes_come_back_and_the_log_says_so(kzorpd):
+    kzorpd.start("--drift-check", "1")
+    rules = kzorpd.rules()
+    kzorpd.namespace.run("iptables", "-t", "mangle", "-F", "ZORP")
+    assert kzorpd.rules() != rules
+    line = kzorpd.log.wait_for("core.error", 1, "Packet rules were changed by another program")
+    assert line.fields["restored"] == "yes"
+    assert kzorpd.rules() == rules
+
+
+def test_scenario_33_a_site_may_want_to_be_told_only(kzorpd):
+    kzorpd.configure("on_drift: report")
+    kzorpd.start("--drift-check", "1")
+    rules = kzorpd.rules()
+    kzorpd.namespace.run("iptables", "-t", "mangle", "-F", "ZORP")
+    line = kzorpd.log.wait_for("core.error", 1, "Packet rules were changed by another program")
+    assert line.fields["restored"] == "no"
+    assert kzorpd.rules() != rules
