@@ -45,12 +45,15 @@ def facts(process: Process) -> dict:
     with SzigClient(process.socket_path) as szig:
         values = {node: szig.value(node) for node in (
             "stats.threads_running", "stats.sessions_running", "info.policy.file", "info.policy.file_stamp",
-            "info.policy.reload_stamp", "info.version", "info.pid")}
+            "info.policy.reload_stamp", "info.version", "info.pid", "info.policy.generations")}
+        sessions = _number(values["stats.sessions_running"]) or 0
+        has_drained = (_number(values["info.policy.generations"]) or 1) > 1
+        draining = max(0, len(_sessions(process, szig)) - sessions) if has_drained else 0
     pid = process.worker_pid() or _number(values["info.pid"])
     return {
         "process": process.name, "running": True, "pid": pid, "master_pid": process.master_pid(),
         "version": values["info.version"], "threads": _number(values["stats.threads_running"]),
-        "sessions": _number(values["stats.sessions_running"]) or 0,
+        "sessions": sessions, "draining_sessions": draining,
         "policy_file": values["info.policy.file"],
         "policy_loaded": _number(values["info.policy.reload_stamp"]),
         "policy_current": is_current(values["info.policy.file"], values["info.policy.file_stamp"]),
@@ -65,7 +68,9 @@ def status(process: Process, verbose: bool) -> Result:
         return problem
     state = facts(process)
     parts = ["running", *([] if state["policy_current"] else ["policy NOT reloaded"]),
-             f"{state['threads']} threads active", f"pid {state['pid']}"]
+             f"{state['threads']} threads active",
+             *([f"{state['draining_sessions']} sessions of older policies"] if state["draining_sessions"] else []),
+             f"pid {state['pid']}"]
     lines = [", ".join(parts)]
     if verbose:
         lines += [
@@ -147,14 +152,18 @@ def walk(process: Process, root: str) -> Result:
 
 
 def connections(process: Process) -> list[dict[str, str]]:
-    """Return the properties of every running session."""
-    sessions: dict[str, dict[str, str]] = {}
+    """Return the properties of every running session, also of those under policies before the last reload."""
     with SzigClient(process.socket_path) as szig:
-        for name, value in szig.dump("conns"):
-            owner, _, key = name.rpartition(".")
-            if name.count(".") == 5:
-                service = components(owner)[1]
-                sessions.setdefault(owner, {"process": process.name, "service": service})[key] = value
+        return _sessions(process, szig)
+
+
+def _sessions(process: Process, szig: SzigClient) -> list[dict[str, str]]:
+    sessions: dict[str, dict[str, str]] = {}
+    for name, value in szig.dump("conns"):
+        owner, _, key = name.rpartition(".")
+        if name.count(".") == 5:
+            service = components(owner)[1]
+            sessions.setdefault(owner, {"process": process.name, "service": service})[key] = value
     return list(sessions.values())
 
 

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import functools
 import gc
 import os
 import selectors
@@ -65,6 +66,8 @@ RESTART_DELAY_S = 1.0
 _LOG_FLUSH_S = 0.1
 _LAST_WORDS_BYTES = 32_768
 _CHANNEL_FLUSH_S = 0.05
+_DUMP_SESSIONS = "DUMP conns"
+_DUMP_PATIENCE_S = 2.0           # a worker of an older policy that does not answer hides its own sessions only
 
 _SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
 
@@ -414,7 +417,9 @@ class Master:
     # ---- what the control socket asks for (control.Actions)
 
     def ask(self, slot: Slot, line: str, done: Callable[[str | None], None]) -> None:
-        if slot.serving is not None:
+        if line == _DUMP_SESSIONS and slot.serving is not None:
+            self._ask_generations(self._generations_of(slot), line, done)
+        elif slot.serving is not None:
             self._ask_worker(slot.serving, line, done)
         else:
             slot.questions.append((line, done))      # the client's patience bounds the wait
@@ -424,9 +429,34 @@ class Master:
         handle.unanswered[self._questions] = done
         self._send(handle, "ask", number=self._questions, line=line)
 
+    def _generations_of(self, slot: Slot) -> list[Handle]:
+        """The workers of a slot that may have sessions: the one that serves first, then those of older policies."""
+        return sorted((handle for handle in self._workers.values()
+                       if handle.slot is slot and handle.state in (State.SERVING, State.DRAINING)),
+                      key=lambda handle: -handle.generation)
+
+    def _ask_generations(self, asked: list[Handle], line: str, done: Callable[[str | None], None]) -> None:
+        """Answer a DUMP with what all these workers say: session numbers go on over reloads, so no name is twice."""
+        answers: dict[int, str | None] = {}
+
+        def collect(handle: Handle, text: str | None) -> None:
+            answers[handle.serial] = text
+            if len(answers) == len(asked):
+                finish()
+
+        def finish() -> None:
+            if patience.callback is not None:            # else it was answered when patience ended
+                patience.cancel()
+                dumps = [text.split("\n")[:-1] for one in asked if (text := answers.get(one.serial)) is not None]
+                done("\n".join([*dumps[0], *(node for dump in dumps[1:] for node in dump[1:]), "."])
+                     if dumps else None)
+
+        patience = self._timers.after(_DUMP_PATIENCE_S, finish)
+        for handle in asked:
+            self._ask_worker(handle, line, functools.partial(collect, handle))
+
     def stop_session(self, slot: Slot, session_id: str, done: Callable[[str | None], None]) -> None:
-        asked = [handle for handle in self._workers.values()
-                 if handle.slot is slot and handle.state in (State.SERVING, State.DRAINING)]
+        asked = self._generations_of(slot)
         counts: list[int] = []
 
         def count(text: str | None) -> None:

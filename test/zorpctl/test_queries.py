@@ -99,6 +99,26 @@ def test_one_session_is_ended(intra):
     assert intra.zorpctl("stop-session", "-i", "svc/none:1").status == 1
 
 
+def test_sessions_of_older_policies_are_shown_and_can_be_ended(intra):
+    # given two sessions, then a reload and a third session
+    with session(intra) as old, socket.create_connection(("127.0.0.1", intra.port), 10) as second:
+        wait_until(lambda: len(intra.zorpctl("conns").out.splitlines()) == 2, "two sessions in the tree")
+        assert intra.zorpctl("reload").status == 0
+        with socket.create_connection(("127.0.0.1", intra.port), 10):
+            # then all of them are shown, and status tells them apart
+            wait_until(lambda: len(intra.zorpctl("conns").out.splitlines()) == 3, "three sessions in the tree")
+            (state,) = json.loads(intra.zorpctl("status", "--json").out)
+            assert (state["sessions"], state["draining_sessions"]) == (1, 2)
+            assert "2 sessions of older policies" in intra.zorpctl("status").out
+            # and the id of an old one ends it
+            address = f"127.0.0.1:{old.getsockname()[1]}"
+            (line,) = [line for line in intra.zorpctl("conns").out.splitlines() if address in line]
+            assert intra.zorpctl("stop-session", "-i", re.search(r"session_id=([^;]*);", line)[1]).status == 0
+            old.settimeout(5)
+            assert old.recv(1) == b""
+        assert second.fileno() >= 0
+
+
 def test_gui_status_is_a_table_of_nine_columns(intra):
     outcome = intra.zorpctl("gui-status")
     rows = [row for row in csv.reader(io.StringIO(outcome.out), delimiter=";") if row]
