@@ -45,6 +45,7 @@ class SaslDialogue:
         if not is_sasl_line(line) or self._rounds > limits.sasl_rounds:
             self._log("smtp.violation", 2, "Invalid authentication request; rounds='%d'", (self._rounds,))
             self._give_up("501", "Invalid authentication request")
+        session.refuse_unasked_reply()
         session.trace("Copying authentication request to server;")
         try:
             session.server.send(line + b"\r\n")
@@ -89,6 +90,7 @@ class SaslDialogue:
     def _cancel(self) -> None:
         """End the dialogue at the server; its answer to that is nobody's business."""
         session = self._session
+        session.refuse_unasked_reply()
         session.server.send(b"*\r\n")
         if session.server.read_reply().code < 400:
             self._log("smtp.violation", 2, "Server goes on with a cancelled authentication;")

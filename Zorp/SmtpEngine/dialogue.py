@@ -215,8 +215,7 @@ class Dialogue:
         line = request.line()
         if len(line) - 2 > self._limits.command_bytes:
             self._check_length(verb, len(line) - 2)
-        if server.speaks():
-            raise self._unasked_reply()
+        session.refuse_unasked_reply()
         if session.tracing:
             self._log("smtp.debug", 6, "Copying request to server; request='%s', param='%s'",
                       (request.verb, self._shown(verb, request.parameter)))
@@ -277,14 +276,6 @@ class Dialogue:
             session.state.replied(verb, code)
 
     # the server
-
-    def _unasked_reply(self) -> SessionOver:
-        """Return the end of the session: what the server said unasked would answer the next command."""
-        reply = self._session.server.unasked()
-        if reply is None or reply.code != 421:
-            self._log("smtp.violation", 2, "Unsolicited response; response='%s', response_param='%s'",
-                      (reply.code, reply.texts[0]) if reply else ("", ""))
-        return SessionOver()
 
     def _refuse_for_the_server(self, verb: str, parameter: bytes) -> None:
         """The server's greeting refused the session; the client may only leave."""

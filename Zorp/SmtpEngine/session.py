@@ -153,8 +153,19 @@ class SmtpSession:
         self.vars.sender = self.vars.recipients = ""
         self.transaction = Transaction()
 
+    def refuse_unasked_reply(self) -> None:
+        """End the session when the server has said something unasked: it would answer what we send next."""
+        if not self.server.speaks():
+            return
+        reply = self.server.unasked()
+        if reply is None or reply.code != 421:
+            self.log("smtp.violation", 2, "Unsolicited response; response='%s', response_param='%s'",
+                     (reply.code, reply.texts[0]) if reply else ("", ""))
+        raise SessionOver
+
     def reset_server(self) -> None:
         """Make the server forget the message; raises SessionOver when it does not agree."""
+        self.refuse_unasked_reply()
         try:
             self.server.send(b"RSET\r\n")
             agreed = self.server.read_reply().code // 100 == 2

@@ -23,7 +23,6 @@ import inspect
 import os
 import stat
 import sys
-import threading
 import traceback
 import types
 
@@ -91,7 +90,7 @@ class Loader:
         self._prepare_interpreter()
         self._execute(source)
         self._initialise()
-        if threading.active_count() > 1:
+        if len(os.listdir("/proc/self/task")) > 1:      # the kernel knows threads that Python does not
             self._fail(PolicyError(
                 "The policy started a thread while it was loaded",
                 remedy="start threads from a proxy, or not at all: loading must end where it began"))

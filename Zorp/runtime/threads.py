@@ -26,6 +26,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import enum
+import functools
 import threading
 from collections.abc import Callable
 
@@ -83,7 +84,7 @@ class ThreadPool:
         self._waiting = 0                # threads inside the acceptor
         self._busy = 0                   # jobs that have a thread, or one that is on its way to them
         self._handed: collections.deque[Callable[[], None]] = collections.deque()   # for waiting threads; in _busy
-        self._queue: collections.deque[Callable[[], None]] = collections.deque()    # over the limit; not in _busy
+        self._queue: collections.deque = collections.deque()     # accepted, over the limit; not in _busy
         self._when_idle: Callable[[], None] | None = None
         threading.stack_size(max(stack_kib or 0, MIN_STACK_KIB) * 1024)
 
@@ -98,6 +99,16 @@ class ThreadPool:
         with self._state_lock:
             self._when_idle = callback
         self._tell_if_idle()
+
+    def refuse_queued(self) -> int:
+        """Close the connections that still wait for a thread; return their number.  Accepting must have stopped."""
+        with self._state_lock:
+            refused = list(self._queue)
+            self._queue.clear()
+        for accepted in refused:
+            accepted.refuse()
+        self._tell_if_idle()
+        return len(refused)
 
     @property
     def busy(self) -> int:
@@ -137,7 +148,7 @@ class ThreadPool:
             return self._handed.popleft()
         if self._queue and self._busy < self._limits.max_threads:
             self._busy += 1
-            return self._queue.popleft()
+            return functools.partial(self._deliver, self._queue.popleft())
         return None
 
     def _await_client(self) -> Callable[[], None] | None:
@@ -169,7 +180,7 @@ class ThreadPool:
         if self._busy >= self._limits.max_threads:
             if len(self._queue) >= self._limits.max_queued:
                 return _Verdict.REFUSE
-            self._queue.append(lambda: self._deliver(accepted))
+            self._queue.append(accepted)
             return _Verdict.QUEUE
         self._busy += 1
         if self._waiting > len(self._handed):

@@ -356,6 +356,10 @@ class Worker:
 
     def _cut_sessions(self) -> None:
         """Ask what still runs to end now, and give it a moment to write its summary."""
+        refused = self._pool.refuse_queued()
+        if refused:
+            log(None, "core.error", 2, "Connections waiting for a thread refused, the instance stops; count='%d'",
+                (refused,))
         cut = running.all()
         for proxy in cut:
             proxy.session.getMasterSession().summary_info = _CUT_INFO

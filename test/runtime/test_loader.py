@@ -17,6 +17,9 @@ BROKEN = {
     "exits": ("import sys\nsys.exit(3)\n", 2, "SystemExit"),
     "starts a thread": ("import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n"
                         "from Zorp.Core import *\ndef intra(): pass\n", 0, "started a thread"),
+    "starts a thread that Python does not count": (
+        "import _thread, time\n_thread.start_new_thread(time.sleep, (60,))\n"
+        "from Zorp.Core import *\ndef intra(): pass\n", 0, "started a thread"),
 }
 
 

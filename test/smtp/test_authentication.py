@@ -288,3 +288,19 @@ def test_line_with_a_secret_that_cannot_be_read_is_not_logged(mail, moment, end)
         """)
         assert play.log.find("Error while fetching line")
         assert nothing_secret_in(play.log)
+
+
+def test_a_reply_nobody_asked_for_is_no_answer_to_a_sasl_line(mail):
+    # given a server that has said the outcome before the client's secret
+    with mail() as play:
+        play.greet("AUTH LOGIN")
+        play.client.send(b"AUTH LOGIN\r\n")
+        play("S< AUTH LOGIN")
+        play.server.send(b"334 VXNlcm5hbWU6\r\n235 ok\r\n")
+        play("C< 334 VXNlcm5hbWU6")
+        # when the client goes on
+        play.client.send(b"bmFtZQ==\r\n")
+        # then nobody is logged in: the session ends, and the server never sees the line
+        play("C< 421 Service not available, closing transmission channel.")
+        assert play.server.rest() == b""
+    assert not play.log.find("Authentication successful")
