@@ -149,6 +149,11 @@ class Load:
         wait_until(lambda: session.failed or (session.words and session.echoed_bytes), "a long session")
         return session
 
+    @property
+    def in_flight(self) -> int:
+        """Connections that have begun and not ended."""
+        return sum(self._running.values())
+
     def finish(self) -> None:
         """Stop beginning, wait for the short sessions, then end the long ones."""
         self._pacing.clear()
