@@ -36,6 +36,7 @@ from Zorp.Description import (
     check,
 )
 from Zorp.Log import log
+from Zorp.netfilter import preflight
 from Zorp.netfilter.backend import BackendError, open_backend
 from Zorp.netfilter.compiler import CompileError, IndexState, compile_plan
 from Zorp.netfilter.evaluator import Evaluator
@@ -56,7 +57,7 @@ class PacketRules:
     """The packet rules of this host; the loop's."""
 
     def __init__(self, site: Site, backend=None) -> None:
-        self._site = site
+        self._site = preflight.adapted(site)
         self._store = Store(site.state_dir)
         self._backend = backend
         self._addresses: Mapping[str, Iterable[str]] = {}
@@ -64,6 +65,7 @@ class PacketRules:
         self._instances: list[tuple[InstanceDescription, InstanceZones]] = []
         self._by_index: dict[int, RuleIndex] = {}
         self._zone_conditions: dict[tuple[str, int], tuple[bool, bool]] = {}
+        self._reported: frozenset[preflight.Finding] = frozenset()
         self.state = State()
         self.plan = _EMPTY
         self.evaluator = Evaluator(())
@@ -209,9 +211,20 @@ class PacketRules:
             elif sets_only:
                 self._backend.update_sets(plan)
             else:
+                self._look_at_host(plan)
                 self._backend.apply(plan)
         except BackendError as problem:
             raise RulesError(str(problem)) from None
+
+    def _look_at_host(self, plan: Plan) -> None:
+        """Report what this host lacks for a plan, each finding once as long as it lasts.  Raises RulesError."""
+        found = preflight.findings(self._site, plan, self._backend.foreign(), self._backend.name)
+        for finding in found:
+            if finding not in self._reported and not finding.is_error:
+                log(None, "core.error", 2, "%s", (finding,))
+        self._reported = frozenset(found)
+        if errors := [str(finding) for finding in found if finding.is_error]:
+            raise RulesError("; ".join(errors))
 
     # ---- what others do
 

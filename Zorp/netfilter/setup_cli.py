@@ -9,6 +9,9 @@
 Exit status: 0 done, in force; 1 refused, drifted or failed, the reason is on standard error;
 2 wrong command line.
 
+While kzorpd runs, it alone writes: load becomes a reload of kzorpd, which takes from the file of an
+instance that runs its zones only, and unload is refused, because kzorpd would undo it.
+
 instances.conf says which instances there are, kzorp.yml how this host wants its packet rules.
 Policies are loaded by children without rights (Zorp.netfilter.policies).
 """
@@ -16,6 +19,7 @@ Policies are loaded by children without rights (Zorp.netfilter.policies).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 
@@ -29,8 +33,10 @@ from Zorp.netfilter.render import text_of
 from Zorp.netfilter.site import Site, SiteError, read_file
 from Zorp.netfilter.store import Entry, State, Store, StoreError
 from Zorp.netfilter.tables import TABLES
+from Zorp.transport.kzorpd import KzorpdAway, KzorpdError, ask, socket_path
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+_KZORPD_DEADLINE_S = 300.0
 
 
 class SetupFailed(Exception):
@@ -43,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         site = preflight.adapted(read_file(options.config_dir))
         return _COMMANDS[options.command](options, site)
-    except (SetupFailed, SiteError, CompileError, BackendError, StoreError, PolicyUnusable) as problem:
+    except (SetupFailed, SiteError, CompileError, BackendError, StoreError, PolicyUnusable, KzorpdError) as problem:
         print(f"kzorp-setup: {problem}", file=sys.stderr)
     except OSError as problem:
         print(f"kzorp-setup: {problem.filename or options.command}: {problem.strerror}", file=sys.stderr)
@@ -85,6 +91,9 @@ def _print(options: argparse.Namespace, site: Site) -> int:
 def _load(options: argparse.Namespace, site: Site) -> int:
     if site.mode != "compiled":
         raise SetupFailed(f"this host wants no packet rules; mode: {site.mode} in kzorp.yml")
+    if _left_to_kzorpd(site):
+        print("kzorpd has read the policies again")
+        return EXIT_OK
     descriptions = _descriptions(options)
     store, backend = Store(site.state_dir), open_backend(site)
     with store.lock():
@@ -97,6 +106,17 @@ def _load(options: argparse.Namespace, site: Site) -> int:
     print(f"{'loaded' if changed else 'unchanged'}; instances: {len(descriptions)}, rules: {len(plan.indexes)}, "
           f"sets: {len(plan.sets)}, back end: {backend.name}, forwarded connections ended: {ended}")
     return EXIT_OK
+
+
+def _left_to_kzorpd(site: Site) -> bool:
+    """Let a running kzorpd do it; False: there is none.  Raises SetupFailed with its reason."""
+    try:
+        ask(socket_path(site.pid_dir), "reload", _KZORPD_DEADLINE_S)
+    except KzorpdAway:
+        return False
+    except KzorpdError as problem:
+        raise SetupFailed(str(problem)) from None
+    return True
 
 
 def _refuse_on_errors(site: Site, plan: Plan, backend: Backend) -> None:
@@ -120,6 +140,9 @@ def _status(options: argparse.Namespace, site: Site) -> int:
 
 
 def _unload(options: argparse.Namespace, site: Site) -> int:
+    with contextlib.suppress(KzorpdAway):
+        ask(socket_path(site.pid_dir), "hello", _KZORPD_DEADLINE_S)
+        raise SetupFailed("kzorpd runs and would load the rules again; stop it first")
     store, backend = Store(site.state_dir), open_backend(site)
     with store.lock():
         backend.unload()

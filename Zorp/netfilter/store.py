@@ -84,7 +84,7 @@ class Store:
         """Be the only writer in a `with` block.  Raises StoreError when another one does not end in time."""
         try:
             os.makedirs(os.path.dirname(self._lock_path), exist_ok=True)
-            descriptor = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, _MODE)
+            descriptor = self._open(self._lock_path, os.O_RDWR)
         except OSError as problem:
             raise StoreError(f"Cannot lock the state of the packet rules; file='{self._lock_path}', "
                              f"error='{problem.strerror}'") from None
@@ -93,6 +93,15 @@ class Store:
             yield
         finally:
             os.close(descriptor)
+
+    @staticmethod
+    def _open(path: str, flags: int) -> int:
+        """Open a file of ours; what user 0 makes belongs to the owner of the directory, who may be kzorpd's user."""
+        descriptor = os.open(path, flags | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, _MODE)
+        if os.geteuid() == 0:
+            owner = os.stat(os.path.dirname(path))
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)
+        return descriptor
 
     def _take(self, descriptor: int, deadline: float) -> None:
         while True:
@@ -128,8 +137,7 @@ class Store:
             {"handed_over": entry.handed_over, "description": json.loads(to_json(entry.description))}
             for entry in state.entries]}
         try:
-            descriptor = os.open(self._path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-                                 | os.O_NOFOLLOW, _MODE)
+            descriptor = self._open(self._path + ".new", os.O_WRONLY | os.O_TRUNC)
             with open(descriptor, "w", encoding="utf-8") as file:
                 json.dump(value, file, separators=(",", ":"))
                 file.flush()

@@ -402,3 +402,32 @@ def test_scenario_33_a_site_may_want_to_be_told_only(kzorpd):
     line = kzorpd.log.wait_for("core.error", 1, "Packet rules were changed by another program")
     assert line.fields["restored"] == "no"
     assert kzorpd.rules() != rules
+
+
+# ---------------------------------------------------------------- beside kzorp-setup, and the host
+
+def test_kzorp_setup_leaves_the_rules_to_a_running_kzorpd(kzorpd):
+    kzorpd.start()
+    kzorpd.write_policy('Zone("office", addrs=("10.9.0.0/24",))')
+    assert kzorpd.command("load", program="kzorp-setup").stdout == "kzorpd has read the policies again\n"
+    assert kzorpd.sets()[OFFICE] == {"10.9.0.0/24"}
+    refused = kzorpd.command("unload", program="kzorp-setup")
+    assert refused.returncode == 1
+    assert "stop it first" in refused.stderr
+    assert kzorpd.rules()
+
+
+def test_scenario_32_marks_that_sockets_inherit_are_reported_and_routed_around(kzorpd):
+    kzorpd.namespace.sysctl("net.ipv4.tcp_fwmark_accept", "1")
+    kzorpd.start()
+    assert kzorpd.log.find("core.error", 2, "warning: accepted sockets inherit the mark of diverted packets")
+    assert "iif lo" in kzorpd.namespace.run("ip", "rule").stdout
+
+
+def test_a_host_that_does_not_forward_is_told_the_command_that_repairs_it(kzorpd):
+    kzorpd.write_policy(rules=RULES + '\nRule(rule_id=2, service="fwd", proto=6, dst_port=700, src_zone="office")')
+    kzorpd.namespace.sysctl("net.ipv4.ip_forward", "0")
+    kzorpd.start()
+    line = kzorpd.log.find("core.error", 1, "Unable to load configuration, keep existing one")[0]
+    assert "sysctl -w net.ipv4.ip_forward=1" in line.raw
+    assert kzorpd.rules() == []

@@ -1,0 +1,77 @@
+"""The state of the packet rules on disk: whole, readable for whoever runs kzorpd, one writer at a time."""
+
+import os
+
+import pytest
+
+from test.support.unprivileged import NOBODY, run_unprivileged
+from Zorp.Description import InstanceDescription, ZoneData, parse_net
+from Zorp.netfilter.compiler import IndexState
+from Zorp.netfilter.store import FILE_NAME, Entry, State, Store, StoreError
+
+STATE = State((Entry(InstanceDescription(instance="a", zones=(ZoneData(name="z", nets=(parse_net("10.0.0.0/8"),)),)),
+                     handed_over=True), Entry(InstanceDescription(instance="b"))), IndexState({"k": 7}, 9))
+
+
+def test_what_was_written_is_read(tmp_path):
+    Store(str(tmp_path)).write(STATE)
+    assert Store(str(tmp_path)).read() == STATE
+
+
+def test_entries_keep_their_place_and_new_ones_come_last():
+    changed = Entry(InstanceDescription(instance="a"))
+    assert [entry.description.instance for entry in STATE.with_entry(changed).entries] == ["a", "b"]
+    assert STATE.with_entry(changed).entries[0] is changed
+    added = STATE.with_entry(Entry(InstanceDescription(instance="c")))
+    assert [entry.description.instance for entry in added.entries] == ["a", "b", "c"]
+    assert [entry.description.instance for entry in added.without("a").entries] == ["b", "c"]
+    assert added.without("a").indexes == STATE.indexes
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"version": 2}',
+                                  '{"version": 1, "instances": 3, "indexes": {}}',
+                                  '{"version": 1, "instances": [{}], "indexes": {"last": 0, "indexes": {}}}',
+                                  '{"version": 1, "instances": [], "indexes": {"last": -1, "indexes": {}}}'])
+def test_a_file_that_makes_no_sense_counts_as_none_and_is_reported(tmp_path, capsys, text):
+    (tmp_path / FILE_NAME).write_text(text)
+    assert Store(str(tmp_path)).read() == State()
+    assert "State of the packet rules cannot be read" in capsys.readouterr().err
+
+
+def test_the_second_writer_waits_and_gives_up_in_time(tmp_path):
+    first, second = Store(str(tmp_path)), Store(str(tmp_path))
+    with first.lock(), pytest.raises(StoreError, match="Another program"), second.lock(deadline_s=0.1):
+        pytest.fail("two writers")
+    with second.lock(deadline_s=0.1):
+        second.write(STATE)
+
+
+def test_what_root_writes_is_for_the_owner_of_the_directory(tmp_path):
+    # given a state directory of the user that kzorpd runs as, and a state that root wrote
+    directory = tmp_path / "state"
+    directory.mkdir(mode=0o700)
+    os.chown(directory, NOBODY, NOBODY)
+    for path in (tmp_path, *tmp_path.parents[:2]):
+        path.chmod(0o755)
+    store = Store(str(directory))
+    with store.lock():
+        store.write(STATE)
+
+    # then that user can lock, read and write it
+    def go_on():
+        with store.lock(deadline_s=1):
+            state = store.read()
+            store.write(state.without("a"))
+        return [entry.description.instance for entry in state.entries]
+
+    assert run_unprivileged(go_on) == ["a", "b"]
+    assert [entry.description.instance for entry in store.read().entries] == ["b"]
+
+
+def test_a_state_that_cannot_be_written_leaves_the_old_one(tmp_path):
+    store = Store(str(tmp_path))
+    store.write(STATE)
+    (tmp_path / (FILE_NAME + ".new")).mkdir()
+    with pytest.raises(StoreError, match="Cannot write"):
+        store.write(State())
+    assert store.read() == STATE
