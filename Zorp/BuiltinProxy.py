@@ -287,6 +287,15 @@ class BuiltinProxy:
                 running.remove(self)
 
     def _live(self) -> None:
+        self._configure()
+        self._state = STARTING_UP
+        self._run_events("startup")
+        self._state = WORKING
+        if not self._stop_requested:
+            self._engine_main()
+
+    def _configure(self) -> None:
+        """Up to the point where the engine has understood what config() wants; zorp --check-policy comes here, too."""
         self._state = THREAD_STARTED
         self._vars = made = self._table.new_vars()
         made.client_local_tos = made.server_local_tos = 0
@@ -299,11 +308,6 @@ class BuiltinProxy:
             report_misspelt(self, self._table)
         self._guarded(self._check_config)
         self._guarded(self._engine_config)
-        self._state = STARTING_UP
-        self._run_events("startup")
-        self._state = WORKING
-        if not self._stop_requested:
-            self._engine_main()
 
     def _crashed(self, problem: BaseException) -> None:
         """The engine itself failed; a stop request that tore its streams apart is no failure."""
@@ -516,6 +520,8 @@ class BuiltinProxy:
         """Keep what was stacked, so that it ends with this proxy."""
         with self._ends_lock:
             self._stacked = (*self._stacked, stacked)
+        if self._stop_requested:
+            stacked.abort()                  # the request came while it was being started
 
     def drop_stacked(self, stacked) -> None:
         """Forget what is being closed."""

@@ -1,7 +1,8 @@
 """Load a policy as an instance would, without listening: zorp --check-policy, zorp --describe.
 
 The file and the functions of the instance run as at a start, in this process, after it has let
-go of every privilege; nothing is bound, nothing is forked, no pid file is touched.  Standard
+go of every privilege; nothing is bound, nothing is forked, no pid file is touched.  The check
+then runs config() of every proxy class with a stand-in for a session (Zorp.runtime.rehearsal).  Standard
 output gets one line about what was found, or for --describe one line of JSON with what the
 instance wants from the packet filter; standard error gets the log with the complaint.
 Exit status 0: usable; 2: not; 1: the check itself could not be made.
@@ -22,12 +23,14 @@ from Zorp.runtime.describe import describe
 from Zorp.runtime.loader import Loader, LoadFailed
 from Zorp.runtime.logsetup import LogSetup
 from Zorp.runtime.options import Mode, Options
+from Zorp.runtime.rehearsal import Rehearsal
 from Zorp.runtime.worker import EXIT_OK, EXIT_POLICY, EXIT_SETUP
 
 
 def run(options: Options) -> int:
     """Check the policy of these options; return the exit status."""
-    status = load_unprivileged(options)
+    loader = _load_unprivileged(options)
+    status = loader if isinstance(loader, int) else _rehearse(loader)
     if status == EXIT_OK:
         print(f"{options.instance}: Policy is usable; policy_file='{options.policy}', "
               f"services='{len(Globals.services)}', zones='{len(Globals.zones)}', "
@@ -52,6 +55,21 @@ def print_description(options: Options) -> int:
 
 def load_unprivileged(options: Options) -> int:
     """Load the policy into this process, which loses its privileges; return the exit status, 0 when it is loaded."""
+    loader = _load_unprivileged(options)
+    return loader if isinstance(loader, int) else EXIT_OK
+
+
+def _rehearse(loader: Loader) -> int:
+    """Run config() of every proxy class; return the exit status."""
+    rehearsal = Rehearsal(loader.is_policy_file)
+    rehearsal.run()
+    for failure in rehearsal.failures:
+        LoadFailed(loader.explain(failure)).log()
+    return EXIT_POLICY if rehearsal.failures else EXIT_OK
+
+
+def _load_unprivileged(options: Options) -> Loader | int:
+    """Return the loader of the policy, or the exit status when it cannot be loaded."""
     options = dataclasses.replace(options, syslog=False, mode=Mode.FOREGROUND)
     try:
         LogSetup(options)
@@ -61,9 +79,10 @@ def load_unprivileged(options: Options) -> int:
         return EXIT_SETUP
     Config.config.options.session_id_format = options.session_id_format
     name = options.process_names[0]
+    loader = Loader(options.policy, options.names, name, options.is_master)
     try:
-        Loader(options.policy, options.names, name, options.is_master).load()
+        loader.load()
     except LoadFailed as failure:
         failure.log()
         return EXIT_POLICY
-    return EXIT_OK
+    return loader

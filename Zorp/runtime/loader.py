@@ -178,15 +178,16 @@ class Loader:
                          tuple(_policy_traceback(problem)))
 
     def _place_of(self, problem: BaseException) -> str:
-        if isinstance(problem, SyntaxError) and problem.filename and self._is_policy_file(problem.filename):
+        if isinstance(problem, SyntaxError) and problem.filename and self.is_policy_file(problem.filename):
             return f"{problem.filename}:{problem.lineno}"
         place = f"{self._path}:0"
         for frame, line in traceback.walk_tb(problem.__traceback__):
-            if self._is_policy_file(frame.f_code.co_filename):
+            if self.is_policy_file(frame.f_code.co_filename):
                 place = f"{frame.f_code.co_filename}:{line}"
         return place
 
-    def _is_policy_file(self, filename: str) -> bool:
+    def is_policy_file(self, filename: str) -> bool:
+        """Return whether the file is the policy, or a helper beside it or in /etc/zorp."""
         if filename == self._path:
             return True
         if filename.startswith(_OWN_PACKAGE):

@@ -1,0 +1,125 @@
+"""Run config() of every proxy class of a policy before the first client does: for zorp --check-policy.
+
+Theory of operation
+    The proxy class of each service is made with a stand-in for a session, over a pair of sockets,
+    and taken through its config events and the engine's own check.  What fails for every client
+    is a complaint: a name that nobody defines, a value that an attribute refuses, a matcher that
+    does not exist.
+
+    A good policy must never be refused for the sake of the stand-in.  So a failure does not count
+    when the policy had looked at the session (anything but its id), except an undefined name; and
+    no other kind of exception counts, for a file or a name server may be missing here only.
+    What does not return in time is left alone and said.
+
+Threads: the rehearsal has one of its own, so that policy code that waits cannot hold the check.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+
+from Zorp import Globals, PolicyHash, ProxyAttributes
+from Zorp.Bind import DBSockAddr
+from Zorp.Constants import ZD_PROTO_TCP
+from Zorp.Exceptions import MatcherException, PolicyError
+from Zorp.Log import log
+from Zorp.Session import MasterSession, StackedSession
+from Zorp.SockAddr import SockAddrInet
+from Zorp.Stream import streamPair
+
+DEADLINE_S = 10.0
+_OWN = "Zorp."
+_NEUTRAL = frozenset({"session_id", "master_session_id", "setProxy", "__dict__", "__class__"})
+_REFUSING = (ProxyAttributes.__file__, PolicyHash.__file__)
+
+
+class StandIn(StackedSession):
+    """A session without a client that notes whether the policy looked at it."""
+
+    was_read = False
+
+    def __getattribute__(self, name):
+        if name not in _NEUTRAL and not str(sys._getframe(1).f_globals.get("__name__", "")).startswith(_OWN):
+            super().__setattr__("was_read", True)
+        return super().__getattribute__(name)
+
+
+class Rehearsal:
+    """The config() of all proxy classes of the loaded policy, once."""
+
+    def __init__(self, is_policy_file: Callable[[str], bool]) -> None:
+        self._is_policy_file = is_policy_file
+        self.failures: list[BaseException] = []
+
+    def run(self) -> None:
+        """Fill `failures` with what would fail for every client."""
+        actors = {}
+        for service in Globals.services.values():
+            if getattr(service, "proxy_class", None) is not None:
+                actors.setdefault(service.proxy_class, service)
+        worker = threading.Thread(target=self._play, args=(actors,), daemon=True, name="check")
+        worker.start()
+        worker.join(DEADLINE_S)
+        if worker.is_alive():
+            log(None, "core.policy", 2, "config() of a proxy did not return in time, not all of them are checked; "
+                "seconds='%d'", (DEADLINE_S,))
+
+    def _play(self, actors) -> None:
+        for proxy_class, service in actors.items():
+            near, far = streamPair(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                self._configure(proxy_class, service, near)
+            except BaseException as problem:         # of the stand-in: says nothing about the policy
+                log(None, "core.debug", 4, "Proxy class cannot be checked without a session; class='%s', error='%s'",
+                    (proxy_class.__name__, problem))
+            finally:
+                near.close()
+                far.close()
+
+    def _configure(self, proxy_class, service, stream) -> None:
+        address = SockAddrInet("127.0.0.1", 1024)
+        listener = DBSockAddr(SockAddrInet("127.0.0.1", 1), ZD_PROTO_TCP)
+        master = MasterSession(service, stream, address, listener, address)
+        session = StandIn(master, getattr(service, "chainer", None))
+        session.client_stream = stream
+        proxy = proxy_class(session)
+        session.was_read = False
+        proxy.__dict__["_policy_failed"] = _raise_as_it_is
+        try:
+            proxy._configure()
+        except BaseException as problem:
+            if not self._counts(problem, session.was_read):
+                raise
+            self.failures.append(self._placed(problem, proxy_class))
+
+    def _counts(self, problem: BaseException, was_read: bool) -> bool:
+        """Whether every client would have met this."""
+        frames = traceback.extract_tb(problem.__traceback__)
+        if isinstance(problem, NameError):
+            return self._is_policy_file(frames[-1].filename)
+        if was_read:
+            return False
+        if isinstance(problem, (PolicyError, MatcherException)):
+            return True
+        return isinstance(problem, (TypeError, ValueError)) and frames[-1].filename in _REFUSING
+
+    def _placed(self, problem: BaseException, proxy_class) -> BaseException:
+        """What the engine found after config() has no line of the policy in it: give it that of config()."""
+        frames = traceback.extract_tb(problem.__traceback__)
+        if any(self._is_policy_file(frame.filename) for frame in frames):
+            return problem
+        codes = [vars(cls)["config"].__code__ for cls in proxy_class.__mro__
+                 if hasattr(vars(cls).get("config"), "__code__")]
+        place = next((f"{code.co_filename}:{code.co_firstlineno}" for code in codes
+                      if self._is_policy_file(code.co_filename)), None)
+        text, remedy = (problem.problem, problem.remedy) if isinstance(problem, PolicyError) else (
+            str(problem), "correct what config() sets")
+        return PolicyError(f"{text}; class='{proxy_class.__name__}'", remedy=remedy, place=place)
+
+
+def _raise_as_it_is(problem: BaseException):
+    raise problem

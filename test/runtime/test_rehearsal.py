@@ -1,0 +1,75 @@
+"""zorp --check-policy runs config() of every proxy class, and never refuses a good policy for want of a client."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from test.support import tree
+
+POLICY = """\
+from Zorp.Core import *
+from Zorp.Smtp import *
+
+Zone("internet", ["0.0.0.0/0", "::/0"])
+MatcherPolicy("spammers", RegexpMatcher(match_list=["x"]))
+
+class Mail(SmtpProxy):
+    def config(self):
+        SmtpProxy.config(self)
+        {line}
+
+def intra():
+    Service("mail", Mail, router=DirectedRouter(SockAddrInet("127.0.0.1", 25)))
+"""
+
+
+@pytest.fixture
+def check(tmp_path):
+    """Check a policy whose config() has these lines; return exit status and output."""
+    def run(line):
+        path = tmp_path / "policy.py"
+        path.write_text(POLICY.format(line=textwrap.indent(textwrap.dedent(line), " " * 8).lstrip()))
+        done = subprocess.run(
+            [sys.executable, str(tree.ROOT / "sbin/zorp"), "--as", "intra", "--check-policy", str(path),
+             "--user", str(os.getuid())], capture_output=True, text=True, timeout=50, check=False)
+        return done.returncode, done.stdout + done.stderr
+    return run
+
+
+WRONG = {
+    "undefined name": ('self.request["VRFY"] = SMTP_REQ_ACEPT', 10, "name 'SMTP_REQ_ACEPT' is not defined"),
+    "text for a number": ('self.max_message_size = "10MB"', 10, "an integer is required"),
+    "out of range": ("self.timeout = -(2 ** 40)", 10, "out of range"),
+    "unknown matcher": ('self.sender_matcher = "spamers"', 8, "No such matcher; matcher='<27>spamers"),
+}
+
+
+@pytest.mark.parametrize(("line", "number", "text"), WRONG.values(), ids=WRONG)
+def test_what_would_cut_every_client_is_refused_with_its_place(check, line, number, text):
+    status, output = check(line)
+    assert status == 2
+    assert f"policy.py:{number}: " in output
+    assert text.replace("<27>", "") in output.replace("<27>", "")
+    assert "Policy is usable" not in output
+
+
+GOOD = {
+    "plain": 'self.sender_matcher = "spammers"',
+    "own attribute": "self.mails = 0",
+    "what only a session has": "self.host = self.session.server_address.ip_s",
+    "a value from the session": "self.timeout = self.session.server_zone",
+    "a matcher by the session": 'self.sender_matcher = "of_" + self.session.client_address.ip_s',
+    "the client's address": "self.mails = len(self.session.client_address.ip_s)",
+    "a file that is elsewhere": 'self.list = open("/nonexistent/list").read()',
+    "an exit": "raise SystemExit(1)",
+    "a key that depends": "self.mails = {}[self.session.client_zone.getName()]",
+}
+
+
+@pytest.mark.parametrize("line", GOOD.values(), ids=GOOD)
+def test_what_may_be_right_with_a_client_is_not_refused(check, line):
+    status, output = check(line)
+    assert (status, "Policy is usable" in output) == (0, True), output
