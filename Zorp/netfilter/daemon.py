@@ -303,6 +303,10 @@ class Kzorpd:
 
     def _check_drift(self) -> None:
         self._timers.after(self._drift_check_s, self._check_drift)
+        try:
+            self._rules.retry()
+        except RulesError as problem:
+            log(None, "core.error", 3, "Packet rules are still not in force; error='%s'", (problem,))
         self._rules.look_for_drift()
 
     def _feed_watchdog(self) -> None:

@@ -96,8 +96,17 @@ class PacketRules:
     # ---- changes
 
     def restore(self) -> None:
-        """Put in force what was in force when kzorpd ended.  Raises RulesError."""
-        self._put_in_force(self._store.read(), is_first=True)
+        """Put in force what was in force when kzorpd ended.
+
+        Raises RulesError; the state is kept then, every later change includes it and retry() tries again.
+        """
+        self.state = self._store.read()
+        self._put_in_force(self.state, is_first=True)
+
+    def retry(self) -> None:
+        """Put the state in force if that has not succeeded yet; a host may have been repaired.  Raises RulesError."""
+        if self.is_active and self.state.entries and self.plan is _EMPTY:
+            self._put_in_force(self.state, is_first=True)
 
     def hand_over(self, description: InstanceDescription) -> None:
         """Put in force what a running instance wants.  Raises RulesError."""

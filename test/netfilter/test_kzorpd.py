@@ -431,3 +431,22 @@ def test_a_host_that_does_not_forward_is_told_the_command_that_repairs_it(kzorpd
     line = kzorpd.log.find("core.error", 1, "Unable to load configuration, keep existing one")[0]
     assert "sysctl -w net.ipv4.ip_forward=1" in line.raw
     assert kzorpd.rules() == []
+
+
+def test_rules_that_a_host_could_not_take_at_the_start_follow_when_it_is_repaired(kzorpd):
+    # given forwarding rules in force, handed over by their instance
+    kzorpd.write_policy(rules=RULES + '\nRule(rule_id=2, service="fwd", proto=6, dst_port=700, src_zone="office")')
+    kzorpd.namespace.sysctl("net.ipv4.ip_forward", "1")
+    kzorpd.start()
+    kzorpd.ask("instance", description=kzorpd.ask("dump")["instances"][0])
+    rules = kzorpd.rules()
+    kzorpd.stop(signal.SIGKILL)
+    # when kzorpd comes back on a host that does not forward any more and has no rules
+    kzorpd.namespace.sysctl("net.ipv4.ip_forward", "0")
+    kzorpd.namespace.run("iptables", "-t", "mangle", "-F")
+    kzorpd.start("--drift-check", "1")
+    kzorpd.log.wait_for("core.error", 3, "Packet rules are still not in force")
+    assert len(kzorpd.ask("dump")["instances"]) == 1
+    # then the rules come when it forwards again
+    kzorpd.namespace.sysctl("net.ipv4.ip_forward", "1")
+    wait_until(lambda: kzorpd.rules() == rules, "the rules")
