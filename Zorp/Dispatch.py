@@ -515,8 +515,15 @@ class RuleDispatcher(BaseDispatch):
 
     def __init__(self, **kw):
         port = config.options.rule_listen_port
-        self.bindto = [DBSockAddr(address, ZD_PROTO_TCP) for address in _loopback_addresses(port)]
+        addresses = _loopback_addresses(port)
+        self.bindto = [DBSockAddr(address, ZD_PROTO_TCP) for address in addresses]
         super().__init__(Globals.instance_name, self.bindto, **kw)
+        params = DispatchParams(transparent=True, rule_chain=True)
+        for address in addresses:
+            bind = DBSockAddr(address.clone(FALSE), ZD_PROTO_UDP)
+            self.bindto.append(bind)
+            self.dispatches.append(Dispatch(
+                self.session_id, bind, ZD_PRI_LISTEN, lambda *connection: self.accepted(*connection), params))
 
     def _params(self, keywords):
         return DispatchParams(transparent=True, rule_chain=True, proxy_protocol=DispatchParams.from_keywords(

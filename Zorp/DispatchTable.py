@@ -17,6 +17,9 @@ Theory of operation
         a listed load balancer tells the real client with a PROXY header
         entries are asked until one takes the connection
 
+    A UDP chain has a table of its sessions (Zorp.DatagramSessions); each new one is delivered as
+    a connection is, once, with the socket that was made for it.
+
 Threads
     Registration happens while the policy loads; proxies may register and unregister later.
     _chains_lock guards the list of chains and every chain's entries; entries are an immutable tuple,
@@ -42,10 +45,11 @@ from Zorp.Constants import (
     CORE_DEBUG,
     CORE_ERROR,
     CORE_POLICY,
-        ZD_PROTO_AUTO,
+    ZD_PROTO_AUTO,
     ZD_PROTO_TCP,
     ZD_PROTO_UDP,
 )
+from Zorp.DatagramSessions import DatagramSessions
 from Zorp.Exceptions import PolicyError
 from Zorp.Log import log, log_exception
 from Zorp.SockAddr import from_sockaddr
@@ -126,6 +130,9 @@ class Chain:
         self.addresses: tuple = ()               # real addresses of the listening sockets
         self.entries: tuple[Dispatch, ...] = ()
         self._only_connection = threading.Lock()     # taken for good by the one connection of accept_one
+        self.datagrams: DatagramSessions | None = None           # of a UDP chain
+        if bind.protocol == ZD_PROTO_UDP:
+            self.datagrams = DatagramSessions(transparent=params.transparent or params.mark_tproxy)
 
     @property
     def protocol(self) -> int:
@@ -143,12 +150,16 @@ class Chain:
 
         Never raises.  The socket is ours from now on: it ends up with a session or closed.
         """
+        self.deliver_stream(Stream(sock, NO_SESSION), remote, local)
+
+    def deliver_stream(self, stream: Stream, remote, local) -> None:
+        """The same for a stream, that of a new UDP session for example."""
         try:
-            self._deliver(Stream(sock, NO_SESSION), remote, local)
+            self._deliver(stream, remote, local)
         except BaseException:
             # neither a policy's SystemExit nor a defect of ours may end the thread of the pool
             log_exception(NO_SESSION)
-            sock.close()
+            stream.close()
 
     @property
     def is_spent(self) -> bool:
@@ -275,8 +286,6 @@ class Dispatch:
 class DispatchTable:
     """All chains of this process.  _chains_lock guards the list and the entries of every chain."""
 
-    serves_udp = False           # UDP sessions are not built; a chain for them is refused at load
-
     def __init__(self) -> None:
         self._chains_lock = threading.Lock()
         self._chains: list[Chain] = []
@@ -320,10 +329,7 @@ class DispatchTable:
     def _check(self, bind: DispatchBindType) -> None:
         if bind.protocol == ZD_PROTO_AUTO:
             raise PolicyError("No preferred protocol is specified",
-                              remedy="give the bind object protocol=ZD_PROTO_TCP")
-        if bind.protocol == ZD_PROTO_UDP and not self.serves_udp:
-            raise PolicyError(f"UDP is not built yet; dispatch='{bind.format()}'",
-                              remedy="this release serves TCP only; take the UDP listener out of the policy")
+                              remedy="give the bind object protocol=ZD_PROTO_TCP or ZD_PROTO_UDP")
 
     @staticmethod
     def _refuse_to_share(entry: Dispatch, bind: DispatchBindType) -> None:

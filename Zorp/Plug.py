@@ -29,7 +29,7 @@ Deviations
 from __future__ import annotations
 
 from Zorp import StarNames
-from Zorp.Constants import CORE_DEBUG, CORE_ERROR, FALSE, TRUE, ZV_ACCEPT
+from Zorp.Constants import CORE_DEBUG, CORE_ERROR, FALSE, TRUE, ZD_PROTO_UDP, ZV_ACCEPT
 from Zorp.Log import enabled
 from Zorp.Proxy import Proxy
 from Zorp.ProxyAttributes import ALIAS, ALWAYS, CUSTOM, INT, READ, Attr
@@ -44,6 +44,7 @@ _PLUG_ERROR = "plug.error"
 
 _LEAST_READ_BYTES = 65536
 _MOST_READ_BYTES = 1 << 20
+_UDP_IDLE_MS = 60_000            # a session of datagrams has no other end
 
 
 class AbstractPlugProxy(Proxy):
@@ -129,8 +130,11 @@ class AbstractPlugProxy(Proxy):
         if (stats_reads > 0 or stats_ms > 0) and type(self).packetStats is AbstractPlugProxy.packetStats:
             self._log(CORE_ERROR, 3, "Packet stats timeout elapsed, and no timeout callback specified;")
             stats_reads = stats_ms = 0
+        idle_ms = settings.timeout if settings.timeout > 0 else None
+        if idle_ms is None and self.session.getMasterSession().protocol == ZD_PROTO_UDP:
+            idle_ms = _UDP_IDLE_MS
         return RelaySettings(
-            settings.timeout if settings.timeout > 0 else None, settings.shutdown_soft != FALSE,
+            idle_ms, settings.shutdown_soft != FALSE,
             settings.copy_to_server != FALSE, settings.copy_to_client != FALSE,
             self._read_bytes(), stats_reads, stats_ms)
 

@@ -3,9 +3,7 @@
 `bindto` may be a SockAddr, a bind object or a list of them; the protocol is always UDP, a bind
 object that says otherwise is an error.  Everything else is as in Zorp.Dispatch.
 
-UDP sessions are not in this release: once its arguments are checked, a receiver is refused
-while the policy loads (Zorp.DispatchTable), because a policy must not seem to serve what it
-does not.
+A session is a pair of client and destination address, see Zorp.DatagramSessions; Plug serves it.
 """
 
 from __future__ import annotations

@@ -8,6 +8,9 @@ Theory of operation
     from one thread to another.  Measured against a leader that accepts and passes the lead on
     through a lock, this saves about 15 of 65 microseconds of CPU per short connection.
 
+    A datagram socket is read instead: datagrams of known sessions go to them, one that begins a
+    session is returned like a connection (Zorp.DatagramSessions).
+
     Other workers share the same open descriptions, so an accept() that comes too late is normal.
 
     stop() takes every listener out of the epoll before it closes our descriptor: the
@@ -26,10 +29,12 @@ import socket
 import threading
 import time
 
+from Zorp.Constants import ZD_PROTO_UDP
 from Zorp.Log import log
 from Zorp.SockAddr import from_sockaddr
 
 _PAUSE_S = 0.1
+_DATAGRAMS_AT_ONCE = 64          # then others get their turn
 _ARMED = select.EPOLLIN | select.EPOLLONESHOT
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -60,6 +65,29 @@ class Accepted:
     def refuse(self) -> None:
         """Close it unserved."""
         self._sock.close()
+
+
+class Arrived:
+    """A new UDP session on its way to the policy."""
+
+    __slots__ = ("_chain", "_datagram", "_stream")
+
+    def __init__(self, chain, stream, datagram) -> None:
+        self._chain, self._stream, self._datagram = chain, stream, datagram
+
+    @property
+    def remote_host(self) -> str:
+        return self._datagram.source[0]
+
+    def deliver(self) -> None:
+        """Hand it to the dispatchers; the stream is theirs from now on."""
+        family, datagram = self._stream.sock.family, self._datagram
+        self._chain.deliver_stream(
+            self._stream, from_sockaddr(family, datagram.source), from_sockaddr(family, datagram.destination))
+
+    def refuse(self) -> None:
+        """Drop it unserved."""
+        self._stream.close()
 
 
 class Acceptor:
@@ -97,7 +125,7 @@ class Acceptor:
         """Let one thread return from wait() without a client.  Any thread."""
         os.eventfd_write(self._wake, 1)
 
-    def wait(self) -> Accepted | None:
+    def wait(self) -> Accepted | Arrived | None:
         """Block until a client is accepted; None when wake() was called."""
         while True:
             descriptor = self._epoll.poll(-1, 1)[0][0]
@@ -113,7 +141,9 @@ class Acceptor:
             os.eventfd_read(self._wake)
         self._epoll.modify(self._wake, _ARMED)
 
-    def _accept(self, descriptor: int, sock: socket.socket, family: int, chain) -> Accepted | None:
+    def _accept(self, descriptor: int, sock: socket.socket, family: int, chain) -> Accepted | Arrived | None:
+        if chain.protocol == ZD_PROTO_UDP:
+            return self._receive(descriptor, sock, chain)
         try:
             client, remote = sock.accept()
         except BlockingIOError:             # another worker was faster
@@ -132,8 +162,26 @@ class Acceptor:
             self._arm(descriptor)
         return Accepted(chain, family, client, remote)
 
-    def _arm(self, descriptor: int) -> None:
+    def _receive(self, descriptor: int, sock: socket.socket, chain) -> Arrived | None:
+        """Take datagrams until one begins a session; None when none of the first few does."""
+        arrived = None
         try:
-            self._epoll.modify(descriptor, _ARMED)
+            for _ in range(_DATAGRAMS_AT_ONCE):
+                if (arrived := chain.datagrams.arrived(sock)) is not None:
+                    break
+        except BlockingIOError:
+            pass
+        except OSError as problem:
+            if sock.fileno() >= 0:
+                log(None, "core.error", 1, "Error receiving datagram on listening stream; error='%s'",
+                    (problem.strerror,))
+                time.sleep(_PAUSE_S)
+        # a datagram socket is always writable: come back at once for those that were read already
+        self._arm(descriptor, _ARMED | select.EPOLLOUT if chain.datagrams.waiting else _ARMED)
+        return Arrived(chain, *arrived) if arrived is not None else None
+
+    def _arm(self, descriptor: int, events: int = _ARMED) -> None:
+        try:
+            self._epoll.modify(descriptor, events)
         except OSError:                     # removed meanwhile
             return

@@ -12,21 +12,29 @@ from __future__ import annotations
 import types
 
 from Zorp import Globals
-from Zorp.Constants import Z_PORT_ANY
+from Zorp.Constants import Z_PORT_ANY, ZD_PROTO_UDP
 from Zorp.runtime.capabilities import CAP_NET_BIND_SERVICE, CAP_NET_RAW
 
 _PLAIN_ROUTERS = frozenset({"DirectedRouter", "InbandRouter", "TransparentRouter"})
 _PLAIN_CHAINERS = frozenset({"ConnectChainer", "MultiTargetChainer", "StateBasedChainer", "RoundRobinChainer",
                              "FailoverChainer", "SideStackChainer"})
+_FIRST_FREE_PORT = 1024
 _MARK_ATTRIBUTE = "server_socket_mark"
 
 
 def unused_capabilities() -> int:
     """Return the set of capabilities that this policy can do without."""
+    if any(_answers_from_a_low_port(chain) for chain in Globals.dispatch_table.chains()):
+        return 0
     transparent = any(chain.params.transparent or chain.params.mark_tproxy for chain in Globals.dispatch_table.chains())
     if Globals.kzorp_available or transparent or not all(map(_is_plain, Globals.services.values())):
         return 0
     return 1 << CAP_NET_RAW | 1 << CAP_NET_BIND_SERVICE
+
+
+def _answers_from_a_low_port(chain) -> bool:
+    """True for a UDP listener below 1024: each session has a socket of its own on the listener's port."""
+    return chain.protocol == ZD_PROTO_UDP and 0 < chain.key.port < _FIRST_FREE_PORT
 
 
 def _is_plain(service) -> bool:

@@ -171,7 +171,14 @@ def remember_incoming_interface(listener: socket.socket) -> None:
 
 
 def incoming_interface(sock: socket.socket) -> str | None:
-    """Return the name of the interface through which an accepted connection came; None: unknown."""
+    """Return the name of the interface through which an accepted connection came; None: unknown.
+
+    A datagram session's socket carries the index, see Zorp.transport.datagrams.
+    """
+    if (index := getattr(sock, "interface_index", 0)):
+        with contextlib.suppress(OSError):
+            return socket.if_indextoname(index)
+        return None
     if sock.family == socket.AF_INET6:
         level, option, wanted, offset = socket.IPPROTO_IPV6, _IPV6_2292PKTOPTIONS, _IPV6_PKTINFO, 16
     else:

@@ -16,7 +16,7 @@ Theory of operation
                             stream side sends in one read becomes one datagram.
 
     A source may hold datagrams that were received before it existed: it then has `inbox_fd`,
-    readable while there are some, and take() to get the next one.
+    readable while there are some, take() to get the next one, and touch() to be told of traffic.
 
 Threads
     run() in one thread.  Any other thread may abort() the streams: run() returns End.STOPPED.
@@ -24,7 +24,7 @@ Threads
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import select
 import socket
 import time
@@ -35,6 +35,7 @@ from Zorp.transport.stream import SocketStream
 
 DATAGRAM_BYTES = 65_535
 _LARGEST_SENT_BYTES = 65_507     # of UDP over IPv4, RFC 768
+_LOST_ON_THE_WAY = (errno.EMSGSIZE, errno.ENOBUFS)      # this datagram cannot be sent, others can
 _IN, _OUT = select.POLLIN, select.POLLOUT
 _DONTWAIT = socket.MSG_DONTWAIT
 
@@ -115,9 +116,10 @@ class Pump:
         except BlockingIOError:
             self._waiting = memoryview(data)
             return
-        except OSError:
+        except OSError as problem:
             self._waiting = None
-            self._failed(self._sink_failed)
+            if not (self._to_datagrams and problem.errno in _LOST_ON_THE_WAY):
+                self._failed(self._sink_failed)
             return
         self.sink.bytes_sent += sent
         self._waiting = memoryview(data)[sent:] if sent < len(data) else None
@@ -144,6 +146,7 @@ class Pumps:
         self.to_server, self.to_client = pumps[0], pumps[1]
         self._over = over
         self._on_stats = on_stats
+        self._touch = getattr(pumps[0].source, "touch", None)        # of a UDP client: it is not idle
         self._started_s = self._last_traffic_s = time.monotonic()
         self._stats_due_s = self._started_s + settings.stats_ms / 1000
         self._reads_at_stats = 0
@@ -169,9 +172,13 @@ class Pumps:
             now_s = time.monotonic()
             if ready:
                 self._last_traffic_s = now_s
+                if self._touch is not None:
+                    self._touch()
             elif self._is_idle(now_s):
                 return End.TIMED_OUT
             self._serve(ready)
+            if self.to_server.source.aborted or self.to_client.source.aborted:
+                return End.STOPPED
             if self._stats_are_due(now_s) and not self._stats_allow(now_s):
                 return End.REFUSED
             if any(pump.ended and not pump.told for pump in self._pumps):
@@ -275,6 +282,4 @@ def datagrams(client: SocketStream, server: SocketStream, settings: RelaySetting
 
 def is_datagram(stream: SocketStream) -> bool:
     """True for a datagram socket."""
-    with contextlib.suppress(OSError):
-        return stream.sock.type == socket.SOCK_DGRAM
-    return False
+    return stream.sock.type == socket.SOCK_DGRAM

@@ -516,7 +516,8 @@ def gateway():
     for port in (80, 81, 82):
         Rule(dst_port=port, service="a")
 """)
-    assert len({chain.key.family for chain in running.chains}) == len(running.chains) <= 2
+    assert len({(chain.protocol, chain.key.family) for chain in running.chains}) == len(running.chains)
+    assert {chain.protocol for chain in running.chains} == {1, 2}
 
 
 def test_dictionaries_of_release_3_choose(gateway):

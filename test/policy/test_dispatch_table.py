@@ -112,12 +112,11 @@ def test_unregistering_the_last_entry_removes_the_chain(table):
     assert table.chains() == []
 
 
-def test_udp_is_refused_at_load_until_it_is_served(table, monkeypatch):
-    with pytest.raises(PolicyError, match="UDP is not built yet"):
-        Dispatch("a", bind(protocol=ZD_PROTO_UDP), 100, take)
-    assert table.chains() == []
-    monkeypatch.setattr(DispatchTable, "serves_udp", True)
-    assert Dispatch("a", bind(protocol=ZD_PROTO_UDP), 100, take, {"rcvbuf": 1000}).chain.params.rcvbuf_bytes == 1000
+def test_udp_chain_has_sessions_and_a_receive_buffer(table):
+    chain = Dispatch("a", bind(protocol=ZD_PROTO_UDP), 100, take, {"rcvbuf": 1000}).chain
+    assert chain.params.rcvbuf_bytes == 1000
+    assert chain.datagrams.number == 0
+    assert Dispatch("b", bind(), 100, take).chain.datagrams is None
 
 
 def test_bind_without_protocol_is_refused(table):

@@ -31,6 +31,8 @@ POLICIES = {
     "own router": ({"ROUTER": "router=OwnRouter(there)"}, True),
     "failover": ({"ROUTER": "router=DirectedRouter((there, there)), chainer=FailoverChainer()"}, False),
     "transparent listener": ({"DISPATCH": ", transparent=TRUE"}, True),
+    "low port over UDP": ({"$port), ZD_PROTO_TCP": "1019), ZD_PROTO_UDP"}, True),
+    "high port over UDP": ({"ZD_PROTO_TCP": "ZD_PROTO_UDP"}, False),
     "marks": ({"PROXY": "Marking"}, True),
 }
 
@@ -39,8 +41,10 @@ POLICIES = {
 def test_rights_of_a_policy(zorp, changes, kept):
     # given a policy of one kind; when it is loaded
     policy = HEAD
+    for old, new in changes.items():
+        policy = policy.replace(old, new)
     for name, default in (("PROXY", "PlugProxy"), ("ROUTER", "router=DirectedRouter(there)"), ("DISPATCH", "")):
-        policy = policy.replace(name, changes.get(name, default))
+        policy = policy.replace(name, default)
     daemon = zorp(policy)
     # then it has rights only if it needs some, and never more than its master
     status = [pathlib.Path(f"/proc/{pid}/status").read_text() for pid in (daemon.worker_pid(), daemon.pid)]

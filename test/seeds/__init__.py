@@ -17,9 +17,7 @@ LATER = {
     "S000-2": "POP3 and FTP proxies are not built",
     "S000-3": "the HTTP proxy is not built",
     "S000-7": "the HTTP proxy is not built",
-    "S001-4": "UDP sessions are not built",
-    "S001-31": "a proxy inside another proxy is not built, so no parent hears a verdict",
-    "S001-10": "UDP sessions are not built",
+    "S001-4": "secondary sessions of a plug are not built",
     "S003-30": "packet rules are not built: the administrator writes the redirect rule",
 }
 

@@ -399,3 +399,64 @@ def test_every_session_has_a_thread(server):
         assert len({ident for ident, _ in gateway.seen["threads"]}) == 2
         for client in clients:
             client.close()
+
+
+@covers("S001-10")
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM], ids=["TCP", "UDP"])
+def test_tcp_and_udp_look_the_same(zorp, kind):
+    # given a server of either protocol, and the same plug in front of it
+    with socket.socket(socket.AF_INET, kind) as there:
+        there.bind(("127.0.0.1", 0))
+        there.settimeout(10)
+        name = "TCP" if kind == socket.SOCK_STREAM else "UDP"
+        daemon = zorp("""
+            from Zorp.Core import *
+            from Zorp.Plug import *
+
+            def intra():
+                Zone("all", ["0.0.0.0/0"])
+                Service("plug", PlugProxy, router=DirectedRouter(SockAddrInet("127.0.0.1", $server_port)))
+                Dispatcher(DBSockAddr(SockAddrInet("127.0.0.1", $port), ZD_PROTO_$name), service="plug")
+            """, port=free_port(kind), name=name, server_port=there.getsockname()[1])
+        if kind == socket.SOCK_STREAM:
+            there.listen()
+        with socket.socket(socket.AF_INET, kind) as client:
+            client.settimeout(10)
+            client.connect(("127.0.0.1", daemon.port))
+            # when the client speaks
+            client.send(b"ping")
+            end = there.accept()[0] if kind == socket.SOCK_STREAM else there
+            data, peer = end.recvfrom(100)
+            # then it reaches the server, and the answer the client
+            assert data == b"ping"
+            end.send(b"pong") if kind == socket.SOCK_STREAM else end.sendto(b"pong", peer)
+            assert client.recv(100) == b"pong"
+            # and the log differs in the protocol's name only
+            line = daemon.log.wait_for("core.session", 3, "Starting proxy instance")
+            assert line.fields["client_protocol"] == name
+        if kind == socket.SOCK_STREAM:
+            end.close()
+
+
+@covers("S001-31")
+def test_the_verdict_of_a_child_reaches_its_parent(server):
+    # given a proxy that stacks another and asks afterwards what that one said
+    before = """
+    from Zorp.AnyPy import *
+    from Zorp.Stacking import stack_object
+    class Child(AnyPyProxy):
+        def proxyThread(self):
+            self.set_verdict(ANYPY_REJECT, "no good")
+    class Parent(AnyPyProxy):
+        def proxyThread(self):
+            stacked = stack_object(self, Child, hears_verdicts=True)
+            while stacked.server.recv(100):
+                pass
+            SEEN["verdict"] = (stacked.verdict.value, stacked.verdict.description)
+    """
+    with one(before, _SERVICE.replace("Observed", "Parent"), server_port=server.port) as gateway:
+        # when the child has given its verdict
+        client = gateway.connect()
+        assert client.recv(1) == b""
+        # then the parent knows it
+        assert gateway.seen["verdict"] == (3, "no good")

@@ -1,0 +1,234 @@
+"""UDP sessions of one listener: which datagram belongs to which session, and how many there may be.
+
+Theory of operation
+    A session is a pair of sender and destination.  arrived() takes one datagram of the listening
+    socket: it goes to the session of its pair, or begins a new one, which is returned and has to
+    be delivered to the policy like an accepted connection.  The new session's socket gets the
+    later datagrams of its pair from the kernel; those that waited on the listening socket come
+    through the session's inbox, in order and before all others.
+
+    A thread is not tied to a session before the policy has accepted it: whoever delivers is one
+    of the pool that asks the policy, and serves the session only when it was accepted.
+
+Limits (config.options): max_udp_sessions of one listener, max_udp_sessions_per_client of one
+sender's address.  Beyond, the session that was idle for longest ends, of all or of that sender,
+if it was idle for a second; else the datagram is dropped.  One log line per second tells of it.
+
+Threads
+    arrived() in one thread at a time.  _sessions_lock guards the table and the log's clock; a
+    stream's own lock guards its inbox.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import select
+import socket
+import threading
+import time
+
+from Zorp.Config import config
+from Zorp.Constants import CORE_ERROR, CORE_INFO
+from Zorp.Log import log
+from Zorp.Stream import Stream, StreamTimeout
+from Zorp.transport.datagrams import DATAGRAM_BYTES, Datagram, SessionSocket, receive, session_socket, strays
+
+INBOX_DATAGRAMS = 64
+EVICTED_AFTER_S = 1.0
+_LOG_PAUSE_S = 1.0
+
+
+class DatagramStream(Stream):
+    """The client's side of a UDP session: recv() gives one datagram, send() sends one.
+
+    inbox_fd    readable while the inbox holds something
+    """
+
+    __slots__ = ("_inbox", "_inbox_lock", "inbox_fd", "last_active_s", "peer")
+
+    def __init__(self, sock: SessionSocket, name: str, peer: tuple) -> None:
+        super().__init__(sock, name)
+        self.peer = peer[:2]
+        self.last_active_s = time.monotonic()
+        self.inbox_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._inbox: collections.deque[bytes] = collections.deque()
+        self._inbox_lock = threading.Lock()
+
+    def give(self, data: bytes) -> bool:
+        """Put a datagram of this pair into the inbox; False when it is full or closed.  Any thread."""
+        with self._inbox_lock:
+            if self.inbox_fd < 0 or len(self._inbox) >= INBOX_DATAGRAMS:
+                return False
+            self._inbox.append(data)
+            os.eventfd_write(self.inbox_fd, 1)
+        return True
+
+    def take(self) -> bytes:
+        """Return the next datagram, without waiting; raises BlockingIOError.  b"" when aborted or empty."""
+        if self.aborted:
+            return b""
+        data = self._from_inbox()
+        while data is None:
+            data, source = self.sock.recvfrom(DATAGRAM_BYTES, socket.MSG_DONTWAIT)
+            if source is not None and source[:2] != self.peer and not self.aborted:
+                data = None                          # came while the socket was not connected yet
+        self.touch()
+        self.bytes_recvd += len(data)
+        return data
+
+    def _from_inbox(self) -> bytes | None:
+        if not self._inbox:
+            return None
+        with self._inbox_lock:
+            data = self._inbox.popleft()
+            if not self._inbox:
+                os.eventfd_read(self.inbox_fd)
+        return data
+
+    def touch(self) -> None:
+        """Note that the session is in use."""
+        self.last_active_s = time.monotonic()
+
+    def recv(self, limit: int = DATAGRAM_BYTES, deadline: float | None = None) -> bytes:
+        """Return the next datagram, cut to `limit`; b"" when aborted, or when it is empty."""
+        if self.pending:
+            return super().recv(limit)
+        poll = select.poll()
+        for fd in (self.inbox_fd, self.fileno()):
+            poll.register(fd, select.POLLIN)
+        while True:
+            wait_ms = self.timeout_ms
+            if deadline is not None:
+                left_ms = max((deadline - time.monotonic()) * 1000, 0)
+                wait_ms = left_ms if wait_ms is None else min(wait_ms, left_ms)
+            if not poll.poll(wait_ms):
+                raise StreamTimeout("nothing received in time")
+            try:
+                return self.take()[:limit]
+            except BlockingIOError:
+                continue
+
+    def send(self, data) -> None:
+        super().send(data)
+        self.touch()
+
+    def close(self) -> None:
+        with self._inbox_lock:
+            if self.inbox_fd >= 0:
+                os.close(self.inbox_fd)
+                self.inbox_fd = -1
+                self._inbox.clear()
+        super().close()
+
+    def reset(self) -> None:
+        """Close; a datagram socket has nothing to reset."""
+        self.close()
+
+
+class DatagramSessions:
+    """The sessions of one listener; see the module's text."""
+
+    _announced = False
+
+    def __init__(self, *, transparent: bool) -> None:
+        self._transparent = transparent
+        self._sessions_lock = threading.Lock()
+        self._sessions: dict[tuple, DatagramStream] = {}
+        self._per_client: collections.Counter = collections.Counter()
+        self._silent_until_s = 0.0
+        self._suppressed = 0
+        self._waiting: collections.deque[Datagram] = collections.deque()     # strays; for the thread of arrived()
+
+    def arrived(self, listener: socket.socket) -> tuple[DatagramStream, Datagram] | None:
+        """Take one datagram; return the session that it begins, None when it begins none.
+
+        Raises BlockingIOError when there is no datagram, another OSError when the socket is unwell.
+        """
+        datagram = self._waiting.popleft() if self._waiting else receive(listener)
+        key = datagram.destination[:2], datagram.source[:2]
+        session = self._sessions.get(key)
+        if session is not None:
+            session.give(datagram.data)              # a full inbox loses it, as a full socket buffer would
+            return None
+        if not self._make_room(datagram):
+            return None
+        return self._begin(listener, datagram, key)
+
+    @property
+    def waiting(self) -> bool:
+        """True when arrived() has something to do that no event of the socket will tell."""
+        return bool(self._waiting)
+
+    @property
+    def number(self) -> int:
+        """How many sessions there are."""
+        return len(self._sessions)
+
+    def _begin(self, listener: socket.socket, datagram: Datagram, key: tuple):
+        if not DatagramSessions._announced:
+            DatagramSessions._announced = True
+            log(None, CORE_INFO, 4, "UDP accept() support unavailable, falling back to legacy datagram handling;")
+        try:
+            sock = session_socket(listener.family, datagram, transparent=self._transparent)
+        except OSError as problem:
+            log(None, CORE_ERROR, 3, "Error creating session socket, dropping packet; error='%s'", (problem.strerror,))
+            return None
+        stream = DatagramStream(sock, "nosession", datagram.source)
+        stream.give(datagram.data)
+        for stray in strays(sock, datagram):
+            if stray.source[:2] == stream.peer:
+                stream.give(stray.data)
+            elif len(self._waiting) < INBOX_DATAGRAMS:
+                self._waiting.append(stray)
+        with self._sessions_lock:
+            self._sessions[key] = stream
+            self._per_client[stream.peer[0]] += 1
+        stream.on_close(lambda: self._forget(key, stream))
+        return stream, datagram
+
+    def _forget(self, key: tuple, stream: DatagramStream) -> None:
+        with self._sessions_lock:
+            if self._sessions.get(key) is stream:
+                self._remove_locked(key)
+
+    def _remove_locked(self, key: tuple) -> DatagramStream:
+        host = key[1][0]
+        self._per_client[host] -= 1
+        if not self._per_client[host]:
+            del self._per_client[host]
+        return self._sessions.pop(key)
+
+    def _make_room(self, datagram: Datagram) -> bool:
+        """Tell whether one more session may be there; ends the one that was idle for longest when need be."""
+        options, host = config.options, datagram.source[0]
+        most, most_of_client = options.max_udp_sessions, options.max_udp_sessions_per_client
+        with self._sessions_lock:
+            if most_of_client and self._per_client[host] >= most_of_client:
+                keys = [key for key in self._sessions if key[1][0] == host]
+                limit = most_of_client
+            elif most and len(self._sessions) >= most:
+                keys, limit = self._sessions, most
+            else:
+                return True
+            oldest = min(keys, key=lambda key: self._sessions[key].last_active_s)
+            idle = time.monotonic() - self._sessions[oldest].last_active_s >= EVICTED_AFTER_S
+            evicted = self._remove_locked(oldest) if idle else None
+            suppressed = self._suppressed_locked()
+        if evicted is not None:
+            evicted.abort()
+        if suppressed is not None:
+            result = "oldest session ended" if evicted is not None else "datagram dropped"
+            log(None, CORE_ERROR, 2, "Too many UDP sessions; client_host='%s', max_sessions='%d', result='%s',"
+                " suppressed='%d'", (host, limit, result, suppressed))
+        return evicted is not None
+
+    def _suppressed_locked(self) -> int | None:
+        """Return the number of lines not written when it is time for one, None when it is not."""
+        now_s = time.monotonic()
+        if now_s < self._silent_until_s:
+            self._suppressed += 1
+            return None
+        self._silent_until_s = now_s + _LOG_PAUSE_S
+        suppressed, self._suppressed = self._suppressed, 0
+        return suppressed

@@ -1,0 +1,280 @@
+"""UDP through a real daemon: sessions, addresses, limits, conversion."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+
+import pytest
+
+from test.support.daemon import DEADLINE_S, free_port, wait_until
+
+POLICY = """
+    from Zorp.Core import *
+    from Zorp.Plug import *
+
+    class DatagramPlug(PlugProxy):
+        def config(self):
+            PlugProxy.config(self)
+            SETTINGS
+
+    config.options.max_udp_sessions = $sessions
+    config.options.max_udp_sessions_per_client = $per_client
+
+    def intra():
+        Zone("all", ["0.0.0.0/0", "::/0"])
+        Service("dns", DatagramPlug, router=DirectedRouter(SockAddrInet("127.0.0.1", $server_port))CHAINER)
+        Receiver(SockAddrInet("$bind", $port), service="dns")
+"""
+
+
+def policy(settings="pass", chainer=""):
+    return POLICY.replace("SETTINGS", settings).replace("CHAINER", chainer)
+
+
+class UdpServer:
+    """Answers every datagram with its upper case form, and remembers who sent what."""
+
+    def __init__(self):
+        self._sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._sock.bind(("127.0.0.1", 0))
+        self.port = self._sock.getsockname()[1]
+        self.heard = []
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self):
+        with contextlib.suppress(OSError):
+            while True:
+                data, peer = self._sock.recvfrom(65535)
+                if data == b"close":
+                    return
+                self.heard.append((data, peer))
+                self._sock.sendto(data.upper(), peer)
+
+    def close(self):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as last:
+            last.sendto(b"close", ("127.0.0.1", self.port))
+        self._sock.close()
+
+    @property
+    def peers(self):
+        return {peer for _, peer in self.heard}
+
+
+@pytest.fixture
+def server():
+    running = UdpServer()
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def receiver(zorp, server):
+    """Return a function that starts a daemon with a UDP receiver."""
+
+    def start(settings="pass", chainer="", server_port=None, **values):
+        values = {"sessions": 1000, "per_client": 100, "bind": "127.0.0.1", **values}
+        return zorp(policy(settings, chainer), port=free_port(socket.SOCK_DGRAM),
+                    server_port=server_port or server.port, **values)
+
+    return start
+
+
+@contextlib.contextmanager
+def client(source="127.0.0.1"):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind((source, 0))
+        sock.settimeout(DEADLINE_S)
+        yield sock
+
+
+def ask(sock, data, port, host="127.0.0.1"):
+    """Send a datagram and return (answer, who sent it)."""
+    sock.sendto(data, (host, port))
+    return sock.recvfrom(65535)
+
+
+def test_two_clients_get_sessions_of_their_own(receiver, server):
+    """dispatch 3, small-proxies 8, anatomy 16."""
+    daemon = receiver()
+    with client() as one, client("127.0.0.2") as other:
+        assert ask(one, b"one", daemon.port) == (b"ONE", ("127.0.0.1", daemon.port))
+        assert ask(other, b"other", daemon.port) == (b"OTHER", ("127.0.0.1", daemon.port))
+        assert ask(one, b"one more", daemon.port)[0] == b"ONE MORE"
+    assert len(server.peers) == 2
+    started = [daemon.log.wait_for("core.session", 3, "Starting proxy instance", count=count) for count in (1, 2)]
+    assert all(line.fields["client_protocol"] == "UDP" for line in started)
+    assert len(daemon.log.find("core.session", 3, "Starting proxy instance")) == 2
+
+
+@pytest.mark.parametrize("size", [0, 1, 4000, 65507])
+def test_datagram_passes_whole(receiver, size):
+    daemon = receiver()
+    data = b"x" * size
+    with client() as sock:
+        assert ask(sock, data, daemon.port)[0] == data.upper()
+        assert ask(sock, b"next", daemon.port)[0] == b"NEXT"
+
+
+def test_answers_come_from_the_address_that_was_asked(receiver):
+    daemon = receiver(bind="0.0.0.0")
+    with client() as sock:
+        for host in ("127.0.0.1", "127.0.0.77"):
+            assert ask(sock, b"x", daemon.port, host) == (b"X", (host, daemon.port))
+    # one client, two destinations: two sessions
+    assert len(daemon.log.find("core.session", 3, "Starting proxy instance")) == 2
+
+
+def test_burst_of_a_new_client_is_one_session(receiver, server):
+    daemon = receiver()
+    with client() as sock:
+        for number in range(40):
+            sock.sendto(b"%d" % number, ("127.0.0.1", daemon.port))
+        answers = {sock.recv(100) for _ in range(40)}
+        assert answers == {b"%d" % number for number in range(40)}
+    assert len(server.peers) == 1
+    assert [data for data, _ in server.heard] == [b"%d" % number for number in range(40)]
+
+
+def test_many_clients_at_once(receiver, server):
+    daemon = receiver()
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(client()) for _ in range(60)]
+        for number, sock in enumerate(clients):
+            for part in (b"a", b"b"):
+                sock.sendto(b"%d%s" % (number, part), ("127.0.0.1", daemon.port))
+        for number, sock in enumerate(clients):
+            assert {sock.recv(100) for _ in range(2)} == {b"%dA" % number, b"%dB" % number}
+    assert len(server.peers) == 60
+
+
+def test_idle_session_ends_and_leaves_a_summary(receiver):
+    daemon = receiver("self.timeout = 300")
+    with client() as sock:
+        ask(sock, b"x", daemon.port)
+        daemon.log.wait_for("plug.session", 3, "Connection timed out", timeout="300")
+        summary = daemon.log.wait_for("core.summary", 4, "Connection summary")
+        assert (summary.fields["client_proto"], summary.fields["server_proto"]) == ("UDP", "UDP")
+        assert summary.fields["client_local_port"] == str(daemon.port)
+        # the next datagram begins a new one
+        assert ask(sock, b"y", daemon.port)[0] == b"Y"
+        daemon.log.wait_for("core.session", 3, "Starting proxy instance", count=2)
+
+
+def test_timeout_is_a_minute_at_most_by_default(receiver):
+    daemon = receiver()
+    with client() as sock:
+        ask(sock, b"x", daemon.port)
+    assert daemon.log.wait_for("core.debug", 6, "Attribute changed", attribute="timeout").fields["newvalue"] == "60000"
+
+
+def test_server_that_is_not_there_ends_the_session(receiver):
+    daemon = receiver(server_port=free_port(socket.SOCK_DGRAM))
+    with client() as sock:
+        sock.sendto(b"x", ("127.0.0.1", daemon.port))
+        daemon.log.wait_for("core.session", 4, "Ending proxy instance")
+
+
+def test_tcp_server_of_a_udp_service(receiver):
+    """routing-chaining-nat 40."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        daemon = receiver(chainer=", chainer=ConnectChainer(protocol=ZD_PROTO_TCP)",
+                          server_port=listener.getsockname()[1])
+        with client() as sock:
+            sock.sendto(b"question", ("127.0.0.1", daemon.port))
+            listener.settimeout(DEADLINE_S)
+            accepted, _ = listener.accept()
+            with accepted:
+                accepted.settimeout(DEADLINE_S)
+                assert accepted.recv(100) == b"question"
+                accepted.sendall(b"answer")
+                assert sock.recv(100) == b"answer"
+            summary = daemon.log.wait_for("core.summary", 4, "Connection summary")
+            assert (summary.fields["client_proto"], summary.fields["server_proto"]) == ("UDP", "TCP")
+
+
+def test_client_with_too_many_sessions_loses_its_oldest_idle_one(receiver, server):
+    daemon = receiver(per_client=2)
+    with client() as first, client() as second, client() as third, client("127.0.0.2") as other:
+        ask(first, b"x", daemon.port)
+        ask(second, b"x", daemon.port)
+        ask(other, b"x", daemon.port)
+        # when a third comes from the same address, it is dropped while both others are fresh
+        third.settimeout(0.05)
+
+        def served():
+            with contextlib.suppress(TimeoutError):
+                return ask(third, b"y", daemon.port)[0] == b"Y"
+
+        # and served once one of them was idle for a second; that one has ended
+        wait_until(served, "an answer for the third client")
+        line = daemon.log.wait_for("core.error", 2, "Too many UDP sessions")
+        assert line.fields["client_host"] == "127.0.0.1"
+        daemon.log.wait_for("core.summary", 4, "Connection summary",
+                            client_port=str(first.getsockname()[1]))
+        # the client of another address is not touched
+        assert ask(other, b"z", daemon.port)[0] == b"Z"
+        assert len(daemon.log.find("core.session", 3, "Starting proxy instance")) == 4
+
+
+def test_flood_is_reported_once_per_second(receiver):
+    daemon = receiver(sessions=5, per_client=0)
+    with contextlib.ExitStack() as stack:
+        for _ in range(200):
+            stack.enter_context(client()).sendto(b"x", ("127.0.0.1", daemon.port))
+        daemon.log.wait_for("core.error", 2, "Too many UDP sessions", result="datagram dropped")
+        with client() as probe:
+            probe.sendto(b"x", ("127.0.0.1", daemon.port))
+    assert len(daemon.log.find("core.error", 2, "Too many UDP sessions")) <= 3
+    assert len(daemon.log.find("core.session", 3, "Starting proxy instance")) <= 7
+
+
+def test_refused_clients_hold_no_session(zorp, server):
+    daemon = zorp("""
+        from Zorp.Core import *
+        from Zorp.Plug import *
+
+        def intra():
+            Zone("mine", ["127.0.0.2/32"])
+            Service("dns", PlugProxy, router=DirectedRouter(SockAddrInet("127.0.0.1", $server_port)))
+            ZoneReceiver(SockAddrInet("127.0.0.1", $port), {"mine": "dns"})
+        """, port=free_port(socket.SOCK_DGRAM), server_port=server.port)
+    with client("127.0.0.3") as stranger, client("127.0.0.2") as mine:
+        stranger.sendto(b"x", ("127.0.0.1", daemon.port))
+        daemon.log.wait_for("core.policy", 1, "Connection denied by policy")
+        assert ask(mine, b"x", daemon.port)[0] == b"X"
+    assert len(daemon.log.find("core.session", 3, "Starting proxy instance")) == 1
+    assert not server.heard[1:]
+
+
+def test_sessions_survive_a_reload(receiver, server):
+    daemon = receiver()
+    with client() as old, client() as new:
+        ask(old, b"x", daemon.port)
+        daemon.reload()
+        assert ask(old, b"y", daemon.port)[0] == b"Y"
+        assert ask(new, b"z", daemon.port)[0] == b"Z"
+    assert len(server.peers) == 2
+
+
+def test_ipv6(zorp):
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as server:
+        server.bind(("::1", 0))
+        server.settimeout(DEADLINE_S)
+        daemon = zorp("""
+            from Zorp.Core import *
+            from Zorp.Plug import *
+
+            def intra():
+                Zone("all", ["::/0"])
+                Service("dns", PlugProxy, router=DirectedRouter(SockAddrInet6("::1", $server_port)))
+                Dispatcher(DBSockAddr(SockAddrInet6("::1", $port), ZD_PROTO_UDP), service="dns")
+            """, port=free_port(socket.SOCK_DGRAM, "::1"), server_port=server.getsockname()[1])
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(DEADLINE_S)
+            sock.sendto(b"six", ("::1", daemon.port))
+            data, peer = server.recvfrom(100)
+            server.sendto(data.upper(), peer)
+            answer, source = sock.recvfrom(100)
+            assert (answer, source[:2]) == (b"SIX", ("::1", daemon.port))
