@@ -274,8 +274,9 @@ class _Reader:
             return ProxyData(name=name)
         if kind == "forward":
             fields = self._fields(value, {"kind", "name", "router", "forge_addr", "snat", "dnat"})
-            return ForwardData(name=name, router=self._router(fields["router"]),
-                               forge_addr=self._flag(fields["forge_addr"]), snat=self._nat(fields["snat"]), dnat=self._nat(fields["dnat"]))
+            return ForwardData(
+                name=name, router=self._router(fields["router"]), forge_addr=self._flag(fields["forge_addr"]),
+                snat=self._nat(fields["snat"]), dnat=self._nat(fields["dnat"]))
         if kind == "deny":
             fields = self._fields(value, {"kind", "name", "logging", "ipv4", "ipv6"})
             return DenyData(name=name, logging=self._flag(fields["logging"]),
