@@ -55,7 +55,7 @@ MEANINGS = {
         "server_max_line_length": "longest line that `readline()` accepts from the server",
         "set_content_hint": "`set_content_hint(length)`: tells the parent how long the content will be; -1: unknown",
         "set_verdict": "`set_verdict(verdict, description)`: tells the parent what to do with the content",
-        "stack": "`stack(how, what)`: raises RuntimeError, stacking is not built",
+        "stack": "`stack(how, what)`: starts a child, returns its two streams; RuntimeError when it fails",
     },
     "Plug": {
         "bandwidth_to_client": "bytes per second to the client, over the last measured interval",
@@ -128,7 +128,7 @@ PLAIN = {
     "Plug": (Plug.PlugProxy, {
         "secondary_mask": "accepted and without effect: every connection has a proxy of its own",
         "secondary_sessions": "accepted and without effect: every connection has a proxy of its own",
-        "stack_proxy": "what to stack inside; refused when set: stacking is not built",
+        "stack_proxy": "what to stack inside: a proxy class, a command, or a stack tuple",
     }),
     "Smtp": (Smtp.SmtpProxy, {
         "autodetect_domain_from": "where the Received: line has our name from: `SMTP_GETDOMAIN_MAILNAME` or"
@@ -142,7 +142,7 @@ PLAIN = {
         "relay_domains": "recipient domains accepted from anyone; `.d` is every domain below d",
         "relay_domains_matcher": "matcher policy of more such domains",
         "relay_zones": "names of client zones that may send to anyone; `*`: all",
-        "request_stack": "what to stack for a mail's text; refused when it asks for stacking: not built",
+        "request_stack": "what a mail goes through: `request_stack['*'] = (SMTP_STK_MIME, (Z_STACK_PROGRAM, 'command'))`",
         "resolve_host": "the Received: line has the client's name beside its address",
         "sender_matcher": "matcher policy; a match refuses the sender",
     }),

@@ -21,6 +21,8 @@ from Zorp.Constants import (
     Z_STACK_PROXY,
     Z_STACK_PROXY_IN_SESSION,
     Z_STACK_REMOTE,
+    ZV_ACCEPT,
+    ZV_REJECT,
 )
 from Zorp.Plug import PlugProxy
 from Zorp.Session import StackedSession
@@ -313,6 +315,54 @@ def test_backend_that_offers_nothing(serve, form):
         session.client.sendall(b"abc")
         assert receive_all(session.server) == b""
     assert session.log.find("Error stacking subproxy;")
+
+
+# what Plug does besides
+
+def test_statistics_count_what_the_peers_send(serve):
+    calls = []
+
+    class Counting(PlugProxy):
+        stack_proxy = PlugProxy
+
+        def config(self):
+            super().config()
+            self.packet_stats_interval_packet = 2
+
+        def packetStats(self, *counts):
+            calls.append(counts)
+            return ZV_ACCEPT if len(calls) < 2 else ZV_REJECT
+
+    with serve(Counting) as session:
+        for _ in range(2):
+            session.client.sendall(b"abc")
+            assert session.server.recv(10) == b"abc"
+            session.server.sendall(b"z")
+            session.client.recv(10)
+        session.wait_for_end()
+    assert calls == [(1, 1, 3, 1), (2, 2, 6, 2)]
+    assert session.log.find("packetStats() requested to abort session; verdict='3'")
+
+
+@pytest.mark.parametrize(("setting", "talker", "other"), [
+    ("copy_to_server", "client", "server"), ("copy_to_client", "server", "client")])
+def test_direction_that_is_not_copied_does_not_reach_the_child(serve, setting, talker, other):
+    with serve(stacking(PlugProxy, **{setting: 0})) as session:
+        ends = {"client": session.client, "server": session.server}
+        ends[talker].sendall(b"unheard")
+        ends[other].sendall(b"heard")
+        assert ends[talker].recv(10) == b"heard"
+        ends[other].setblocking(False)
+        with pytest.raises(BlockingIOError):
+            ends[other].recv(1)
+
+
+def test_idle_session_through_a_child_times_out(serve):
+    with serve(stacking(PlugProxy, timeout=200)) as session:
+        session.client.sendall(b"x")
+        assert session.server.recv(1) == b"x"
+        assert receive_all(session.client) == b""
+    assert session.log.find("Connection timed out; timeout='200'")
 
 
 # programs
