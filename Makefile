@@ -5,7 +5,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-JOBS   ?= 4
+JOBS   ?= 3
 
 .PHONY: demo test check bench soak fuzz attributes clean
 

@@ -23,6 +23,7 @@ import inspect
 import os
 import stat
 import sys
+import threading
 import traceback
 import types
 
@@ -90,7 +91,7 @@ class Loader:
         self._prepare_interpreter()
         self._execute(source)
         self._initialise()
-        if len(os.listdir("/proc/self/task")) > 1:      # the kernel knows threads that Python does not
+        if _thread_count() > 1:
             self._fail(PolicyError(
                 "The policy started a thread while it was loaded",
                 remedy="start threads from a proxy, or not at all: loading must end where it began"))
@@ -196,6 +197,14 @@ class Loader:
 
 
 _OWN_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+
+
+def _thread_count() -> int:
+    """The threads of this process: the kernel's count, which knows those that Python does not."""
+    try:
+        return len(os.listdir("/proc/self/task"))
+    except OSError:                      # in a new root without /proc
+        return threading.active_count()
 
 
 def _remedy(problem: BaseException) -> str:

@@ -89,7 +89,7 @@ def test_reloads_cost_no_client_anything(under_load, seconds, reloads, processes
     assert [(answer, word) for answer in load.answers for since_s, word in in_force
             if answer.began_s > since_s and order.index(answer.word) < order.index(word)] == []
     # and each of them is accounted for
-    wait_until(lambda: summaries(daemon) >= load.served, "the last summary")
+    wait_until(lambda: summaries(daemon) >= load.served, "the last summary", 30)
     assert summaries(daemon) == load.served == load.begun + 2 * len(load.longs)
     # and the processes of old policies have gone
     wait_until(lambda: len(workers_of(daemon)) == processes, "the end of the old workers")
@@ -173,9 +173,10 @@ def test_one_worker_dies_the_other_serves(under_load, kills, within_s):
     # and the summaries add up: one per session that began, but for what a killed worker had at that moment
     began = len(daemon.log.find("core.session", 3, "Starting proxy instance"))
     assert began >= load.served
-    wait_until(lambda: began - summaries(daemon) <= at_risk, "the last summary")
-    if kills == 1:
-        wait_until(lambda: not unaccounted(daemon, "intra#1"), "every summary of the survivor")
+    if kills == 1:                                   # how much the killed one had depends on how busy the host is
+        wait_until(lambda: not unaccounted(daemon, "intra#1"), "every summary of the survivor", 30)
+    else:
+        wait_until(lambda: began - summaries(daemon) <= at_risk, "the last summary", 30)
 
 
 def unaccounted(daemon, process: str) -> set[str]:
