@@ -282,7 +282,8 @@ def check_zones():
         raise PolicyError(f"Unknown zone access mode; zone_dac={mode!r}",
                           remedy="set config.options.zone_dac to 'auto', 'on' or 'off'")
     _table.compile()
-    log(None, CORE_INFO, 3, "Service lists of zones; enforced='%s', zone_dac='%s', zones='%d'",
+    level = 3 if _table.has_access_lists or mode != "auto" else 6       # without lists there is nothing to know
+    log(None, CORE_INFO, level, "Service lists of zones; enforced='%s', zone_dac='%s', zones='%d'",
         ("yes" if dac_enforced() else "no", mode, len(Globals.zones)))
 
 

@@ -37,6 +37,7 @@ import os
 import selectors
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 
 import Zorp
@@ -252,6 +253,7 @@ class Master:
         if load is None or handle.state is not State.LOADING:
             return
         handle.state = State.LOADED
+        load.file_stamp = message["file_stamp"]
         if all(slot.successor.state is State.LOADED for slot in load.slots):
             self._put_rules_in_force(load)
 
@@ -325,10 +327,17 @@ class Master:
         if load.purpose is Purpose.INITIAL:
             self._started()
         elif load.purpose is Purpose.RELOAD:
+            self._log_success(load)
             self._reloads.ended(True, "")
             self._notifier.send("READY=1")
         self._tell_info()
         self._next_reload()
+
+    def _log_success(self, load: Load) -> None:
+        """Say which text is in force: the file may have changed once more since."""
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(load.file_stamp))
+        log(None, "core.info", 3, "Policy reloaded; policy_file='%s', file_stamp='%s', generation='%d'",
+            (self._options.policy, stamp, load.generation))
 
     def _put_into_service(self, slot: Slot) -> None:
         old, new = slot.serving, slot.successor

@@ -78,4 +78,5 @@ class Load:
     generation: int
     slots: list[Slot]
     deadline: Timer | None = None
+    file_stamp: int = -1         # modification time of the policy file that was loaded, epoch seconds
     waiting_for_handover: set[Slot] = dataclasses.field(default_factory=set)

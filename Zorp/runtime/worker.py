@@ -225,7 +225,7 @@ class Worker:
         self._selector.register(self._channel, selectors.EVENT_READ, self._take_message)
         self._selector.register(self._signals, selectors.EVENT_READ, self._take_signals)
         self._selector.register(self._wake, selectors.EVENT_READ, self._woken)
-        self._channel.send("loaded")
+        self._channel.send("loaded", file_stamp=self._file_stamp)
         while self._exit_status is None:
             while self._put_aside:
                 self._handle(self._put_aside.popleft())

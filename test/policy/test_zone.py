@@ -279,7 +279,7 @@ def test_an_unknown_access_mode_is_refused():
 def test_the_access_mode_is_reported_at_the_end_of_the_load(log_lines):
     Zone("a", "10.0.0.0/8")
     check_zones()
-    assert log_lines == [("core.info", 3, "Service lists of zones; enforced='no', zone_dac='auto', zones='1'")]
+    assert log_lines == [("core.info", 6, "Service lists of zones; enforced='no', zone_dac='auto', zones='1'")]
     InetZone("b", "10.1.0.0/16", [], ["web"])
     check_zones()
-    assert log_lines[-1][2] == "Service lists of zones; enforced='yes', zone_dac='auto', zones='2'"
+    assert log_lines[-1] == ("core.info", 3, "Service lists of zones; enforced='yes', zone_dac='auto', zones='2'")

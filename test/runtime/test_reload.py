@@ -1,5 +1,6 @@
 """Reload: the next policy beside the old one, and no client notices."""
 
+import os
 import signal
 import socket
 import threading
@@ -33,6 +34,17 @@ def test_running_sessions_finish_and_new_ones_follow_the_new_policy(zorp):
 def workers(daemon) -> list[int]:
     with open(f"/proc/{daemon.pid}/task/{daemon.pid}/children") as children:
         return [int(pid) for pid in children.read().split()]
+
+
+def test_a_reload_says_which_text_is_in_force(zorp):
+    # given the default verbosity and a file with a known time; when the policy is loaded again
+    daemon = zorp(ECHO, verbosity=3)
+    os.utime(daemon.policy, (1_000_000_000, 1_000_000_000))
+    daemon.kill(signal.SIGHUP)
+    # then the log has its time and generation
+    fields = daemon.log.wait_for("core.info", 3, "Policy reloaded").fields
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(1_000_000_000))
+    assert fields == {"policy_file": str(daemon.policy), "file_stamp": stamp, "generation": "2"}
 
 
 def test_session_numbers_go_on(zorp):
