@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from Zorp.wire.stack_control import ControlError, ControlReader
 
-
 PIECES = [b"0 SETVERDICT\n", b"[]Verdict\n", b"Z_REJECT\n", b"[5]Description\n", b"a\nb\nc\n", b"\n", b"[3", b"[0]\n"]
 
 
