@@ -142,7 +142,7 @@ PLAIN = {
         "relay_domains": "recipient domains accepted from anyone; `.d` is every domain below d",
         "relay_domains_matcher": "matcher policy of more such domains",
         "relay_zones": "names of client zones that may send to anyone; `*`: all",
-        "request_stack": "what a mail goes through: `request_stack['*'] = (SMTP_STK_MIME, (Z_STACK_PROGRAM, 'command'))`",
+        "request_stack": "what mails go through: `request_stack['*'] = (SMTP_STK_MIME, (Z_STACK_PROGRAM, 'scan'))`",
         "resolve_host": "the Received: line has the client's name beside its address",
         "sender_matcher": "matcher policy; a match refuses the sender",
     }),
