@@ -1,0 +1,142 @@
+"""The table of UDP sessions: which datagram goes where."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from test.support.logged import captured_log
+from Zorp.DatagramSessions import INBOX_DATAGRAMS, DatagramSessions, DatagramStream
+from Zorp.Stream import StreamTimeout
+from Zorp.transport import datagrams
+from Zorp.transport.datagrams import Datagram, SessionSocket, session_socket, strays
+
+
+@pytest.fixture
+def listener():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_IP, 20, 1)
+        sock.bind(("127.0.0.1", 0))
+        yield sock
+
+
+def sender(listener, *data):
+    """Return a socket that has sent these datagrams to the listener."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind(("127.0.0.1", 0))
+    sock.settimeout(10)
+    for each in data:
+        sock.sendto(each, listener.getsockname())
+    return sock
+
+
+def test_queued_datagrams_of_a_pair_go_to_its_session_in_order(listener):
+    # given three datagrams that wait before anybody looked
+    sessions = DatagramSessions(transparent=False)
+    with captured_log(), sender(listener, b"1", b"2", b"3") as client:
+        stream, datagram = sessions.arrived(listener)
+        assert datagram.source == client.getsockname()
+        # when the next two are taken, then they begin no session
+        assert sessions.arrived(listener) is None
+        assert sessions.arrived(listener) is None
+        with pytest.raises(BlockingIOError):
+            sessions.arrived(listener)
+        # and a fourth goes to the session's own socket
+        client.sendto(b"4", listener.getsockname())
+        assert [stream.recv() for _ in range(4)] == [b"1", b"2", b"3", b"4"]
+        with pytest.raises(BlockingIOError):
+            sessions.arrived(listener)
+        # answers come from the listener's address
+        stream.send(b"answer")
+        assert client.recvfrom(100) == (b"answer", listener.getsockname())
+        stream.close()
+        stream.close()
+        assert sessions.number == 0
+
+
+def test_datagrams_that_came_between_bind_and_connect_are_taken_out(listener):
+    # given a session's socket that was bound and not connected when a stranger's datagram came
+    with sender(listener) as client, sender(listener) as stranger:
+        sock = SessionSocket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(listener.getsockname())
+        stranger.sendto(b"stray", listener.getsockname())
+        sock.interface_index = 0
+        sock.connect(client.getsockname())
+        datagram = Datagram(b"first", client.getsockname(), listener.getsockname(), 0)
+        # then it comes out with its sender, and nothing is left
+        assert strays(sock, datagram) == [Datagram(b"stray", stranger.getsockname(), listener.getsockname(), 0)]
+        assert strays(sock, datagram) == []
+        sock.close()
+
+
+def test_strays_begin_sessions_of_their_own(listener, monkeypatch):
+    sessions = DatagramSessions(transparent=False)
+    with captured_log(), sender(listener, b"first") as client, sender(listener) as stranger:
+        found = [Datagram(b"stray", stranger.getsockname(), listener.getsockname(), 0),
+                 Datagram(b"second", client.getsockname(), listener.getsockname(), 0)]
+        monkeypatch.setattr("Zorp.DatagramSessions.strays", lambda sock, datagram: [found.pop(0) for _ in found[:]])
+        first, _ = sessions.arrived(listener)
+        assert [first.recv(), first.recv()] == [b"first", b"second"]
+        assert sessions.waiting
+        other, datagram = sessions.arrived(listener)
+        assert (other.recv(), datagram.source) == (b"stray", stranger.getsockname())
+        assert not sessions.waiting
+        first.close()
+        other.close()
+
+
+def test_stream_drops_what_another_sender_got_into_its_socket(listener):
+    with sender(listener) as client, sender(listener) as stranger:
+        sock = SessionSocket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(listener.getsockname())
+        stranger.sendto(b"stray", listener.getsockname())
+        sock.connect(client.getsockname())
+        stream = DatagramStream(sock, "x", client.getsockname())
+        client.sendto(b"mine", listener.getsockname())
+        assert stream.recv() == b"mine"
+        stream.close()
+
+
+def test_inbox_is_bounded_and_closed_with_the_stream(listener):
+    with sender(listener) as client:
+        datagram = Datagram(b"", client.getsockname(), listener.getsockname(), 0)
+        stream = DatagramStream(session_socket(socket.AF_INET, datagram, transparent=False), "x", datagram.source)
+        assert [stream.give(b"x") for _ in range(INBOX_DATAGRAMS + 1)] == [True] * INBOX_DATAGRAMS + [False]
+        stream.close()
+        assert not stream.give(b"x")
+
+
+def test_reading_respects_the_timeout_and_an_abort(listener):
+    with sender(listener) as client:
+        datagram = Datagram(b"", client.getsockname(), listener.getsockname(), 0)
+        stream = DatagramStream(session_socket(socket.AF_INET, datagram, transparent=False), "x", datagram.source)
+        stream.timeout_ms = 50
+        with pytest.raises(StreamTimeout):
+            stream.recv()
+        stream.abort()
+        assert stream.recv() == b""
+        stream.close()
+
+
+def test_socket_that_cannot_be_made_drops_the_datagram(listener, monkeypatch):
+    def refuse(*arguments, **keywords):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("Zorp.DatagramSessions.session_socket", refuse)
+    sessions = DatagramSessions(transparent=False)
+    with captured_log() as log, sender(listener, b"x"):
+        assert sessions.arrived(listener) is None
+    line = log.find("Error creating session socket, dropping packet; error='Too many open files'")[0]
+    assert (line.tag, line.level, sessions.number) == ("core.error", 3, 0)
+
+
+def test_addresses_of_both_families():
+    v4 = bytes.fromhex("0200") if socket.htons(1) != 1 else bytes.fromhex("0002")
+    assert datagrams._address(v4 + bytes.fromhex("0035c0000207") + bytes(8)) == ("192.0.2.7", 53)
+    v6 = socket.AF_INET6.to_bytes(2, "little" if socket.htons(1) != 1 else "big")
+    raw = v6 + bytes.fromhex("0035") + bytes(4) + socket.inet_pton(socket.AF_INET6, "2001:db8::7") + bytes(4)
+    assert datagrams._address(raw) == ("2001:db8::7", 53, 0, 0)
