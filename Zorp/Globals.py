@@ -39,6 +39,7 @@ parsed_callbacks = []     # init() calls these after the instance functions, whi
 
 instance_name = ""
 virtual_instance_name = ""
+initial_policy_load = True
 parsing = False           # True while init() runs: only then may dispatchers be created
 
 kzorp_available = False
@@ -56,6 +57,3 @@ dispatch_table = None     # Zorp.DispatchTable.DispatchTable
 def quit_handler(exit_code):
     """End the instance; the runtime puts its own function here."""
     raise SystemExit(exit_code)
-
-
-initial_policy_load = True

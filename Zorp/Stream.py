@@ -8,12 +8,12 @@ Theory of operation
 
     readline() works after push_lines(limit): lines end in CRLF or LF and come without it; the
     limit counts the end.  With `raw` set, read() and readline() give bytes instead of text.
-    Closing writes one accounting line under the stream's name: seconds since the stream was
-    made, bytes sent to and received from this peer.
-
     At end of file pending text is the last line.  A line longer than the limit breaks the
     reader for good, unless `split` delivers it in pieces; NUL in a line does the same, unless
     `nul_nonfatal`.
+
+    Closing writes one accounting line under the stream's name: seconds since the stream was
+    made, bytes sent to and received from this peer.
 """
 
 from __future__ import annotations
