@@ -15,11 +15,11 @@ Theory of operation
 
 from __future__ import annotations
 
-from Zorp import StarNames
 from Zorp.Constants import CORE_DEBUG
+from Zorp.engine.attributes import INT, METHOD, RUN_READ, Attr
+from Zorp.language import star_names
 from Zorp.Proxy import Proxy
-from Zorp.ProxyAttributes import INT, METHOD, RUN_READ, Attr
-from Zorp.Stacking import StackingFailed, stack_object
+from Zorp.stacking.stacking import StackingFailed, stack_object
 from Zorp.Stream import StreamException
 
 ANYPY_UNSPEC = 0
@@ -105,4 +105,4 @@ class AnyPyProxy(AbstractAnyPyProxy):
     """The class that policies derive from."""
 
 
-StarNames.complete(__name__)
+star_names.complete(__name__)

@@ -23,8 +23,8 @@ from __future__ import annotations
 import errno
 import socket
 
-from Zorp.BuiltinProxy import BuiltinProxy
 from Zorp.Constants import CORE_DEBUG, CORE_ERROR, ZD_PROTO_UDP
+from Zorp.engine.builtin_proxy import BuiltinProxy
 from Zorp.Log import enabled, log
 from Zorp.SockAddr import SockAddr, SockAddrInetRange, from_sockaddr
 from Zorp.Stream import Stream

@@ -34,7 +34,7 @@ import sys
 from typing import NamedTuple
 
 from Zorp.Exceptions import PolicyError
-from Zorp.PolicyCaller import policy_caller
+from Zorp.language.caller import policy_caller
 
 TRUE = 1
 FALSE = 0

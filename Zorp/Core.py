@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from Zorp import FileLock as _FileLock
 from Zorp import KZorp as _KZorp
-from Zorp import StarNames as _StarNames
+from Zorp.language import star_names as _StarNames
 from Zorp import Zorp as _Zorp
 from Zorp.Chainer import (
     AbstractChainer, AvailabilityChainer, ConnectChainer, DirectedChainer, FailoverChainer, InbandChainer,
@@ -38,7 +38,7 @@ from Zorp.SockAddr import (
 )
 from Zorp.Stack import RemoteStackingBackend, StackingProvider
 from Zorp.Subnet import Inet6Subnet, InetSubnet
-from Zorp.Unbuilt import *
+from Zorp.language.unbuilt import *
 from Zorp.Zone import Inet6Zone, InetZone, Zone
 from Zorp.Zorp import *
 from Zorp.Zorp import Common, Config, Globals, config, enum, errno, socket, sys, traceback

@@ -30,7 +30,10 @@ import threading
 import time
 
 from Zorp import Globals
-from Zorp.Bind import DBSockAddr, DispatchBindType
+from Zorp.acceptance.binds import DBSockAddr, DispatchBindType
+from Zorp.acceptance.dispatch_table import NO_SESSION, Dispatch, DispatchParams
+from Zorp.acceptance.instance_numbers import getInstanceId
+from Zorp.acceptance.verdict import DENIED_BY_LIMIT, DENIED_BY_POLICY, refuse
 from Zorp.Cache import ShiftCache
 from Zorp.Config import config
 from Zorp.Constants import (
@@ -44,17 +47,14 @@ from Zorp.Constants import (
     ZD_PROTO_TCP,
     ZD_PROTO_UDP,
 )
-from Zorp.DispatchTable import NO_SESSION, Dispatch, DispatchParams
 from Zorp.Exceptions import PolicyError, ServiceException, ZoneException
-from Zorp.InstanceNumbers import getInstanceId
 from Zorp.KZorp import packet_of
+from Zorp.language.caller import policy_caller
 from Zorp.Log import log
-from Zorp.PolicyCaller import policy_caller
 from Zorp.Rule import RuleSet
 from Zorp.Service import AbstractService, PFService
 from Zorp.Session import MasterSession
 from Zorp.SockAddr import SockAddrInet, SockAddrInet6, SockAddrType
-from Zorp.Verdict import DENIED_BY_LIMIT, DENIED_BY_POLICY, refuse
 from Zorp.Zone import Zone
 
 ZD_PRI_LISTEN = 100

@@ -51,7 +51,7 @@ neyes_waiting_authorization_policies_lock = threading.Lock()
 policy_zones_reload_lock = threading.Lock()
 
 threads = None            # Zorp.ProxyGroup installs a simple starter, the runtime its pool
-dispatch_table = None     # Zorp.DispatchTable.DispatchTable
+dispatch_table = None     # Zorp.acceptance.dispatch_table.DispatchTable
 
 
 def quit_handler(exit_code):

@@ -12,7 +12,7 @@ Theory of operation
     the load.
 
     Texts have one character per byte; a character above U+00FF, which only a policy can bring
-    in, stands for its UTF-8 bytes.  Patterns know ASCII letters only (see Zorp.Patterns).
+    in, stands for its UTF-8 bytes.  Patterns know ASCII letters only (see Zorp.matching.patterns).
 
 Guarantees
     A search is bounded: the text by max_subject_length, and where the package `regex` is
@@ -39,11 +39,18 @@ from Zorp import Globals
 from Zorp.Cache import TimedCache
 from Zorp.Constants import CORE_DEBUG, CORE_ERROR, CORE_INFO, CORE_POLICY, FALSE, TRUE, Z_AND, Z_EQ, Z_NOT, Z_OR, Z_XOR
 from Zorp.Exceptions import MatcherException, PolicyError
-from Zorp.HostNames import address_from_text, host_name
+from Zorp.language.caller import policy_caller
 from Zorp.Log import log
-from Zorp.Patterns import PatternTimeout, Repetition, byte_pattern, compile_pattern, regex, repetition
-from Zorp.PolicyCaller import policy_caller
-from Zorp.RecipientProbe import ProbeFailed, RecipientProbe, SenderRefused, SharedProbes, Verdict, address_bytes
+from Zorp.matching.host_names import address_from_text, host_name
+from Zorp.matching.patterns import PatternTimeout, Repetition, byte_pattern, compile_pattern, regex, repetition
+from Zorp.matching.recipient_probe import (
+    ProbeFailed,
+    RecipientProbe,
+    SenderRefused,
+    SharedProbes,
+    Verdict,
+    address_bytes,
+)
 from Zorp.ResolverCache import DNSResolver, ResolverCache
 
 _FILE_BYTES = 64 * 1024 * 1024

@@ -28,12 +28,12 @@ Deviations
 
 from __future__ import annotations
 
-from Zorp import StarNames
 from Zorp.Constants import CORE_DEBUG, CORE_ERROR, FALSE, TRUE, ZD_PROTO_UDP, ZV_ACCEPT
+from Zorp.engine.attributes import ALIAS, ALWAYS, CUSTOM, INT, READ, Attr
+from Zorp.language import star_names
 from Zorp.Log import enabled
 from Zorp.Proxy import Proxy
-from Zorp.ProxyAttributes import ALIAS, ALWAYS, CUSTOM, INT, READ, Attr
-from Zorp.Stacking import StackingFailed, stack_object
+from Zorp.stacking.stacking import StackingFailed, stack_object
 from Zorp.transport.pumps import datagrams, is_datagram, through_child
 from Zorp.transport.relay import DRAIN_MS, End, Relay, RelaySettings
 
@@ -188,4 +188,4 @@ class PlugProxy(AbstractPlugProxy):
     """Pass bytes both ways; the class that policies use and derive from."""
 
 
-StarNames.complete(__name__)
+star_names.complete(__name__)

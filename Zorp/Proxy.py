@@ -23,7 +23,13 @@ Deviations
 
 from __future__ import annotations
 
-from Zorp.BuiltinProxy import BuiltinProxy
+from Zorp.acceptance.verdict import (
+    ABORTED_BY_POLICY_ACTION,
+    ACCEPTED,
+    DENIED_BY_CONNECTION_FAIL,
+    INVALID_POLICY_CALL,
+    refuse,
+)
 from Zorp.Config import config
 from Zorp.Constants import (
     CORE_AUTH,
@@ -36,19 +42,13 @@ from Zorp.Constants import (
     Z_SZIG_TYPE_CONNECTION_PROPS,
     ZD_PROTO_UDP,
 )
+from Zorp.engine.builtin_proxy import BuiltinProxy
 from Zorp.Exceptions import AAException, DACException, InternalException, PolicyError
 from Zorp.Log import enabled, log
 from Zorp.ProxyGroup import ProxyGroup
 from Zorp.Session import StackedSession
 from Zorp.Stack import getStackingProviderBackend
 from Zorp.Szig import szigEvent
-from Zorp.Verdict import (
-    ABORTED_BY_POLICY_ACTION,
-    ACCEPTED,
-    DENIED_BY_CONNECTION_FAIL,
-    INVALID_POLICY_CALL,
-    refuse,
-)
 
 _LONGEST_UDP_TIMEOUT_MS = 60_000
 _PROPERTIES_OF_LOGIN = {"gw-auth": ("gateway_user", "gateway_groups"), "server": ("remote_user", "remote_groups")}

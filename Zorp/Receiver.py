@@ -3,7 +3,7 @@
 `bindto` may be a SockAddr, a bind object or a list of them; the protocol is always UDP, a bind
 object that says otherwise is an error.  Everything else is as in Zorp.Dispatch.
 
-A session is a pair of client and destination address, see Zorp.DatagramSessions; Plug serves it.
+A session is a pair of client and destination address, see Zorp.acceptance.datagram_sessions; Plug serves it.
 """
 
 from __future__ import annotations

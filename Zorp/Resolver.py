@@ -4,7 +4,7 @@
     ResolverPolicy("inside", HashResolver({"www": ("10.0.0.1", "10.0.0.2")}))
 
 `resolve(host, port)` answers one SockAddr, a sequence of them, or None.  It runs in the
-session's own thread and returns within Zorp.HostNames.LIFETIME_SECONDS.  A host that is an
+session's own thread and returns within Zorp.matching.host_names.LIFETIME_SECONDS.  A host that is an
 address already goes the same way, and causes no DNS traffic.
 
 Deviations from the original
@@ -17,11 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from Zorp import Globals, HostNames
+from Zorp import Globals
 from Zorp.Constants import AF_INET, AF_INET6, AF_UNSPEC, CORE_POLICY, FALSE
 from Zorp.Exceptions import PolicyError
-from Zorp.HostNames import address_from_text
 from Zorp.Log import log
+from Zorp.matching import host_names
+from Zorp.matching.host_names import address_from_text
 from Zorp.SockAddr import from_ip_int, from_sockaddr
 
 __all__ = [
@@ -54,7 +55,7 @@ class DNSResolver(AbstractResolver):
 
     def resolve(self, host, port):
         """Return one SockAddr, or a list when `multi`; None when the name does not resolve."""
-        addresses = HostNames.system_names.addresses(host, self.family)
+        addresses = host_names.system_names.addresses(host, self.family)
         if not addresses:
             return None
         if self.multi:

@@ -36,8 +36,8 @@ import dns.exception
 import dns.resolver
 
 from Zorp.Constants import AF_INET, AF_INET6, CORE_DEBUG, CORE_ERROR, CORE_INFO
-from Zorp.HostNames import address_from_text, host_name, log_failure, resolver_for
 from Zorp.Log import log, log_exception
+from Zorp.matching.host_names import address_from_text, host_name, log_failure, resolver_for
 from Zorp.SockAddr import ipv4_text, ipv6_text
 
 MAX_CNAMES = 5

@@ -45,8 +45,8 @@ from Zorp.Constants import (
     Z_PORT_RANDOM,
 )
 from Zorp.Exceptions import PolicyError
+from Zorp.language.caller import policy_caller
 from Zorp.Log import log
-from Zorp.PolicyCaller import policy_caller
 from Zorp.SockAddr import SockAddr, SockAddrInet, SockAddrInet6
 from Zorp.Zone import dac_enforced
 

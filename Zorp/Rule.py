@@ -3,7 +3,7 @@
     Rule(src_zone="office", dst_zone="internet", dst_port=(80, PortRange(8000, 8099)), service="web")
 
 Among the rules that match a connection the most specific one wins, not the first: the order of
-rules in a policy means nothing.  Zorp.RuleEngine decides, Zorp.RuleConditions explains what a
+rules in a policy means nothing.  Zorp.rules.engine decides, Zorp.rules.conditions explains what a
 keyword takes.
 
 Theory of operation
@@ -33,14 +33,14 @@ from Zorp.Base import BaseZone
 from Zorp.Constants import CORE_DEBUG, CORE_INFO, CORE_POLICY
 from Zorp.Exceptions import PolicyError
 from Zorp.Log import log
-from Zorp.RuleConditions import ALIASES, PortRange, read_conditions, read_description
-from Zorp.RuleEngine import DIMENSIONS, RuleData, RuleEngine, Traffic
-from Zorp.RuleLint import nets_for_everyone, shadowed
+from Zorp.rules.conditions import ALIASES, PortRange, read_conditions, read_description
+from Zorp.rules.engine import DIMENSIONS, RuleData, RuleEngine, Traffic
+from Zorp.rules.lint import nets_for_everyone, shadowed
 from Zorp.SockAddr import from_sockaddr
 from Zorp.transport.interfaces import incoming_interface, interfaces
 from Zorp.Util import makeSequence
 from Zorp.Zone import Zone
-from Zorp.ZoneTable import unmapped_address
+from Zorp.zones.table import unmapped_address
 
 __all__ = ["PortRange", "Rule", "RuleSet"]
 

@@ -33,9 +33,10 @@ import threading
 import time
 
 from Zorp import Globals
-from Zorp.BuiltinProxy import BuiltinProxy
+from Zorp.acceptance.verdict import DENIED_BY_POLICY
 from Zorp.Chainer import AbstractChainer, ConnectChainer
 from Zorp.Constants import CORE_SESSION, Z_KEEPALIVE_BOTH, Z_KEEPALIVE_CLIENT, Z_KEEPALIVE_NONE
+from Zorp.engine.builtin_proxy import BuiltinProxy
 from Zorp.Exceptions import DACException, LimitException, PolicyError
 from Zorp.Log import log
 from Zorp.NAT import NATPolicy
@@ -44,7 +45,6 @@ from Zorp.Resolver import DNSResolver
 from Zorp.Router import DirectedRouter, TransparentRouter
 from Zorp.Session import StackedSession
 from Zorp.Szig import statistics
-from Zorp.Verdict import DENIED_BY_POLICY
 from Zorp.Zone import Zone
 
 default_snat = None

@@ -36,7 +36,9 @@ import time
 from types import MethodType
 
 from Zorp import Globals
-from Zorp.Bind import protocol_name
+from Zorp.acceptance.binds import protocol_name
+from Zorp.acceptance.instance_numbers import getInstanceId
+from Zorp.acceptance.verdict import ACCEPTED
 from Zorp.Config import config
 from Zorp.Constants import (
     CORE_DEBUG,
@@ -53,11 +55,9 @@ from Zorp.Constants import (
     ZV_REJECT,
 )
 from Zorp.Exceptions import DACException
-from Zorp.InstanceNumbers import getInstanceId
 from Zorp.Log import enabled, log, log_exception
 from Zorp.SockAddr import SockAddrType
 from Zorp.Szig import ConnectionKey, statistics
-from Zorp.Verdict import ACCEPTED
 from Zorp.Zone import Zone, dac_enforced
 
 _BASE_SESSION_ID = "svc"

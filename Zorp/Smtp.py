@@ -10,7 +10,7 @@ Plain SmtpProxy refuses every recipient until the policy says who may send where
 relay_domains, or relay_check = FALSE.  AbstractSmtpProxy refuses everything, also the server's
 greeting, until its tables are filled.
 
-This module is what policies see; Zorp.SmtpEngine speaks the protocol.
+This module is what policies see; Zorp.smtp_engine speaks the protocol.
 
 What this release refuses
     tls_passthrough, client_tls_required, server_tls_required: the session ends after config().
@@ -28,14 +28,9 @@ from __future__ import annotations
 
 import functools
 
-from Zorp import Log, StarNames
+from Zorp import Log
 from Zorp.Constants import FALSE, TRUE
-from Zorp.Exceptions import MatcherException, PolicyError
-from Zorp.Log import log
-from Zorp.Matcher import AbstractMatcher, SmtpInvalidRecipientMatcher, getMatcher
-from Zorp.PolicyHash import PolicyHash
-from Zorp.Proxy import Proxy, proxyLog
-from Zorp.ProxyAttributes import (
+from Zorp.engine.attributes import (
     ALIAS,
     ALWAYS,
     CONFIG,
@@ -50,8 +45,14 @@ from Zorp.ProxyAttributes import (
     STRING,
     Attr,
 )
-from Zorp.SmtpEngine import presets, received
-from Zorp.SmtpEngine.dialogue import Dialogue
+from Zorp.engine.policy_hash import PolicyHash
+from Zorp.Exceptions import MatcherException, PolicyError
+from Zorp.language import star_names
+from Zorp.Log import log
+from Zorp.Matcher import AbstractMatcher, SmtpInvalidRecipientMatcher, getMatcher
+from Zorp.Proxy import Proxy, proxyLog
+from Zorp.smtp_engine import presets, received
+from Zorp.smtp_engine.dialogue import Dialogue
 from Zorp.wire.errors import WireError
 from Zorp.wire.limits import SmtpLimits
 from Zorp.wire.smtp_addresses import comparable_domain, parse_path, path_rules, split_address
@@ -430,4 +431,4 @@ __all__ = [name for name in globals() if name.startswith("SMTP_")] + [
     "AbstractMatcher", "AbstractSmtpProxy", "MatcherException", "Proxy", "SmtpInvalidRecipientMatcher", "SmtpProxy",
     "getMatcher", "proxyLog",
 ]
-StarNames.complete(__name__)
+star_names.complete(__name__)

@@ -31,8 +31,8 @@ import struct
 
 from Zorp.Constants import CORE_DEBUG, CORE_ERROR, CORE_POLICY
 from Zorp.Exceptions import PolicyError
+from Zorp.language.caller import policy_caller
 from Zorp.Log import log
-from Zorp.PolicyCaller import policy_caller
 
 _PATH_BYTES = 107                       # sun_path without its NUL
 _PORT_MASK = 0xffff

@@ -28,8 +28,8 @@ import threading
 
 from Zorp.Constants import AF_INET, AF_INET6, AF_UNSPEC, CORE_DEBUG, CORE_POLICY, FALSE, TRUE
 from Zorp.Exceptions import PolicyError
+from Zorp.language.caller import policy_caller
 from Zorp.Log import log
-from Zorp.PolicyCaller import policy_caller
 from Zorp.SockAddr import (
     SockAddrInet,
     SockAddrInet6,

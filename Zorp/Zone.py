@@ -8,7 +8,7 @@ An address belongs to the zone with the narrowest net around it, wherever that z
 the administrative tree.  The tree decides what a rule means: `src_zone="office"` includes the
 zones below.
 
-Zone takes the arguments of every release (Zorp.ZoneForms tells them apart); InetZone and
+Zone takes the arguments of every release (Zorp.zones.forms tells them apart); InetZone and
 Inet6Zone are the same class.
 
 Access lists of old policies
@@ -31,7 +31,7 @@ Deviations from the original
     same subnet twice in one zone counts once, with a warning.  admin_children is always filled.
 
 Zones are made while a policy loads; afterwards everything here is read-only, except the
-addresses of host names (Zorp.ZoneTable).
+addresses of host names (Zorp.zones.table).
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ from Zorp.Config import config
 from Zorp.Constants import CORE_DEBUG, CORE_INFO, CORE_POLICY, FALSE, TRUE, Z_ACCEPT, Z_REJECT
 from Zorp.Exceptions import PolicyError, ZoneException
 from Zorp.Log import log
-from Zorp.ZoneForms import read_zone_call
-from Zorp.ZoneTable import ZoneTable, unmapped_net
+from Zorp.zones.forms import read_zone_call
+from Zorp.zones.table import ZoneTable, unmapped_net
 
 __all__ = ["AbstractZone", "Inet6Zone", "InetRootZone", "InetZone", "RootZone", "Zone", "ZoneException",
            "inet_root_zone", "root_zone"]

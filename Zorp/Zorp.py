@@ -18,26 +18,27 @@ import socket
 import sys
 import traceback
 
-from Zorp import Common, Config, Globals, PolicyLoading
+from Zorp import Common, Config, Globals
+from Zorp.acceptance import policy_load
 from Zorp.Attach import Attach
-from Zorp.Bind import (
+from Zorp.acceptance.binds import (
     DBIface, DBIfaceGroup, DBIfaceGroupType, DBIfaceType, DBSockAddr, DBSockAddrType, DispatchBindType,
 )
-from Zorp.BuiltinProxy import BuiltinProxy
+from Zorp.engine.builtin_proxy import BuiltinProxy
 from Zorp.Config import config
 from Zorp.Constants import *
-from Zorp.DispatchTable import Dispatch
+from Zorp.acceptance.dispatch_table import Dispatch
 from Zorp.Exceptions import (
     AAException, AuthException, ConfigException, DACException, InternalException, LicenseException, LimitException,
     MACException, MatcherException, ServiceException, UserException, ZoneException, ZorpException,
 )
-from Zorp.InstanceNumbers import getInstanceId
+from Zorp.acceptance.instance_numbers import getInstanceId
 from Zorp.Log import log
 from Zorp.ProxyGroup import ProxyGroup, ProxyGroupType
 from Zorp.SockAddr import SockAddrInet6Type, SockAddrInetType, SockAddrType, SockAddrUnixType
 from Zorp.Stream import streamPair
 from Zorp.Szig import szigEvent
-from Zorp.Verdict import ConnectionVerdict
+from Zorp.acceptance.verdict import ConnectionVerdict
 
 SharedType = object
 firewall_name = "zorp"           # old policies assign it; nothing reads it
@@ -46,7 +47,7 @@ firewall_name = "zorp"           # old policies assign it; nothing reads it
 def init(names, virtual_name="", is_master=1):
     """Call the policy's function of every instance name; return TRUE, or FALSE when one is missing."""
     if not Globals.parsing:
-        with PolicyLoading.loading(names, virtual_name):
+        with policy_load.loading(names, virtual_name):
             return init(names, virtual_name, is_master)
     policy = sys.modules["__main__"]
     functions = [getattr(policy, name, None) for name in names]

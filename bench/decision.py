@@ -19,10 +19,10 @@ from collections.abc import Callable
 from Zorp import Globals
 from Zorp.Constants import AF_INET, AF_INET6
 from Zorp.Rule import Packet, PortRange, RuleSet
-from Zorp.RuleEngine import Memo
+from Zorp.rules.engine import Memo
 from Zorp.SockAddr import from_ip_int
 from Zorp.Zone import Zone
-from Zorp.ZoneTable import ZoneTable
+from Zorp.zones.table import ZoneTable
 
 RULES = (10, 100, 1_000, 10_000)
 SUBNETS = (100, 1_000, 100_000)

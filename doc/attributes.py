@@ -11,13 +11,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from Zorp import AnyPy, BuiltinProxy, Plug, Proxy, Smtp
-from Zorp.ProxyAttributes import ALIAS, CONFIG_R, CONFIG_W, CUSTOM, DIMHASH, HASH, METHOD, OBSOLETE, RUN_R, RUN_W
+from Zorp import AnyPy, Plug, Proxy, Smtp
+from Zorp.engine import builtin_proxy
+from Zorp.engine.attributes import ALIAS, CONFIG_R, CONFIG_W, CUSTOM, DIMHASH, HASH, METHOD, OBSOLETE, RUN_R, RUN_W
 
 PAGE = Path(__file__).parent / "attributes.md"
 
 CLASSES = {
-    "Every proxy": BuiltinProxy.BuiltinProxy,
+    "Every proxy": builtin_proxy.BuiltinProxy,
     "AnyPy": AnyPy.AbstractAnyPyProxy,
     "Plug": Plug.AbstractPlugProxy,
     "Smtp": Smtp.AbstractSmtpProxy,

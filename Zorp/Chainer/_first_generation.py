@@ -19,8 +19,8 @@ from Zorp.Chainer._state import Turns
 from Zorp.Chainer._targets import StateBasedChainer, _is_stopping, _no_destination
 from Zorp.Constants import CORE_POLICY, FALSE, TRUE, Z_PORT_ANY, ZD_PROTO_AUTO
 from Zorp.Exceptions import PolicyError
+from Zorp.language.caller import policy_caller
 from Zorp.Log import log
-from Zorp.PolicyCaller import policy_caller
 from Zorp.Router import DirectedRouter, InbandRouter, TransparentRouter, as_addresses
 from Zorp.SockAddr import SockAddr
 

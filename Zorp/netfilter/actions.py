@@ -25,11 +25,11 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Mapping
 
-from Zorp.Description import DenyData, ForwardData, ListenerData, NatData
 from Zorp.netfilter.plan import Chain, Rule, RuleIndex, Target, Test
 from Zorp.netfilter.site import INDEX_BITS, Marks, Site
 from Zorp.netfilter.zonesets import family_of
-from Zorp.RuleEngine import NetData
+from Zorp.rules.description import DenyData, ForwardData, ListenerData, NatData
+from Zorp.rules.engine import NetData
 
 TCP, UDP, DCCP, SCTP = 6, 17, 33, 132
 _WITH_PORTS = (TCP, UDP, DCCP, SCTP)

@@ -28,13 +28,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from Zorp.Description import DenyData, ForwardData, InstanceDescription, ListenerData, to_json
 from Zorp.netfilter.actions import ACCEPT, RETURN, Actions, goto, jump
 from Zorp.netfilter.entries import ICMP, OTHER, TCP, UDP, Instance, Unsupported, entries_of
 from Zorp.netfilter.evaluation import Chains, Lists
 from Zorp.netfilter.plan import Chain, Hook, IpRule, Plan, Route, Rule, RuleIndex, Table, Target, Test
 from Zorp.netfilter.site import INDEX_BITS, Bypass, Site
 from Zorp.netfilter.zonesets import SetRegistry
+from Zorp.rules.description import DenyData, ForwardData, InstanceDescription, ListenerData, to_json
 
 MAX_INSTANCES = 256
 _LAST_INDEX = (1 << INDEX_BITS) - 1

@@ -36,7 +36,6 @@ from collections.abc import Callable
 
 from Zorp import Log
 from Zorp.Config import config
-from Zorp.Description import MAX_ZONES, DescriptionError, ZoneData, from_json, parse_net, to_json
 from Zorp.Log import log, log_exception
 from Zorp.netfilter import site as sites
 from Zorp.netfilter.conntrack import (
@@ -58,6 +57,7 @@ from Zorp.process.notify import BadWatchdogTime, Notifier
 from Zorp.process.signals import SignalPipe
 from Zorp.process.timers import Timers
 from Zorp.ResolverCache import DNSResolver
+from Zorp.rules.description import MAX_ZONES, DescriptionError, ZoneData, from_json, parse_net, to_json
 from Zorp.transport.kzorpd import KzorpdError, exchange, socket_path
 
 EXIT_OK = 0

@@ -14,10 +14,10 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from Zorp.Description import InstanceDescription
 from Zorp.Log import log
 from Zorp.netfilter.policies import DESCRIBE_DEADLINE_S, Child, PolicyUnusable, read_instances
 from Zorp.process.timers import Timer, Timers
+from Zorp.rules.description import InstanceDescription
 from Zorp.wire.instances_conf import InstanceLine
 
 

@@ -28,13 +28,6 @@ from collections.abc import Iterable, Mapping
 
 from pyroute2.netlink.exceptions import NetlinkError
 
-from Zorp.Description import (
-    DescriptionError,
-    InstanceDescription,
-    ProxyData,
-    ZoneData,
-    check,
-)
 from Zorp.Log import log
 from Zorp.netfilter import preflight
 from Zorp.netfilter.backend import BackendError, open_backend
@@ -45,6 +38,13 @@ from Zorp.netfilter.plan import Plan, RuleIndex
 from Zorp.netfilter.sessions import end_without_rule
 from Zorp.netfilter.site import Site
 from Zorp.netfilter.store import Entry, State, Store, StoreError
+from Zorp.rules.description import (
+    DescriptionError,
+    InstanceDescription,
+    ProxyData,
+    ZoneData,
+    check,
+)
 
 _EMPTY = Plan(tables=(), sets=(), ip_rules=(), routes=(), indexes=())
 

@@ -26,11 +26,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from Zorp.Description import InstanceDescription
 from Zorp.netfilter.plan import Test
 from Zorp.netfilter.site import is_exact_iface
 from Zorp.netfilter.zonesets import SetRegistry, ZoneSets, family_of
-from Zorp.RuleEngine import NetData, RuleData, depths_of
+from Zorp.rules.description import InstanceDescription
+from Zorp.rules.engine import NetData, RuleData, depths_of
 
 TCP, UDP = 6, 17
 ICMP = {4: 1, 6: 58}

@@ -1,6 +1,6 @@
 """What happens to a connection: the rules of all instances of a host together.
 
-Every instance finds its own best rule (Zorp.RuleEngine).  Between instances the order is that of
+Every instance finds its own best rule (Zorp.rules.engine).  Between instances the order is that of
 the packet filter: the better match, then the lower rule id, then the instance that stands first.
 One thread only.
 """
@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from Zorp.Description import InstanceDescription
 from Zorp.netfilter.instance_zones import InstanceZones
-from Zorp.RuleEngine import RuleEngine, Traffic
+from Zorp.rules.description import InstanceDescription
+from Zorp.rules.engine import RuleEngine, Traffic
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """The zones of a described instance: which zone an address is in, host names included.
 
-The conflict rules between static nets and host names are those of Zorp.ZoneTable, which the
+The conflict rules between static nets and host names are those of Zorp.zones.table, which the
 daemons use too, so packet rules and daemons agree.  One thread only.
 """
 
@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 
-from Zorp.Description import InstanceDescription
-from Zorp.RuleEngine import NetData
+from Zorp.rules.description import InstanceDescription
+from Zorp.rules.engine import NetData
 from Zorp.SockAddr import from_ip_int
-from Zorp.ZoneTable import ZoneTable
+from Zorp.zones.table import ZoneTable
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

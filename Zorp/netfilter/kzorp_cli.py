@@ -28,14 +28,14 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 
 from Zorp.Config import config
-from Zorp.Description import DescriptionError, InstanceDescription, from_json
 from Zorp.netfilter import kzorp_text as text
 from Zorp.netfilter import policies, site
 from Zorp.netfilter.evaluator import Evaluator, Verdict
 from Zorp.netfilter.instance_zones import InstanceZones
 from Zorp.netfilter.policies import PolicyUnusable
 from Zorp.netfilter.upload import UploadError, read_zones
-from Zorp.RuleEngine import Traffic
+from Zorp.rules.description import DescriptionError, InstanceDescription, from_json
+from Zorp.rules.engine import Traffic
 from Zorp.transport.interfaces import interfaces
 from Zorp.transport.kzorpd import KzorpdAway, KzorpdError, ask, socket_path
 

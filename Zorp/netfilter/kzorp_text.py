@@ -11,7 +11,7 @@ import socket
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from Zorp.Description import (
+from Zorp.rules.description import (
     DenyData,
     ForwardData,
     InstanceDescription,
@@ -19,7 +19,7 @@ from Zorp.Description import (
     ServiceData,
     ZoneData,
 )
-from Zorp.RuleEngine import NetData, RuleData
+from Zorp.rules.engine import NetData, RuleData
 
 ZONE, SERVICE, RULE = "zone", "service", "rule"
 Counters = Mapping[tuple[str, str, str], int]        # (kind, instance, name or rule id); zones have no instance

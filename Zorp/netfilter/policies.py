@@ -4,7 +4,7 @@ Theory of operation
     instances.conf names the instances and the options of their daemons.  For each, the program
     zorp is started with these options and --describe: it drops its privileges, loads the policy
     and prints the description as JSON.  What comes back is not believed but checked
-    (Zorp.Description), and must be about the instance that was asked for.
+    (Zorp.rules.description), and must be about the instance that was asked for.
 
     A Child is one such program.  Its output goes to files in memory whose size is limited, so
     a child that writes without end dies of it; `descriptor` becomes readable when it has
@@ -27,7 +27,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from Zorp.Description import MAX_BYTES, DescriptionError, InstanceDescription, from_json
+from Zorp.rules.description import MAX_BYTES, DescriptionError, InstanceDescription, from_json
 from Zorp.wire import instances_conf, zorpctl_conf
 from Zorp.wire.instances_conf import InstanceLine
 

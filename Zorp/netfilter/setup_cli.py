@@ -23,7 +23,6 @@ import contextlib
 import sys
 from collections.abc import Sequence
 
-from Zorp.Description import InstanceDescription
 from Zorp.netfilter import policies, preflight, sessions
 from Zorp.netfilter.backend import Backend, BackendError, open_backend
 from Zorp.netfilter.compiler import CompileError, IndexState, compile_plan
@@ -33,6 +32,7 @@ from Zorp.netfilter.render import text_of
 from Zorp.netfilter.site import Site, SiteError, read_file
 from Zorp.netfilter.store import Entry, State, Store, StoreError
 from Zorp.netfilter.tables import TABLES
+from Zorp.rules.description import InstanceDescription
 from Zorp.transport.kzorpd import KzorpdAway, KzorpdError, ask, socket_path
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2

@@ -23,9 +23,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from Zorp.Description import DescriptionError, InstanceDescription, from_json, to_json
 from Zorp.Log import log
 from Zorp.netfilter.compiler import IndexState
+from Zorp.rules.description import DescriptionError, InstanceDescription, from_json, to_json
 
 FILE_NAME = "packet-rules.json"
 LOCK_NAME = "packet-rules.lock"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from Zorp.Description import (
+from Zorp.rules.description import (
     MAX_DEPTH,
     MAX_ZONES,
     DescriptionError,

@@ -23,10 +23,10 @@ import hashlib
 import ipaddress
 from collections.abc import Iterable, Mapping
 
-from Zorp.Description import InstanceDescription
 from Zorp.netfilter.plan import MAX_SET_NAME_BYTES, SET_PREFIX, AddressSet, Member
-from Zorp.PrefixTable import Net, nested
-from Zorp.RuleEngine import NetData
+from Zorp.rules.description import InstanceDescription
+from Zorp.rules.engine import NetData
+from Zorp.zones.prefix_table import Net, nested
 
 _WIDTH = {4: 32, 6: 128}
 _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-")

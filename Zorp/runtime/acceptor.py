@@ -9,7 +9,7 @@ Theory of operation
     through a lock, this saves about 15 of 65 microseconds of CPU per short connection.
 
     A datagram socket is read instead: datagrams of known sessions go to them, one that begins a
-    session is returned like a connection (Zorp.DatagramSessions).
+    session is returned like a connection (Zorp.acceptance.datagram_sessions).
 
     Other workers share the same open descriptions, so an accept() that comes too late is normal.
 

@@ -20,7 +20,7 @@ import threading
 import traceback
 
 from Zorp import Log
-from Zorp.BuiltinProxy import running
+from Zorp.engine.builtin_proxy import running
 from Zorp.Log import log
 from Zorp.runtime.logsetup import change_spec, change_verbosity
 from Zorp.Szig import statistics

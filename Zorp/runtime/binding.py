@@ -18,7 +18,7 @@ import os
 import socket
 from collections.abc import Callable
 
-from Zorp.Bind import DBSockAddr
+from Zorp.acceptance.binds import DBSockAddr
 from Zorp.Constants import ZD_PROTO_TCP, ZD_PROTO_UDP
 from Zorp.Log import log
 from Zorp.runtime import interfaces

@@ -14,10 +14,10 @@ import dataclasses
 import sys
 
 from Zorp import Config, Globals, Log
-from Zorp.Description import DescriptionError, to_json
-from Zorp.Description import check as verify
 from Zorp.Exceptions import PolicyError
 from Zorp.Log import log
+from Zorp.rules.description import DescriptionError, to_json
+from Zorp.rules.description import check as verify
 from Zorp.runtime import privileges
 from Zorp.runtime.describe import describe
 from Zorp.runtime.loader import Loader, LoadFailed

@@ -12,7 +12,9 @@ import socket
 
 from Zorp import Globals
 from Zorp.Constants import ZD_PROTO_UDP
-from Zorp.Description import (
+from Zorp.Exceptions import PolicyError
+from Zorp.Router import DirectedRouter
+from Zorp.rules.description import (
     DenyData,
     ForwardData,
     InstanceDescription,
@@ -22,13 +24,11 @@ from Zorp.Description import (
     ServiceData,
     ZoneData,
 )
-from Zorp.Exceptions import PolicyError
-from Zorp.Router import DirectedRouter
-from Zorp.RuleEngine import NetData
+from Zorp.rules.engine import NetData
 from Zorp.runtime.listeners import ListenSpec, PortStore, port_store_path
 from Zorp.runtime.options import Options
 from Zorp.Service import DenyIPv4, DenyIPv6, DenyService, PFService
-from Zorp.ZoneTable import unmapped_net
+from Zorp.zones.table import unmapped_net
 
 
 def describe(options: Options) -> InstanceDescription:

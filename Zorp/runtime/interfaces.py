@@ -13,7 +13,7 @@ import ipaddress
 import pathlib
 import socket
 
-from Zorp.Bind import DBIface
+from Zorp.acceptance.binds import DBIface
 from Zorp.Log import log
 from Zorp.transport.interfaces import Snapshot
 

@@ -4,7 +4,7 @@ Theory of operation
     A worker loads one policy in its life, right after its fork, before any other thread exists;
     the fork gives the fresh interpreter state that each load needs.  The file runs as the module
     __main__, then its init() is called, usually the one of Zorp.Zorp, which calls the function
-    of each instance name.  Zorp.PolicyLoading.loading() stands around whichever init() it is: dispatchers
+    of each instance name.  Zorp.acceptance.policy_load.loading() stands around whichever init() it is: dispatchers
     may be made only inside, and at its end the finished policy is checked.
 
     Helper modules are found in the directory of the policy first, then in /etc/zorp, then where
@@ -28,9 +28,9 @@ import traceback
 import types
 
 from Zorp import Core
+from Zorp.acceptance.policy_load import loading
 from Zorp.Exceptions import PolicyError
 from Zorp.Log import log
-from Zorp.PolicyLoading import loading
 from Zorp.runtime.borrowed import builtins_for
 
 SYSTEM_POLICY_DIR = "/etc/zorp"

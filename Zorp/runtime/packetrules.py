@@ -21,9 +21,9 @@ from __future__ import annotations
 
 from Zorp import Globals
 from Zorp.Config import config
-from Zorp.Description import DescriptionError, check, to_json
 from Zorp.Exceptions import PolicyError
 from Zorp.Log import log
+from Zorp.rules.description import DescriptionError, check, to_json
 from Zorp.runtime.describe import describe
 from Zorp.runtime.options import Options
 from Zorp.transport.kzorpd import KzorpdAway, KzorpdError, ask, socket_path

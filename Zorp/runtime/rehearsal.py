@@ -22,9 +22,10 @@ import threading
 import traceback
 from collections.abc import Callable
 
-from Zorp import Globals, PolicyHash, ProxyAttributes
-from Zorp.Bind import DBSockAddr
+from Zorp import Globals
+from Zorp.acceptance.binds import DBSockAddr
 from Zorp.Constants import ZD_PROTO_TCP
+from Zorp.engine import attributes, policy_hash
 from Zorp.Exceptions import MatcherException, PolicyError
 from Zorp.Log import log
 from Zorp.Session import MasterSession, StackedSession
@@ -34,7 +35,7 @@ from Zorp.Stream import streamPair
 DEADLINE_S = 10.0
 _OWN = "Zorp."
 _NEUTRAL = frozenset({"session_id", "master_session_id", "setProxy", "__dict__", "__class__"})
-_REFUSING = (ProxyAttributes.__file__, PolicyHash.__file__)
+_REFUSING = (attributes.__file__, policy_hash.__file__)
 
 
 class StandIn(StackedSession):

@@ -45,8 +45,8 @@ import time
 
 import Zorp
 from Zorp import Config, Globals, Log
-from Zorp.BuiltinProxy import running
-from Zorp.InstanceNumbers import numbers
+from Zorp.acceptance.instance_numbers import numbers
+from Zorp.engine.builtin_proxy import running
 from Zorp.Log import log
 from Zorp.process.logflush import LogFlusher
 from Zorp.process.signals import SignalPipe
@@ -69,7 +69,7 @@ from Zorp.SockAddr import from_sockaddr
 from Zorp.Szig import statistics
 from Zorp.transport.cpus import home
 from Zorp.Zone import Zone
-from Zorp.ZoneNames import ZoneNames
+from Zorp.zones.names import ZoneNames
 
 EXIT_OK = 0
 EXIT_SETUP = 1

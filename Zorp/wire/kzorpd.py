@@ -7,7 +7,7 @@ A request is one line, its answer is one line, in the same form: the word of the
 object as JSON.  Requests, and what they carry and are answered with besides:
 
     hello                          who would apply rules: mode
-    instance    description        apply what this instance wants (text of Zorp.Description)
+    instance    description        apply what this instance wants (text of Zorp.rules.description)
     remove      instance           forget an instance and its rules
     reload                         read the policies' zones again
     dump                           instances (descriptions), counters, addresses of host names

@@ -334,7 +334,7 @@ def _is_delivered(module, origin, name):
     value = getattr(here, name)
     if name not in getattr(here, "__all__", (name,)):
         raise Differs(f"a star import does not deliver {name}")
-    if getattr(value, "__module__", None) == "Zorp.Unbuilt":
+    if getattr(value, "__module__", None) == "Zorp.language.unbuilt":
         raise Differs(f"{name} is there only to say that it is not built")
     kind, _, other = origin.rpartition(" ")
     if kind == "module":

@@ -7,14 +7,14 @@ import subprocess
 import pytest
 
 from test.support.net import Namespace, net
-from Zorp.Description import InstanceDescription, ListenerData, ProxyData, ZoneData, parse_net
 from Zorp.netfilter.backend import Backend, BackendError, open_backend
 from Zorp.netfilter.compiler import compile_plan
 from Zorp.netfilter.ipsets import SetError, Sets
 from Zorp.netfilter.plan import AddressSet, Chain, Member, Rule, Table, Target, Test
 from Zorp.netfilter.site import Site
 from Zorp.netfilter.tables import RestoreWriter, TableError
-from Zorp.RuleEngine import RuleData
+from Zorp.rules.description import InstanceDescription, ListenerData, ProxyData, ZoneData, parse_net
+from Zorp.rules.engine import RuleData
 
 __all__ = ["net"]
 pytestmark = [pytest.mark.netns, pytest.mark.skipif(os.geteuid() != 0, reason="namespaces and packet rules need root")]

@@ -10,7 +10,10 @@ import socket
 import pytest
 
 from test.support.unprivileged import run_unprivileged
-from Zorp.Description import (
+from Zorp.netfilter import kzorp_cli, kzorp_text
+from Zorp.netfilter.kzorp_text import RULE, SERVICE, ZONE, HostState
+from Zorp.netfilter.upload import UploadError, read_zones
+from Zorp.rules.description import (
     DenyData,
     ForwardData,
     InstanceDescription,
@@ -21,10 +24,7 @@ from Zorp.Description import (
     parse_net,
     to_json,
 )
-from Zorp.netfilter import kzorp_cli, kzorp_text
-from Zorp.netfilter.kzorp_text import RULE, SERVICE, ZONE, HostState
-from Zorp.netfilter.upload import UploadError, read_zones
-from Zorp.RuleEngine import RuleData
+from Zorp.rules.engine import RuleData
 from Zorp.wire import kzorpd as wire
 
 POLICY = '''

@@ -13,8 +13,8 @@ from test.support.daemon import wait_until
 from test.support.dns_server import SERVFAIL, SILENCE
 from test.support.kzorpd import RULES, ZONES, kzorpd
 from test.support.unprivileged import run_unprivileged
-from Zorp.Description import InstanceDescription, ListenerData, ProxyData, ZoneData, from_json, parse_net, to_json
-from Zorp.RuleEngine import RuleData
+from Zorp.rules.description import InstanceDescription, ListenerData, ProxyData, ZoneData, from_json, parse_net, to_json
+from Zorp.rules.engine import RuleData
 from Zorp.transport.kzorpd import KzorpdError, ask
 
 __all__ = ["kzorpd"]

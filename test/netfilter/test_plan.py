@@ -12,7 +12,10 @@ import pytest
 from test.support.daemon import ROOT
 from test.support.packet_model import Model
 from test.support.random_policies import Generator
-from Zorp.Description import (
+from Zorp.netfilter.compiler import CompileError, IndexState, compile_plan
+from Zorp.netfilter.plan import MAX_SET_NAME_BYTES
+from Zorp.netfilter.site import Bypass, Marks, Site
+from Zorp.rules.description import (
     DenyData,
     ForwardData,
     InstanceDescription,
@@ -22,10 +25,7 @@ from Zorp.Description import (
     from_json,
     parse_net,
 )
-from Zorp.netfilter.compiler import CompileError, IndexState, compile_plan
-from Zorp.netfilter.plan import MAX_SET_NAME_BYTES
-from Zorp.netfilter.site import Bypass, Marks, Site
-from Zorp.RuleEngine import RuleData, Traffic
+from Zorp.rules.engine import RuleData, Traffic
 
 POLICIES = sorted((pathlib.Path(__file__).parent / "policies").glob("*.py"))
 WEB, FWD, NO = ProxyData(name="web"), ForwardData(name="fwd"), DenyData(name="no")

@@ -5,9 +5,9 @@ import os
 import pytest
 
 from test.support.unprivileged import NOBODY, run_unprivileged
-from Zorp.Description import InstanceDescription, ZoneData, parse_net
 from Zorp.netfilter.compiler import IndexState
 from Zorp.netfilter.store import FILE_NAME, Entry, State, Store, StoreError
+from Zorp.rules.description import InstanceDescription, ZoneData, parse_net
 
 STATE = State((Entry(InstanceDescription(instance="a", zones=(ZoneData(name="z", nets=(parse_net("10.0.0.0/8"),)),)),
                      handed_over=True), Entry(InstanceDescription(instance="b"))), IndexState({"k": 7}, 9))

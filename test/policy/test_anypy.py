@@ -6,7 +6,7 @@ import pytest
 
 from test.support.proxies import serve
 from Zorp.AnyPy import ANYPY_ACCEPT, ANYPY_REJECT, AbstractAnyPyProxy, AnyPyProxy
-from Zorp.BuiltinProxy import running
+from Zorp.engine.builtin_proxy import running
 from Zorp.Constants import Z_STACK_PROXY
 from Zorp.Stream import G_IO_STATUS_EOF, G_IO_STATUS_ERROR, StreamException
 

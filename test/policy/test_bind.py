@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from Zorp import Bind
-from Zorp.Bind import DBIface, DBIfaceGroup, DBSockAddr, DispatchBindType, protocol_name
+from Zorp.acceptance import binds
+from Zorp.acceptance.binds import DBIface, DBIfaceGroup, DBSockAddr, DispatchBindType, protocol_name
 from Zorp.Constants import ZD_PROTO_AUTO, ZD_PROTO_TCP, ZD_PROTO_UDP
 from Zorp.SockAddr import SockAddrInet, SockAddrInet6, SockAddrUnix
 
@@ -27,9 +27,9 @@ def test_texts(bind, formatted, shown):
 
 def test_types_number_and_classes_are_those_that_policies_test():
     assert [DBSockAddr.type, DBIface.type, DBIfaceGroup.type] == [1, 2, 3]
-    assert isinstance(DBIface("eth0", 1), Bind.DBIfaceType)
+    assert isinstance(DBIface("eth0", 1), binds.DBIfaceType)
     assert isinstance(DBIface("eth0", 1), DispatchBindType)
-    assert not isinstance(DBIface("eth0", 1), Bind.DBSockAddrType)
+    assert not isinstance(DBIface("eth0", 1), binds.DBSockAddrType)
 
 
 def test_interface_address_is_the_network_order_integer_of_sockaddr():
@@ -63,7 +63,7 @@ def test_group_names_come_from_the_iproute_table(tmp_path, monkeypatch):
     # given a table with a comment, a bad line and two groups
     table = tmp_path / "rt_ifgroup"
     table.write_text("# comment\n0\tdefault\nzz bad\n0x1f lan\n")
-    monkeypatch.setattr(Bind, "_GROUP_NAMES_FILE", str(table))
+    monkeypatch.setattr(binds, "_GROUP_NAMES_FILE", str(table))
     # when a bind names one, then it has its number
     assert DBIfaceGroup("lan", 80).group == 31
     # and an unknown name is refused

@@ -9,7 +9,7 @@ import pytest
 from test.support.chaining import asking
 from test.support.deaf import silent_server
 from test.support.gateway import Gateway, Server, ended, exchange
-from Zorp.BuiltinProxy import running
+from Zorp.engine.builtin_proxy import running
 from Zorp.Chainer import ConnectChainer, SideStackChainer
 from Zorp.Constants import ZD_PROTO_AUTO, ZD_PROTO_TCP
 from Zorp.Exceptions import PolicyError

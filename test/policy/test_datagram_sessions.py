@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from test.support.logged import captured_log
-from Zorp.DatagramSessions import INBOX_DATAGRAMS, DatagramSessions, DatagramStream
+from Zorp.acceptance.datagram_sessions import INBOX_DATAGRAMS, DatagramSessions, DatagramStream
 from Zorp.Stream import StreamTimeout
 from Zorp.transport import datagrams
 from Zorp.transport.datagrams import Datagram, SessionSocket, session_socket, strays
@@ -77,7 +77,8 @@ def test_strays_begin_sessions_of_their_own(listener, monkeypatch):
     with captured_log(), sender(listener, b"first") as client, sender(listener) as stranger:
         found = [Datagram(b"stray", stranger.getsockname(), listener.getsockname(), 0),
                  Datagram(b"second", client.getsockname(), listener.getsockname(), 0)]
-        monkeypatch.setattr("Zorp.DatagramSessions.strays", lambda sock, datagram: [found.pop(0) for _ in found[:]])
+        monkeypatch.setattr("Zorp.acceptance.datagram_sessions.strays",
+                            lambda sock, datagram: [found.pop(0) for _ in found[:]])
         first, _ = sessions.arrived(listener)
         assert [first.recv(), first.recv()] == [b"first", b"second"]
         assert sessions.waiting
@@ -126,7 +127,7 @@ def test_socket_that_cannot_be_made_drops_the_datagram(listener, monkeypatch):
     def refuse(*arguments, **keywords):
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr("Zorp.DatagramSessions.session_socket", refuse)
+    monkeypatch.setattr("Zorp.acceptance.datagram_sessions.session_socket", refuse)
     sessions = DatagramSessions(transparent=False)
     with captured_log() as log, sender(listener, b"x"):
         assert sessions.arrived(listener) is None

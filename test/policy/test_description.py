@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from Zorp.Description import (
+from Zorp.rules.description import (
     DenyData,
     DescriptionError,
     ForwardData,
@@ -19,7 +19,7 @@ from Zorp.Description import (
     parse_net,
     to_json,
 )
-from Zorp.RuleEngine import RuleData
+from Zorp.rules.engine import RuleData
 
 FULL = InstanceDescription(
     instance="intra",

@@ -330,7 +330,7 @@ class Plug(PlugProxy):
 
 def test_stop_request_ends_the_session(gateway):
     # given a client that talks to its server
-    from Zorp.BuiltinProxy import running as proxies
+    from Zorp.engine.builtin_proxy import running as proxies
     running = gateway(LISTENER)
     client = running.connect()
     assert exchange(client) == b"ping"

@@ -5,11 +5,11 @@ import struct
 
 import pytest
 
-from Zorp import DispatchTable as module
+from Zorp.acceptance import dispatch_table as module
 from Zorp import Globals
-from Zorp.Bind import DBIface, DBSockAddr
+from Zorp.acceptance.binds import DBIface, DBSockAddr
 from Zorp.Constants import ZD_PROTO_AUTO, ZD_PROTO_TCP, ZD_PROTO_UDP
-from Zorp.DispatchTable import NOT_MINE, Dispatch, DispatchParams, DispatchTable
+from Zorp.acceptance.dispatch_table import NOT_MINE, Dispatch, DispatchParams, DispatchTable
 from Zorp.Exceptions import PolicyError
 from Zorp.SockAddr import SockAddrInet, from_sockaddr
 from Zorp.transport import proxy_header

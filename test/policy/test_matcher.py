@@ -7,7 +7,8 @@ import pytest
 
 from test.support.dns_server import SILENCE, DnsServer
 from test.support.logged import captured_log
-from Zorp import Globals, Patterns, ResolverCache
+from Zorp import Globals, ResolverCache
+from Zorp.matching import patterns
 from Zorp.Constants import Z_AND, Z_EQ, Z_NE, Z_NOT, Z_OR, Z_XOR
 from Zorp.Exceptions import MatcherException, PolicyError
 from Zorp.Matcher import (
@@ -22,7 +23,7 @@ from Zorp.Matcher import (
     getMatcher,
     validateMatchers,
 )
-from Zorp.PolicyCaller import POLICY_LANGUAGE, PYTHON2
+from Zorp.language.caller import POLICY_LANGUAGE, PYTHON2
 
 
 @pytest.fixture(autouse=True)
@@ -125,7 +126,7 @@ def test_what_cannot_be_searched_cannot_be_decided():
 
 @pytest.mark.parametrize("lists", [(["(x+x+)+y"],), (["x"], ["(x+x+)+y"])], ids=["match", "ignore"])
 def test_a_search_that_takes_too_long_refuses(monkeypatch, logged, lists):
-    monkeypatch.setattr(Patterns, "SEARCH_SECONDS", 0.1)
+    monkeypatch.setattr(patterns, "SEARCH_SECONDS", 0.1)
     with pytest.raises(MatcherException, match="Matching took too long"):
         RegexpMatcher(*lists).checkMatch("x" * 4000)
     assert logged.find("Matching took too long; str='xxx")[0].text.endswith("pattern='(x+x+)+y'")

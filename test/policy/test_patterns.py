@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from Zorp import Patterns
-from Zorp.Patterns import PatternTimeout, Repetition, byte_pattern, compile_pattern, repetition
+from Zorp.matching import patterns
+from Zorp.matching.patterns import PatternTimeout, Repetition, byte_pattern, compile_pattern, repetition
 
 
 def as_bytes(text):
@@ -84,7 +84,7 @@ def test_non_ascii_literals_match_their_utf_8_bytes():
 
 
 def test_a_search_that_takes_too_long_is_given_up(monkeypatch):
-    monkeypatch.setattr(Patterns, "SEARCH_SECONDS", 0.2)
+    monkeypatch.setattr(patterns, "SEARCH_SECONDS", 0.2)
     pattern = compile_pattern("(x+x+)+y", ignore_case=True)
     assert pattern.search("xxy")
     started = time.monotonic()
@@ -94,7 +94,7 @@ def test_a_search_that_takes_too_long_is_given_up(monkeypatch):
 
 
 def test_without_the_package_regex_patterns_still_work(monkeypatch):
-    monkeypatch.setattr(Patterns, "regex", None)
+    monkeypatch.setattr(patterns, "regex", None)
     assert isinstance(compile_pattern("(x+x+)+y", ignore_case=True), re.Pattern)
 
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from Zorp.PrefixTable import mask_of, nested, prefix_table
+from Zorp.zones.prefix_table import mask_of, nested, prefix_table
 
 
 def nets_of(width):

@@ -7,14 +7,14 @@ import types
 import pytest
 
 from test.support.proxies import events_of, serve
-from Zorp import BuiltinProxy as core
-from Zorp.BuiltinProxy import running
+from Zorp.engine import builtin_proxy as core
+from Zorp.engine.builtin_proxy import running
 from Zorp.Constants import FALSE, ZD_PROTO_TCP, ZD_PROTO_UDP, ZV_ACCEPT
 from Zorp.Exceptions import (
     AAException, DACException, LicenseException, LimitException, MACException, ZoneException,
 )
 from Zorp.Plug import PlugProxy
-from Zorp.PolicyHash import ActionError, PolicyHash, parse_action
+from Zorp.engine.policy_hash import ActionError, PolicyHash, parse_action
 from Zorp.Proxy import Proxy, proxyLog
 
 __all__ = ["serve"]          # fixture

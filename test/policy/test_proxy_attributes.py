@@ -8,11 +8,11 @@ import pytest
 
 from test.support.proxies import serve
 from Zorp import Globals
-from Zorp.BuiltinProxy import BuiltinProxy
+from Zorp.engine.builtin_proxy import BuiltinProxy
 from Zorp.Config import config
 from Zorp.Plug import PlugProxy
-from Zorp.PolicyHash import PolicyHash
-from Zorp.ProxyAttributes import (
+from Zorp.engine.policy_hash import PolicyHash
+from Zorp.engine.attributes import (
     ALIAS, ALWAYS, CONFIG, CSTRING, HASH, INT, INT8, INT64, METHOD, OBJECT, OBSOLETE, READ, RUN, RUN_READ, STRING, Attr,
     AttributeStruct,
 )

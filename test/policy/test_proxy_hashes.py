@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from Zorp.PolicyHash import (
+from Zorp.engine.policy_hash import (
     CONSUME, LITERAL, WILDCARD, Action, ActionError, DimHash, PolicyHash, parse_action, parse_policy_action,
 )
 

@@ -8,9 +8,11 @@ import time
 import pytest
 
 from test.support.logged import captured_log
-from Zorp import Cache, HostNames, RecipientProbe
+from Zorp import Cache
+from Zorp.matching import host_names
+from Zorp.matching import recipient_probe
 from Zorp.Exceptions import MatcherException
-from Zorp.HostNames import SystemNames
+from Zorp.matching.host_names import SystemNames
 from Zorp.Matcher import SmtpInvalidRecipientMatcher
 
 VRFY_OFFERED = {"EHLO": "250-mx\r\n250-SIZE\r\n250 VRFY\r\n"}
@@ -218,7 +220,7 @@ def test_we_call_ourselves_by_name_or_by_address(monkeypatch):
 def test_all_addresses_of_the_server_are_tried(monkeypatch, tmp_path):
     hosts = tmp_path / "hosts"
     hosts.write_text("127.0.0.77 mx.test\n127.0.0.1 mx.test\n127.0.0.42 us.test\n")
-    monkeypatch.setattr(HostNames, "system_names", SystemNames(str(hosts), "127.0.0.1"))
+    monkeypatch.setattr(host_names, "system_names", SystemNames(str(hosts), "127.0.0.1"))
     with MailServer() as server:
         matcher = SmtpInvalidRecipientMatcher("mx.test", server.port, bind_name="us.test")
         assert matcher.checkMatch("user@example.com") == 0
@@ -302,4 +304,4 @@ def test_parameters_and_attributes():
     ("a@b>", None), ("<>", None), ("", None),
 ])
 def test_addresses_as_they_stand_in_a_command(text, data):
-    assert RecipientProbe.address_bytes(text) == data
+    assert recipient_probe.address_bytes(text) == data

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from test.support.dns_server import SERVFAIL, SILENCE, DnsServer
 from test.support.logged import captured_log
-from Zorp import Globals, HostNames
+from Zorp import Globals
+from Zorp.matching import host_names
 from Zorp.Constants import AF_INET, AF_INET6
-from Zorp.HostNames import SystemNames, address_from_text, host_name, server_from_text
+from Zorp.matching.host_names import SystemNames, address_from_text, host_name, server_from_text
 from Zorp.Resolver import (
     AbstractResolver,
     DNSResolver,
@@ -28,7 +29,7 @@ def names(monkeypatch, tmp_path):
     with DnsServer() as server:
         server.hosts = tmp_path / "hosts"
         server.hosts.write_text("")
-        monkeypatch.setattr(HostNames, "system_names", SystemNames(str(server.hosts), server.address))
+        monkeypatch.setattr(host_names, "system_names", SystemNames(str(server.hosts), server.address))
         yield server
 
 
@@ -62,7 +63,7 @@ def test_an_address_with_a_route_comes_first(names, monkeypatch):
     names.set("both.test", "A", "192.0.2.1")
     names.set("both.test", "AAAA", "2001:db8::1")
     for routed, text in ((AF_INET, "AF_INET(192.0.2.1:1)"), (AF_INET6, "AF_INET6(2001:db8::1:1)")):
-        monkeypatch.setattr(HostNames, "_has_route", lambda address, routed=routed: address.family == routed)
+        monkeypatch.setattr(host_names, "_has_route", lambda address, routed=routed: address.family == routed)
         assert str(DNSResolver().resolve("both.test", 1)) == text
 
 
@@ -126,7 +127,7 @@ def test_the_hosts_file_comes_first_and_is_read_again(names):
 
 
 def test_a_silent_name_server_costs_a_bounded_time(names, monkeypatch):
-    monkeypatch.setattr(HostNames, "LIFETIME_SECONDS", 0.5)
+    monkeypatch.setattr(host_names, "LIFETIME_SECONDS", 0.5)
     names.set("slow.test", "A", "192.0.2.1")
     names.behaviour = SILENCE
     with captured_log() as logged:
@@ -137,7 +138,7 @@ def test_a_silent_name_server_costs_a_bounded_time(names, monkeypatch):
 
 
 def test_a_failing_record_type_does_not_hide_the_other(names, monkeypatch):
-    monkeypatch.setattr(HostNames, "LIFETIME_SECONDS", 1)
+    monkeypatch.setattr(host_names, "LIFETIME_SECONDS", 1)
     names.set("half.test", "A", "192.0.2.1")
     names.silent_types = {"AAAA"}
     assert str(DNSResolver().resolve("half.test", 80)) == "AF_INET(192.0.2.1:80)"

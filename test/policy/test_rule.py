@@ -3,11 +3,12 @@
 import pytest
 
 from test.support.zones import define_services, log_lines, no_zones, winner
-from Zorp import Globals, RuleConditions
+from Zorp import Globals
+from Zorp.rules import conditions
 from Zorp.Exceptions import PolicyError
 from Zorp.Rule import PortRange, Rule, RuleSet
-from Zorp.RuleConditions import group_names
-from Zorp.RuleEngine import NetData
+from Zorp.rules.conditions import group_names
+from Zorp.rules.engine import NetData
 from Zorp.Subnet import Inet6Subnet, InetDomain, InetSubnet
 from Zorp.Zone import Zone
 
@@ -147,7 +148,7 @@ def test_the_group_table_is_read_when_a_name_is_used_and_may_be_missing(monkeypa
         raise FileNotFoundError
 
     monkeypatch.setattr(group_names, "_aliases", None)
-    monkeypatch.setattr(RuleConditions, "parseIfaceGroupAliases", missing)
+    monkeypatch.setattr(conditions, "parseIfaceGroupAliases", missing)
     assert Rule(service="s", src_ifgroup="12").dimensions == {"ifgroup": (12,)}
     with pytest.raises(PolicyError, match=r"Valid group name expected; value='inside' \{\}"):
         Rule(service="s", src_ifgroup="inside")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from test.support import best_match
 from test.support.best_match import subnet, traffic
-from Zorp.RuleEngine import Memo, RuleData, RuleEngine, depths_of
+from Zorp.rules.engine import Memo, RuleData, RuleEngine, depths_of
 
 PARENTS = {"root": None, "a": "root", "aa": "a", "aaa": "aa", "ab": "a", "b": "root", "other": None, "lone": "other"}
 ADDRESSES = ["10.0.0.1", "10.0.0.2", "10.0.1.1", "10.1.0.1", "192.0.2.1", "0.0.0.0", "255.255.255.255"]

@@ -9,8 +9,8 @@ from test.support import best_match
 from test.support.zones import define_services, log_lines, no_zones
 from Zorp import Globals
 from Zorp.Rule import PortRange, Rule
-from Zorp.RuleEngine import RuleData, RuleEngine
-from Zorp.RuleLint import shadowed
+from Zorp.rules.engine import RuleData, RuleEngine
+from Zorp.rules.lint import shadowed
 from Zorp.Zone import Zone
 
 __all__ = ["log_lines", "no_zones"]

@@ -6,14 +6,14 @@ import threading
 import pytest
 
 from Zorp import Exceptions, Globals, Szig
-from Zorp.Bind import DBSockAddr
+from Zorp.acceptance.binds import DBSockAddr
 from Zorp.Config import config
 from Zorp.Constants import FALSE, TRUE, ZD_PROTO_TCP, ZD_PROTO_UDP, ZV_ACCEPT, ZV_REJECT
 from Zorp.Session import AbstractSession, ClientInfo, MasterSession, StackedSession, get_protocol_name
 from Zorp.SockAddr import SockAddrInet
 from Zorp.Stream import Stream
 from Zorp.Szig import Statistics
-from Zorp.Verdict import ConnectionVerdict
+from Zorp.acceptance.verdict import ConnectionVerdict
 
 from test.support.logged import captured_log
 from test.support.world import policy_world

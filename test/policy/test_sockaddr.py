@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from test.support.logged import captured_log
 from Zorp import SockAddr as module
-from Zorp.PolicyCaller import POLICY_LANGUAGE, PYTHON2, PYTHON3
+from Zorp.language.caller import POLICY_LANGUAGE, PYTHON2, PYTHON3
 from Zorp.SockAddr import (
     SockAddr,
     SockAddrInet,

@@ -27,7 +27,7 @@ from Zorp.Constants import (
 from Zorp.Plug import PlugProxy
 from Zorp.Session import StackedSession
 from Zorp.Stack import AbstractStackingBackend, StackingProvider
-from Zorp.Stacking import parse_form
+from Zorp.stacking.stacking import parse_form
 from Zorp.Stream import StreamException, streamPair
 
 __all__ = ["serve"]

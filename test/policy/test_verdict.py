@@ -3,7 +3,7 @@
 import pytest
 
 from Zorp import Exceptions
-from Zorp.Verdict import ACCEPTED, ConnectionVerdict, refuse
+from Zorp.acceptance.verdict import ACCEPTED, ConnectionVerdict, refuse
 
 from test.support.logged import captured_log
 
@@ -58,7 +58,7 @@ def test_table(problem, verdict, text):
 @pytest.mark.parametrize("problem", [ValueError("x"), Exceptions.ServiceException("x"), SystemExit(1), KeyError("x")])
 def test_anything_else_leaves_a_traceback(problem, monkeypatch):
     session, traced = Session(), []
-    monkeypatch.setattr("Zorp.Verdict.log_exception", traced.append)
+    monkeypatch.setattr("Zorp.acceptance.verdict.log_exception", traced.append)
     refuse(session, problem)
     assert str(session.verdict) == "DENIED_BY_UNKNOWN_FAIL"
     assert traced == ["svc/x:0"]
@@ -66,7 +66,7 @@ def test_anything_else_leaves_a_traceback(problem, monkeypatch):
 
 def test_children_of_runtime_error_leave_a_traceback_too(monkeypatch):
     session, traced = Session(), []
-    monkeypatch.setattr("Zorp.Verdict.log_exception", traced.append)
+    monkeypatch.setattr("Zorp.acceptance.verdict.log_exception", traced.append)
     with captured_log() as logged:
         refuse(session, NotImplementedError("x"))
     assert logged.find("Unexpected runtime error occured; info='x'")

@@ -6,7 +6,7 @@ from test.support.zones import log_lines, no_zones, zone_name
 from Zorp.Exceptions import PolicyError
 from Zorp.Subnet import InetDomain, InetSubnet
 from Zorp.Zone import InetZone, Zone, dac_enforced
-from Zorp.ZoneForms import read_zone_call
+from Zorp.zones.forms import read_zone_call
 
 __all__ = ["log_lines", "no_zones"]
 pytestmark = pytest.mark.usefixtures("no_zones")

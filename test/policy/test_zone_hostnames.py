@@ -7,7 +7,7 @@ import pytest
 from test.support.zones import address, log_lines, no_zones, zone_name
 from Zorp.Exceptions import PolicyError
 from Zorp.Zone import Zone
-from Zorp.ZoneTable import MAX_ADDRESSES_PER_NAME
+from Zorp.zones.table import MAX_ADDRESSES_PER_NAME
 
 __all__ = ["log_lines", "no_zones"]
 pytestmark = pytest.mark.usefixtures("no_zones")

@@ -6,7 +6,8 @@ import pytest
 
 from test.support.dns_server import SERVFAIL, DnsServer
 from test.support.zones import log_lines, no_zones, zone_name
-from Zorp import ResolverCache, ZoneNames
+from Zorp import ResolverCache
+from Zorp.zones import names as zone_names
 from Zorp.Config import config
 from Zorp.Zone import Zone
 
@@ -35,7 +36,7 @@ def clock(monkeypatch):
 
 
 def names(dns):
-    return ZoneNames.ZoneNames(Zone.zone_subnet_tree, ResolverCache.DNSResolver(server=dns.address, timeout=2))
+    return zone_names.ZoneNames(Zone.zone_subnet_tree, ResolverCache.DNSResolver(server=dns.address, timeout=2))
 
 
 def test_scenario_28_the_address_changes_after_the_ttl_and_not_before(dns, clock):

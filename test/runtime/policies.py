@@ -7,10 +7,10 @@ ECHO = '''
 import os, threading
 
 from Zorp import Globals
-from Zorp.Bind import DBSockAddr
+from Zorp.acceptance.binds import DBSockAddr
 from Zorp.Constants import ZD_PROTO_TCP
-from Zorp.DispatchTable import Dispatch
-from Zorp.InstanceNumbers import getInstanceId
+from Zorp.acceptance.dispatch_table import Dispatch
+from Zorp.acceptance.instance_numbers import getInstanceId
 from Zorp.SockAddr import SockAddrInet
 from Zorp.Zorp import *
 

@@ -6,9 +6,9 @@ import socket
 
 import pytest
 
-from Zorp.Bind import DBIface, DBIfaceGroup, DBSockAddr
+from Zorp.acceptance.binds import DBIface, DBIfaceGroup, DBSockAddr
+from Zorp.acceptance.dispatch_table import Chain, DispatchParams
 from Zorp.Constants import ZD_PROTO_TCP
-from Zorp.DispatchTable import Chain, DispatchParams
 from Zorp.runtime import interfaces
 from Zorp.runtime.acceptor import Acceptor
 from Zorp.runtime.binding import BindFailed, Binding

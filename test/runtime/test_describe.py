@@ -5,8 +5,8 @@ import subprocess
 
 import pytest
 
-from Zorp.Description import ForwardData, ListenerData, NatData, ZoneData, from_json, parse_net
-from Zorp.RuleEngine import RuleData
+from Zorp.rules.description import ForwardData, ListenerData, NatData, ZoneData, from_json, parse_net
+from Zorp.rules.engine import RuleData
 
 POLICY = """
     from Zorp.Core import *

@@ -443,7 +443,7 @@ def test_the_verdict_of_a_child_reaches_its_parent(server):
     # given a proxy that stacks another and asks afterwards what that one said
     before = """
     from Zorp.AnyPy import *
-    from Zorp.Stacking import stack_object
+    from Zorp.stacking.stacking import stack_object
     class Child(AnyPyProxy):
         def proxyThread(self):
             self.set_verdict(ANYPY_REJECT, "no good")

@@ -10,7 +10,7 @@ import pytest
 from test.smtp.play import OpenSmtp, open_smtp
 from test.support.dns_server import SILENCE, DnsServer
 from Zorp.Smtp import SMTP_GETDOMAIN_FQDN, SMTP_GETDOMAIN_MAILNAME
-from Zorp.SmtpEngine import received
+from Zorp.smtp_engine import received
 
 NOON = 1_700_000_000.0
 

@@ -7,7 +7,7 @@ import pytest
 from test.smtp.play import CLOSING, open_smtp
 from test.smtp.test_tables import with_tables
 from Zorp.Smtp import SMTP_REQ_ACCEPT, SMTP_REQ_POLICY, SMTP_RSP_REJECT
-from Zorp.SmtpEngine import transfer
+from Zorp.smtp_engine import transfer
 
 FAILED = "421 Service not available, closing transmission channel"
 

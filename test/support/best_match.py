@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 
-from Zorp.RuleEngine import NetData, RuleData, Traffic
+from Zorp.rules.engine import NetData, RuleData, Traffic
 
 
 def subnet(text: str) -> NetData:

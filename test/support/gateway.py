@@ -82,7 +82,7 @@ class Gateway:
         sys.modules["__main__"] = self.policy
         try:
             init = getattr(self.policy, "init", importlib.import_module("Zorp.Zorp").init)
-            with importlib.import_module("Zorp.PolicyLoading").loading([self._instance], self._instance):
+            with importlib.import_module("Zorp.acceptance.policy_load").loading([self._instance], self._instance):
                 served = init([self._instance], self._instance, 1)
             if not served:
                 raise AssertionError("the policy's init() refused: " + "; ".join(self.logged.texts("core.error")))

@@ -9,7 +9,7 @@ import ipaddress
 import socket
 
 from Zorp.netfilter.plan import Plan
-from Zorp.RuleEngine import Traffic
+from Zorp.rules.engine import Traffic
 
 _BITS = {4: 32, 6: 128}
 

@@ -6,7 +6,7 @@ import dataclasses
 import random
 import socket
 
-from Zorp.Description import (
+from Zorp.rules.description import (
     DenyData,
     ForwardData,
     InstanceDescription,
@@ -14,7 +14,7 @@ from Zorp.Description import (
     ProxyData,
     ZoneData,
 )
-from Zorp.RuleEngine import NetData, RuleData, RuleEngine, Traffic
+from Zorp.rules.engine import NetData, RuleData, RuleEngine, Traffic
 
 _WIDTH = {socket.AF_INET: 32, socket.AF_INET6: 128}
 _BASES = {socket.AF_INET: 10 << 24, socket.AF_INET6: 0x20010DB8 << 96}

@@ -17,7 +17,7 @@ Theory of operation
         a listed load balancer tells the real client with a PROXY header
         entries are asked until one takes the connection
 
-    A UDP chain has a table of its sessions (Zorp.DatagramSessions); each new one is delivered as
+    A UDP chain has a table of its sessions (Zorp.acceptance.datagram_sessions); each new one is delivered as
     a connection is, once, with the socket that was made for it.
 
 Threads
@@ -40,7 +40,8 @@ import socket
 import threading
 
 from Zorp import Globals
-from Zorp.Bind import BindKey, DBSockAddr, DispatchBindType
+from Zorp.acceptance.binds import BindKey, DBSockAddr, DispatchBindType
+from Zorp.acceptance.datagram_sessions import DatagramSessions
 from Zorp.Constants import (
     CORE_DEBUG,
     CORE_ERROR,
@@ -49,7 +50,6 @@ from Zorp.Constants import (
     ZD_PROTO_TCP,
     ZD_PROTO_UDP,
 )
-from Zorp.DatagramSessions import DatagramSessions
 from Zorp.Exceptions import PolicyError
 from Zorp.Log import log, log_exception
 from Zorp.SockAddr import from_sockaddr

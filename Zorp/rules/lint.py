@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from Zorp.RuleEngine import Addresses, Incoming, Ports, RuleData, RuleEngine, Values
+from Zorp.rules.engine import Addresses, Incoming, Ports, RuleData, RuleEngine, Values
 
 _MOST_CLASSES = 64               # of ports that one rule is compared on; beyond, only equal ranges are recognised
 

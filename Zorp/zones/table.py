@@ -36,8 +36,8 @@ from typing import NamedTuple
 
 from Zorp.Constants import AF_INET, AF_INET6, CORE_INFO, CORE_POLICY
 from Zorp.Log import log
-from Zorp.PrefixTable import PrefixTable, prefix_table
 from Zorp.transport.hostaddr import is_for_one_remote_host
+from Zorp.zones.prefix_table import PrefixTable, prefix_table
 
 MAX_ADDRESSES_PER_NAME = 256
 _WIDTH = {AF_INET: 32, AF_INET6: 128}

@@ -8,15 +8,15 @@ SessionOver, a lost side or a server that sends no replies ends the session.
 
 from __future__ import annotations
 
-from Zorp.BuiltinProxy import PolicyCallFailed
-from Zorp.SmtpEngine.authentication import SaslDialogue
-from Zorp.SmtpEngine.commands import CHECKS, FINISHES, Commands
-from Zorp.SmtpEngine.decisions import Decisions, Request
-from Zorp.SmtpEngine.inspection import Inspection
-from Zorp.SmtpEngine.received import keyword
-from Zorp.SmtpEngine.session import INVALID, Refusal, SessionOver, SmtpSession
-from Zorp.SmtpEngine.sides import ClientSide, ServerSide, SideLost
-from Zorp.SmtpEngine.transfer import MessageTransfer, bad_chunk
+from Zorp.engine.builtin_proxy import PolicyCallFailed
+from Zorp.smtp_engine.authentication import SaslDialogue
+from Zorp.smtp_engine.commands import CHECKS, FINISHES, Commands
+from Zorp.smtp_engine.decisions import Decisions, Request
+from Zorp.smtp_engine.inspection import Inspection
+from Zorp.smtp_engine.received import keyword
+from Zorp.smtp_engine.session import INVALID, Refusal, SessionOver, SmtpSession
+from Zorp.smtp_engine.sides import ClientSide, ServerSide, SideLost
+from Zorp.smtp_engine.transfer import MessageTransfer, bad_chunk
 from Zorp.wire.errors import WireError
 from Zorp.wire.limits import MAIL_BYTES_ADDED, RCPT_BYTES_ADDED, SmtpLimits
 from Zorp.wire.smtp_commands import Command, CommandError, is_sasl_line, parse_command

@@ -21,9 +21,9 @@ from Zorp.Base import BaseZone
 from Zorp.Constants import CORE_POLICY
 from Zorp.Exceptions import PolicyError
 from Zorp.Log import log
-from Zorp.RuleEngine import DIMENSIONS, PORTS, NetData
+from Zorp.rules.engine import DIMENSIONS, PORTS, NetData
 from Zorp.Util import makeSequence, parseIfaceGroupAliases
-from Zorp.ZoneTable import unmapped_net
+from Zorp.zones.table import unmapped_net
 
 ALIASES = {"src_iface": "iface", "src_ifgroup": "ifgroup", "icmp_type": "proto_type", "icmp_code": "proto_subtype"}
 INTERNAL = ("src_subnet6", "dst_subnet6")        # the original kept IPv6 subnets under these names

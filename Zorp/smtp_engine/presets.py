@@ -7,7 +7,7 @@ for all that begin with it.
 
 from __future__ import annotations
 
-from Zorp.PolicyHash import CONSUME, WILDCARD, DimHash, PolicyHash
+from Zorp.engine.policy_hash import CONSUME, WILDCARD, DimHash, PolicyHash
 
 _ACCEPT = 1
 

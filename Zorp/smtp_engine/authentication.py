@@ -7,9 +7,9 @@ dialogue, whatever the policy says of it: the next line of the client is a comma
 
 from __future__ import annotations
 
-from Zorp.SmtpEngine.decisions import Decisions
-from Zorp.SmtpEngine.session import INVALID, Refusal, SessionOver, SmtpSession
-from Zorp.SmtpEngine.sides import SideLost
+from Zorp.smtp_engine.decisions import Decisions
+from Zorp.smtp_engine.session import INVALID, Refusal, SessionOver, SmtpSession
+from Zorp.smtp_engine.sides import SideLost
 from Zorp.wire.smtp_commands import is_sasl_line
 from Zorp.wire.smtp_replies import Reply
 

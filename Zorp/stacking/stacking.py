@@ -18,7 +18,7 @@ Theory of operation
 
 Fails closed
     A child proxy that crashes, times out or is stopped, a program that exits with a status, and
-    whatever cannot be started are errors, never an acceptance; see Zorp.ContentVerdict.
+    whatever cannot be started are errors, never an acceptance; see Zorp.stacking.content_verdict.
 
 Life
     The proxy that stacked closes its Stacked, at the latest when it ends itself.  The child then
@@ -39,7 +39,6 @@ import socket
 from typing import NamedTuple
 
 from Zorp import Globals
-from Zorp.BuiltinProxy import BuiltinProxy, log_policy_exception
 from Zorp.Config import config
 from Zorp.Constants import (
     CORE_DEBUG,
@@ -51,9 +50,10 @@ from Zorp.Constants import (
     Z_STACK_PROXY,
     Z_STACK_PROXY_IN_SESSION,
 )
-from Zorp.ContentVerdict import ContentVerdict
+from Zorp.engine.builtin_proxy import BuiltinProxy, log_policy_exception
 from Zorp.Log import log
-from Zorp.StackedProgram import ControlChannel, ProgramWatch
+from Zorp.stacking.content_verdict import ContentVerdict
+from Zorp.stacking.program import ControlChannel, ProgramWatch
 from Zorp.Stream import Stream, streamPair
 from Zorp.transport import program as programs
 

@@ -23,7 +23,7 @@ import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from Zorp.RuleEngine import DIMENSIONS, NetData, RuleData, depths_of
+from Zorp.rules.engine import DIMENSIONS, NetData, RuleData, depths_of
 
 VERSION = 1
 MAX_BYTES = 128 << 20            # of the JSON text

@@ -18,9 +18,9 @@ from __future__ import annotations
 import re
 from typing import NamedTuple, NoReturn
 
-from Zorp.BuiltinProxy import PolicyCallFailed
-from Zorp.PolicyHash import ActionError, parse_action, parse_policy_action
-from Zorp.SmtpEngine.session import INVALID, Refusal, SessionOver, SmtpSession
+from Zorp.engine.builtin_proxy import PolicyCallFailed
+from Zorp.engine.policy_hash import ActionError, parse_action, parse_policy_action
+from Zorp.smtp_engine.session import INVALID, Refusal, SessionOver, SmtpSession
 from Zorp.wire.errors import WireError
 from Zorp.wire.smtp_commands import parse_command
 from Zorp.wire.smtp_extensions import EXTENSION_BITS

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from Zorp.SmtpEngine.decisions import Decisions
-from Zorp.SmtpEngine.session import Refusal, SmtpSession, Transaction
+from Zorp.smtp_engine.decisions import Decisions
+from Zorp.smtp_engine.session import Refusal, SmtpSession, Transaction
 from Zorp.wire.smtp_addresses import Path, PathError, is_helo_argument, parse_path, path_rules
 from Zorp.wire.smtp_commands import CommandError, is_etrn_argument, parse_auth
 from Zorp.wire.smtp_extensions import NEEDS, bits_of, ehlo_keyword, keep_mechanisms, lower_limits, lower_size

@@ -33,8 +33,8 @@ import time
 
 from Zorp.Config import config
 from Zorp.Constants import CORE_DEBUG, CORE_ERROR, Z_ACCEPT, Z_DROP, Z_ERROR, Z_REJECT, ZV_UNSPEC
-from Zorp.ContentVerdict import ContentVerdict
 from Zorp.Log import log
+from Zorp.stacking.content_verdict import ContentVerdict
 from Zorp.transport.program import Program
 from Zorp.wire.stack_control import ControlError, ControlReader, answer
 

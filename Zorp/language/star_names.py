@@ -39,7 +39,7 @@ _STARS = {
     "Zorp.Matcher": ("Zorp.Zorp",),
     "Zorp.NAT": ("Zorp.Zorp",),
     "Zorp.Plug": ("Zorp.Zorp",),
-    "Zorp.Proxy": ("Zorp.Exceptions", "Zorp.Unbuilt", "Zorp.Zorp"),
+    "Zorp.Proxy": ("Zorp.Exceptions", "Zorp.language.unbuilt", "Zorp.Zorp"),
     "Zorp.Receiver": ("Zorp.Dispatch",),
     "Zorp.Resolver": ("Zorp.Zorp",),
     "Zorp.ResolverCache": ("Zorp.Common", "Zorp.Zorp"),
@@ -99,7 +99,7 @@ _SINGLE = {
         "Zorp.NAT": "NATPolicy NAT_DNAT NAT_SNAT getNATPolicy",
         "Zorp.Resolver": "DNSResolver ResolverPolicy getResolverPolicy",
         "Zorp.Router": "DirectedRouter TransparentRouter", "Zorp.Session": "StackedSession",
-        "Zorp.Stream": "Stream", "Zorp.Unbuilt": "AuthPolicy",
+        "Zorp.Stream": "Stream", "Zorp.language.unbuilt": "AuthPolicy",
     },
     "Zorp.Session": {"Zorp.Cache": "ShiftCache", "Zorp.Zone": "Zone root_zone", "Zorp.Zorp": "."},
     "Zorp.Smtp": {

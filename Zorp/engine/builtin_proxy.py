@@ -15,7 +15,7 @@ Theory of operation
     Zorp.ProxyGroup then gives up the session, whose last holder writes the summary.
 
 For authors of protocol classes
-    engine_attributes       table of Attr entries, see Zorp.ProxyAttributes
+    engine_attributes       table of Attr entries, see Zorp.engine.attributes
     _engine_start()         values that the table cannot tell; before config()
     _engine_config()        check and convert what config() set; an exception ends the session
     _engine_main()          the protocol; returning from it ends the session
@@ -46,11 +46,10 @@ import threading
 from typing import NoReturn
 
 from Zorp import Globals
+from Zorp.acceptance.verdict import ACCEPTED, DENIED_BY_UNKNOWN_FAIL
 from Zorp.Config import config
 from Zorp.Constants import CORE_DEBUG, CORE_ERROR, CORE_INFO, CORE_POLICY
-from Zorp.Exceptions import PolicyError
-from Zorp.Log import enabled, log, log_exception
-from Zorp.ProxyAttributes import (
+from Zorp.engine.attributes import (
     ALWAYS,
     CONFIG,
     CUSTOM,
@@ -66,8 +65,9 @@ from Zorp.ProxyAttributes import (
     install,
     report_misspelt,
 )
+from Zorp.Exceptions import PolicyError
+from Zorp.Log import enabled, log, log_exception
 from Zorp.Stream import Stream
-from Zorp.Verdict import ACCEPTED, DENIED_BY_UNKNOWN_FAIL
 
 _SERVER_SIDE_MARK = 0x40000000       # tells a forged server connection from the client's in packet rules
 _STOPPED_BY_ADMINISTRATOR = "stopped by administrator"      # info of the summary line
@@ -488,7 +488,7 @@ class BuiltinProxy:
         with self._ends_lock:
             stream.reset()
 
-    # stacking: see Zorp.Stacking
+    # stacking: see Zorp.stacking.stacking
 
     def _content_failed(self, reason: str) -> None:
         """Tell a parent that what came out of this proxy must not be taken for complete."""

@@ -23,7 +23,7 @@ from Zorp.Config import config
 from Zorp.Constants import CORE_DEBUG, CORE_ERROR
 from Zorp.Log import log, log_exception
 from Zorp.ResolverCache import DNSResolver, ResolverCache
-from Zorp.ZoneTable import ZoneTable
+from Zorp.zones.table import ZoneTable
 
 TTL_FLOOR_S = 60
 TTL_CEILING_S = 86_400

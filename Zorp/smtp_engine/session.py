@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 
 from Zorp.Log import current_filter, enabled
-from Zorp.SmtpEngine.sides import ClientSide, ServerSide, SideLost
+from Zorp.smtp_engine.sides import ClientSide, ServerSide, SideLost
 from Zorp.wire.errors import WireError
 from Zorp.wire.limits import SmtpLimits
 from Zorp.wire.smtp_replies import Reply, clean_text

@@ -41,7 +41,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from Zorp.PrefixTable import nested, prefix_table
+from Zorp.zones.prefix_table import nested, prefix_table
 
 _MEMO_BYTES = 32 << 20           # what the bitmaps of one memo may take; older entries are forgotten beyond
 _MEMO_ENTRIES = 16_384           # bound of every memo, whatever the size of its entries

@@ -7,7 +7,7 @@ Theory of operation
     body.  One poll() watches client and child, so neither can stop the other:
 
         first byte of output    DATA to the server, if the child has not refused by then
-        end of output           the verdict decides (Zorp.ContentVerdict): end of data, or none
+        end of output           the verdict decides (Zorp.stacking.content_verdict): end of data, or none
         no output at all        RSET to the server; 550, 250 or 421 to the client, by the verdict
 
     A verdict that refuses after output was passed on costs the server's connection: it has no end
@@ -28,12 +28,12 @@ import socket
 import time
 
 from Zorp.Constants import ZV_ACCEPT, ZV_DROP, ZV_ERROR, ZV_REJECT
-from Zorp.SmtpEngine.decisions import Decisions, Request
-from Zorp.SmtpEngine.received import header_for
-from Zorp.SmtpEngine.session import CLOSING, FAILED, Refusal, SmtpSession
-from Zorp.SmtpEngine.sides import SideLost
-from Zorp.SmtpEngine.transfer import END_LINE_BYTES, BodyLost, MessageTransfer, Pace, ServerFailed
-from Zorp.Stacking import Stacked, StackingFailed, stack_object
+from Zorp.smtp_engine.decisions import Decisions, Request
+from Zorp.smtp_engine.received import header_for
+from Zorp.smtp_engine.session import CLOSING, FAILED, Refusal, SmtpSession
+from Zorp.smtp_engine.sides import SideLost
+from Zorp.smtp_engine.transfer import END_LINE_BYTES, BodyLost, MessageTransfer, Pace, ServerFailed
+from Zorp.stacking.stacking import Stacked, StackingFailed, stack_object
 from Zorp.wire.errors import WireError
 from Zorp.wire.smtp_body import BodyError, BodyReader, DotAdder, DotRemover
 

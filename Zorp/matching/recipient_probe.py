@@ -34,9 +34,9 @@ import threading
 import time
 from collections.abc import Callable
 
-from Zorp import HostNames
 from Zorp.Constants import AF_INET, AF_UNSPEC, CORE_DEBUG
 from Zorp.Log import log
+from Zorp.matching import host_names
 from Zorp.SockAddr import from_ip_int
 from Zorp.transport.connect import ConnectError, Connector, Source
 from Zorp.transport.stream import SocketStream
@@ -132,7 +132,7 @@ class RecipientProbe:
         """Connect to the first address that greets with 220; raises ProbeFailed with the last failure."""
         name, port = self._server
         reason = f"host name does not resolve; host='{name}'"
-        for family, ip_int in HostNames.system_names.addresses(name, AF_UNSPEC):
+        for family, ip_int in host_names.system_names.addresses(name, AF_UNSPEC):
             problem = self._try_address(family, from_ip_int(family, ip_int, port).to_sockaddr())
             if problem is None:
                 return
@@ -143,7 +143,7 @@ class RecipientProbe:
         """Connect and read the greeting; return why it failed."""
         source = None
         if self._bind_name:
-            own = HostNames.system_names.addresses(self._bind_name, family)
+            own = host_names.system_names.addresses(self._bind_name, family)
             if not own:
                 return f"no local address of this family; bind_name='{self._bind_name}'"
             source = Source(family, from_ip_int(*own[0], 0).to_sockaddr())
@@ -201,7 +201,7 @@ class RecipientProbe:
     def _own_name(self) -> bytes:
         """Return what we call ourselves: our full name, or our address where there is none (RFC 5321, 4.1.4)."""
         name = socket.gethostname()
-        if "." in name and HostNames.host_name(name) is not None:
+        if "." in name and host_names.host_name(name) is not None:
             return name.encode("ascii", "replace")
         address = self._stream.sock.getsockname()[0]
         tag = "" if self._stream.sock.family == AF_INET else "IPv6:"

@@ -11,7 +11,7 @@ Theory of operation
 
     Afterwards the accounting line is written, always, and the transaction is over.
 
-A message that a stacked child looks at goes another way, Zorp.SmtpEngine.inspection.
+A message that a stacked child looks at goes another way, Zorp.smtp_engine.inspection.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from __future__ import annotations
 import time
 from typing import NoReturn
 
-from Zorp.SmtpEngine.decisions import Decisions
-from Zorp.SmtpEngine.received import header_for
-from Zorp.SmtpEngine.session import CLOSING, FAILED, Refusal, SessionOver, SmtpSession
-from Zorp.SmtpEngine.sides import SideLost
+from Zorp.smtp_engine.decisions import Decisions
+from Zorp.smtp_engine.received import header_for
+from Zorp.smtp_engine.session import CLOSING, FAILED, Refusal, SessionOver, SmtpSession
+from Zorp.smtp_engine.sides import SideLost
 from Zorp.wire.errors import WireError
 from Zorp.wire.smtp_body import BodyError, BodyReader
 from Zorp.wire.smtp_commands import Chunk, CommandError, parse_bdat

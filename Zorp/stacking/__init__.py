@@ -1,0 +1,1 @@
+"""A proxy or a program on the payload of another proxy, and what its verdict means."""
