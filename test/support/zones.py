@@ -41,7 +41,7 @@ def log_lines(monkeypatch):
             session_id, tag, level, text = None, session_id, tag, level
         lines.append((tag, level, text % args if args else text))
 
-    for module in ("Zone", "ZoneTable", "ZoneNames", "Rule", "RuleConditions", "Util"):
+    for module in ("Zone", "zones.table", "zones.names", "Rule", "rules.conditions", "Util"):
         monkeypatch.setattr(f"Zorp.{module}.log", keep, raising=False)
     return lines
 
