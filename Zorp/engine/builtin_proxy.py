@@ -71,9 +71,6 @@ from Zorp.Stream import Stream
 
 _SERVER_SIDE_MARK = 0x40000000       # tells a forged server connection from the client's in packet rules
 _STOPPED_BY_ADMINISTRATOR = "stopped by administrator"      # info of the summary line
-_DISCARD_READS = 16
-_DISCARD_BYTES = 65536
-_DISCARD_FLAGS = socket.MSG_DONTWAIT | socket.MSG_TRUNC
 
 # where a proxy is in its life: `_state`, ordered
 INITIAL, THREAD_STARTED, STARTING_UP, WORKING, SHUTTING_DOWN, DESTROYING = 0, 1, 3, 4, 5, 6
@@ -625,17 +622,12 @@ def _usable(stream: Stream) -> bool:
 
 
 def _close(stream: Stream, lock) -> None:
-    """Close in order.  What the peer sent and nobody read is discarded first: left unread, it would make
-    the kernel reset the connection, and the peer could lose the end of what we sent."""
+    """Close in order; only a peer that must be told to stop sending is reset."""
+    in_order = stream.end_reading()
+    if enabled(CORE_DEBUG, 6) and stream.fd >= 0:
+        log(stream.name, CORE_DEBUG, 6, "Shutdown channel; fd='%d', mode='%d'", (stream.fd, socket.SHUT_RDWR))
     with lock:
-        sock = stream.sock
-        if sock.fileno() < 0:
-            return
-        stream.shutdown(socket.SHUT_RDWR)
-        try:
-            for _ in range(_DISCARD_READS):
-                if not sock.recv(_DISCARD_BYTES, _DISCARD_FLAGS):
-                    break
-        except OSError:
-            pass                             # reset by the peer: nothing is left to discard
-        stream.close()
+        if in_order:
+            stream.close()
+        else:
+            stream.reset()

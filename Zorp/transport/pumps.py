@@ -95,7 +95,7 @@ class Pump:
             self._failed(self._source_failed)
             return
         if not data and (not self._from_datagrams or self.source.aborted):
-            self.at_eof = True
+            self.at_eof = self.source.at_eof = True
             return
         self.reads += 1
         self.bytes += len(data)

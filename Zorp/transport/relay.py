@@ -146,7 +146,7 @@ class _Direction:
         except OSError:
             raise _SideFailed(self.source_failed) from None
         if not data:
-            self.at_eof = True
+            self.at_eof = self.source.at_eof = True
             return
         self._count(len(data))
         self._send(data)
@@ -180,7 +180,7 @@ class _Direction:
             if not received:
                 pipes.give_back(pipe)
         if not received:
-            self.at_eof = True
+            self.at_eof = self.source.at_eof = True
             return
         self._count(received)
         self._pipe, self._in_pipe = pipe, received

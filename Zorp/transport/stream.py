@@ -8,6 +8,12 @@ Theory of operation
 
     Bytes given back with unread() come out of the next recv() first.
 
+    How to close: close() while the peer's bytes lie unread makes the kernel reset the connection,
+    and the peer may lose the end of what we sent; after shutdown(SHUT_RD), on the other hand, the
+    kernel tells the peer of no more room, and one that is still sending waits for nothing for up
+    to a minute.  end_reading() is what comes before close(): it discards, within bounds, what a
+    peer is still sending, and does nothing where the peer has said that it is done.
+
 Threads
     One thread reads and writes.  Any other thread may call abort(): a blocked call returns at
     once (with end of file or an error), and no later call blocks.
@@ -20,6 +26,7 @@ Errors
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import struct
 import time
@@ -28,6 +35,10 @@ _TIMEVAL = struct.Struct("@ll")
 _LINGER_RESET = struct.pack("@ii", 1, 0)
 _CHUNK_BYTES = 65536
 _SHORTEST_WAIT_MS = 1          # 0 would mean "for ever" to the kernel
+DISCARD_BYTES = 1 << 20        # of a peer that goes on sending at the end
+DISCARD_MS = 500
+_DISCARD_FLAGS = socket.MSG_DONTWAIT | socket.MSG_TRUNC
+_FIN_WAIT = (4, 5)             # TCP states: we have sent our end, the peer has not
 
 
 class StreamTimeout(TimeoutError):
@@ -41,11 +52,21 @@ def _timeval(milliseconds: int | None) -> bytes:
     return _TIMEVAL.pack(milliseconds // 1000, milliseconds % 1000 * 1000)
 
 
+_SINK = bytearray(_CHUNK_BYTES)        # what is discarded may be written here, by any thread
+
+
+def _peer_goes_on(sock: socket.socket) -> bool:
+    """True for a TCP connection whose writing end only we have closed."""
+    if sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type != socket.SOCK_STREAM:
+        return False
+    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] in _FIN_WAIT
+
+
 class SocketStream:
     """One connected stream socket; owns the descriptor until close()."""
 
-    __slots__ = ("_aborted", "_deadline_set", "_on_close", "_pushed_back", "_timeout_ms", "bytes_recvd", "bytes_sent",
-                 "sock")
+    __slots__ = ("_aborted", "_deadline_set", "_on_close", "_pushed_back", "_timeout_ms", "at_eof", "bytes_recvd",
+                 "bytes_sent", "sock")
 
     def __init__(self, sock: socket.socket) -> None:
         if sock.gettimeout() is not None:
@@ -53,6 +74,7 @@ class SocketStream:
         self.sock = sock
         self.bytes_recvd = 0
         self.bytes_sent = 0
+        self.at_eof = False            # the peer's end of file was read
         self._pushed_back = b""
         self._timeout_ms: int | None = None
         self._deadline_set = False
@@ -88,6 +110,8 @@ class SocketStream:
             data = self.sock.recv(limit)
         except BlockingIOError:
             raise StreamTimeout("nothing received in time") from None
+        if not data:
+            self.at_eof = True
         self.bytes_recvd += len(data)
         return data
 
@@ -137,6 +161,40 @@ class SocketStream:
     def aborted(self) -> bool:
         """True after abort(): end of file then means "we were told to stop"."""
         return self._aborted
+
+    def end_reading(self) -> bool:
+        """Discard what the peer still sends; False when the connection is better reset than closed.
+
+        Waits only for a peer that is sending, at most DISCARD_MS and DISCARD_BYTES.  Never raises.
+        """
+        sock = self.sock
+        try:
+            if self._aborted:
+                return not _peer_goes_on(sock)
+            if self.at_eof or sock.type != socket.SOCK_STREAM or not self._discard_once():
+                return True
+            sock.shutdown(socket.SHUT_WR)
+            return self._discard(time.monotonic() + DISCARD_MS / 1000)
+        except OSError:
+            return True                      # broken already, or the descriptor is closed
+
+    def _discard(self, deadline_s: float) -> bool:
+        discarded = 0
+        poll = select.poll()
+        poll.register(self.sock, select.POLLIN)
+        while discarded < DISCARD_BYTES and (left_s := deadline_s - time.monotonic()) > 0 and poll.poll(left_s * 1000):
+            got = self._discard_once()
+            if not got:
+                return True
+            discarded += got
+        return discarded < DISCARD_BYTES
+
+    def _discard_once(self) -> int:
+        """Return how much was discarded now, 0 at end of file and where there is nothing."""
+        try:
+            return self.sock.recv_into(_SINK, 0, _DISCARD_FLAGS)
+        except BlockingIOError:
+            return 0
 
     def close(self) -> None:
         """Close the descriptor; a second call does nothing."""
