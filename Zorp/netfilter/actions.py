@@ -61,12 +61,12 @@ def jump(chain: str) -> Target:
 class Actions:
     """The actions of one family.
 
-    rules: every rule of the plan with its service.  listeners: instance name to its TCP listener
-    of this family; an instance without one cannot get its connections, they are dropped.
+    rules: every rule of the plan with its service.  listeners: (instance name, TCP or UDP) to its
+    listener of this family; what an instance has no listener for is dropped.
     """
 
     def __init__(self, family: int, site: Site, rules: Iterable[tuple[RuleIndex, object]],
-                 listeners: Mapping[str, ListenerData]) -> None:
+                 listeners: Mapping[tuple[str, int], ListenerData]) -> None:
         self._family, self._site, self._marks = family, site, site.marks
         self._rules = tuple(rules)
         self._listeners = listeners
@@ -91,12 +91,10 @@ class Actions:
 
     def _diversion(self, rule: RuleIndex, service: object) -> list[Rule]:
         if rule.kind == "proxy":
-            listener = self._listeners.get(rule.instance)
-            if listener is None:
-                return [Rule((), DROP)]
             marks = self._marks.divert, self._marks.divert
-            return [Rule((Test("proto", TCP),), Target("tproxy", (listener.address, listener.port, *marks))),
-                    Rule((), DROP)]
+            listeners = ((protocol, self._listeners.get((rule.instance, protocol))) for protocol in (TCP, UDP))
+            return [*(Rule((Test("proto", protocol),), Target("tproxy", (listener.address, listener.port, *marks)))
+                      for protocol, listener in listeners if listener is not None), Rule((), DROP)]
         if isinstance(service, ForwardData) and service.router is not None and not self._is_own(service.router[0]):
             return [Rule((), DROP)]                  # an address of the other family cannot be reached from here
         return []

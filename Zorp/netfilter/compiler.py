@@ -8,10 +8,16 @@ Theory of operation
             packets that belong to a transparent socket: marked, delivered to it
             new connections that the site hides (ZORP_BYPASS): not evaluated
             ZORP_EVAL: new connections only; the first entry that matches goes to ZORP_R<index>
+            ZORP_AGAIN: datagrams of a proxied client after the proxy's session has ended
         nat and filter: Zorp.netfilter.actions
 
     The rules of all instances form one pool.  A packet that no rule takes keeps a connection
     mark without a class, and ZORP_FORWARD drops it.
+
+    To connection tracking a UDP client and its server stay one connection for as long as they
+    talk; to a proxy they are a new session whenever the last one has timed out.  ZORP_AGAIN
+    evaluates such datagrams like new ones, and diverts or drops them: NAT would not see them any
+    more, so they cannot become forwarded.
 
     Indexes of rules are stable: a rule that says the same as before keeps its index, a new one
     gets a number that was not used since the last wrap-around (IndexState), because connections
@@ -148,11 +154,11 @@ class _Compiler:
     # ---- tables
 
     def _tables(self, family: int) -> list[Table]:
-        listeners: dict[str, ListenerData] = {}
+        listeners: dict[tuple[str, int], ListenerData] = {}
         for description in self._descriptions:
             for listener in description.listeners:
-                if listener.protocol == TCP and (":" in listener.address) == (family == 6):
-                    listeners.setdefault(description.instance, listener)
+                if (":" in listener.address) == (family == 6):
+                    listeners.setdefault((description.instance, listener.protocol), listener)
         actions = Actions(family, self._site, self._rules, listeners)
         mangle = [*self._entrance(family), *self._evaluation(family), *actions.mangle()]
         return [
@@ -195,9 +201,27 @@ class _Compiler:
         others = self._kind_of_traffic(family, OTHER, "ZORP_OTHER")
         if others:
             branches.append(Rule((), goto("ZORP_OTHER")))
-        first = [Rule((Test("state", "NEW", negated=True),), RETURN),
-                 Rule((), Target("connmark", (0, self._marks.connection_mask)))]
-        return [Chain("ZORP_EVAL", (*first, *branches)), *chains, *others]
+        later = Test("state", "NEW", negated=True)
+        first = [Rule((later,), RETURN), Rule((), Target("connmark", (0, self._marks.connection_mask)))]
+        again = self._udp_again() if any(chain.name == "ZORP_UDP" for chain in chains) else []
+        if again:
+            first.insert(0, Rule((Test("proto", UDP), later, Test("direction", "ORIGINAL"), *self._was_proxied()),
+                                 goto(again[0].name)))
+        return [Chain("ZORP_EVAL", (*first, *branches)), *chains, *others, *again]
+
+    def _was_proxied(self) -> tuple[Test, Test]:
+        marks = self._marks
+        return (Test("connmark", (0, marks.class_mask)), Test("connmark", (0, marks.connection_mask), negated=True))
+
+    def _udp_again(self) -> list[Chain]:
+        """Return the chain for datagrams of a proxy's client whose session, and so its socket, is gone."""
+        marks = self._marks
+        if not any(listener.protocol == UDP for description in self._descriptions
+                   for listener in description.listeners):
+            return []
+        return [Chain("ZORP_AGAIN", (Rule((), jump("ZORP_UDP")),
+                                     Rule((), Target("connmark", (marks.undecided, marks.connection_mask))),
+                                     Rule((), Target("drop"))))]
 
     def _kind_of_traffic(self, family: int, kind: int | None, name: str) -> list[Chain]:
         entries = entries_of(self._instances, family, kind, self._registry)

@@ -37,6 +37,7 @@ class Test(NamedTuple):
     icmp         (type, code); code None: any
     mark, connmark     (value, mask)
     state        connection state: NEW, INVALID
+    direction    of the packet in its connection: ORIGINAL, REPLY
     socket       None: a transparent socket of this host has the packet
     """
 

@@ -18,7 +18,7 @@ import yaml
 
 FILE_NAME = "kzorp.yml"
 INDEX_BITS = 16
-_CONNECTION_BITS = 20            # index, two bits that stay free, class
+_CONNECTION_BITS = 20            # index, undecided, one bit that stays free, class
 _U32 = 0xFFFFFFFF
 _IFACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@-]{0,14}")
 _PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58}
@@ -59,6 +59,11 @@ class Marks:
     @property
     def bypass(self) -> int:
         return 0xC0000 << self.connection_shift
+
+    @property
+    def undecided(self) -> int:
+        """A connection that was a proxy's and is nobody's now."""
+        return 1 << INDEX_BITS << self.connection_shift
 
     def of_index(self, index: int) -> int:
         return index << self.connection_shift

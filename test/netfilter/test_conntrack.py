@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from test.support.net import CLIENT, SERVER, SERVER6, net
-from Zorp.netfilter.conntrack import Connection, Endpoints, attributes, connections, messages, read_connection
+from Zorp.netfilter.conntrack import Connection, Endpoints, connections, read_connection
+from Zorp.netfilter.netlink import attributes, messages
 from Zorp.netfilter.nflog import LoggedPacket, read_packet
 
 __all__ = ["net"]

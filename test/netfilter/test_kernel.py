@@ -31,6 +31,15 @@ PLUG_PORT_80 = policy("""
     Rule(proto=6, dst_port=80, service="web")
     """)
 
+UDP_PORT_53 = policy("""
+    class QuickPlug(PlugProxy):
+        def config(self):
+            self.timeout = 1000
+
+    Service("dns", QuickPlug)
+    Rule(proto=17, dst_port=53, service="dns")
+    """)
+
 
 @pytest.fixture(params=BACKENDS)
 def backend(request, net):
@@ -172,6 +181,73 @@ def test_scenario_32_accepted_marks_do_not_hang_connections(net, backend):
     for address in (SERVER, SERVER6):
         server = net.server.listen(address, 80)
         echo(net.client.connect(address, 80), server.accept()[0])
+
+
+@pytest.mark.parametrize(("address", "seen_from"), [(SERVER, FIREWALL_OUTSIDE), (SERVER6, FIREWALL_OUTSIDE6)])
+def test_scenario_35_datagrams_are_answered_from_the_address_that_was_asked(net, backend, address, seen_from):
+    # given a proxy for UDP and a server that answers in upper case
+    daemon = net.firewall.start_zorp(UDP_PORT_53)
+    server = net.server.answer_datagrams(address, 53)
+    with net.client.socket(address, socket.SOCK_DGRAM) as client:
+        # when a client asks twice
+        for question in (b"one", b"two"):
+            client.sendto(question, (address, 53))
+            answer, answerer = client.recvfrom(100)
+            # then the answers come from where it asked
+            assert (answer, answerer[:2]) == (question.upper(), (address, 53))
+        # and both questions went through one session
+        started = daemon.log.find("core.session", 3, "Starting proxy instance")
+        assert [line.fields["client_local"].partition("(")[2] for line in started] == [f"{address}:53)"]
+        assert set(server.peers) == {seen_from}
+        # and when the session is gone, a later question of the same client begins another
+        daemon.log.wait_for("core.session", 4, "Ending proxy instance")
+        client.sendto(b"three", (address, 53))
+        assert client.recv(100) == b"THREE"
+    assert len(daemon.log.find("core.session", 3, "Starting proxy instance")) == 2
+
+
+def test_udp_is_the_daemon_s_decision(net, backend):
+    # given a rule for a zone of clients, and packet rules of a wider one
+    zones = "Zone('office', '{}')"
+    body = "Service('dns', PlugProxy)\nRule(proto=17, dst_port=53, src_zone='office', service='dns')"
+    daemon = net.firewall.start_zorp(policy(body, zones.format("10.9.0.0/24")), load=False)
+    daemon.write_policy(policy(body, zones.format("10.1.0.0/24")))
+    net.firewall.setup("load")
+    server = net.server.answer_datagrams(SERVER, 53)
+    # when a client asks that is in the zone for the packet filter only
+    with net.client.socket(SERVER, socket.SOCK_DGRAM) as client:
+        client.sendto(b"one", (SERVER, 53))
+        # then the daemon refuses, and nothing reaches the server
+        daemon.log.wait_for("core.policy", 1, "Connection denied by policy")
+    assert server.peers == []
+    # and once the daemon has the same policy, the same client is served
+    daemon.reload()
+    with net.client.socket(SERVER, socket.SOCK_DGRAM) as client:
+        client.sendto(b"two", (SERVER, 53))
+        assert client.recv(100) == b"TWO"
+
+
+def test_datagrams_without_a_daemon_go_nowhere(net, backend):
+    daemon = net.firewall.start_zorp(UDP_PORT_53)
+    server = net.server.answer_datagrams(SERVER, 53)
+    with net.client.socket(SERVER, socket.SOCK_DGRAM) as client:
+        client.sendto(b"one", (SERVER, 53))
+        assert client.recv(100) == b"ONE"
+        # when the daemon is gone, in the middle of a conversation
+        worker = pathlib.Path(f"/proc/{daemon.worker_pid()}")
+        daemon.end()
+        wait_until(lambda: not worker.exists(), "the end of the worker")
+        # then neither this client nor another reaches the server
+        client.settimeout(SILENCE_S)
+        client.sendto(b"two", (SERVER, 53))
+        with pytest.raises(OSError, match=r"timed out|refused"):
+            client.recv(100)
+    with net.client.socket(SERVER, socket.SOCK_DGRAM) as client:
+        client.sendto(b"three", (SERVER, 53))
+        client.settimeout(SILENCE_S)
+        with pytest.raises(TimeoutError):
+            client.recv(100)
+    assert len(server.peers) == 1
 
 
 def test_scenario_36_port_of_a_client_is_used_again(net, backend):

@@ -89,6 +89,12 @@ class Namespace:
         made.listen(64)
         return Server(made)
 
+    def answer_datagrams(self, address: str, port: int) -> DatagramServer:
+        """Return a server that answers every datagram with its upper case form, in a thread."""
+        made = self.socket(address, socket.SOCK_DGRAM)
+        made.bind((address, port))
+        return DatagramServer(made)
+
     def connect(self, address: str, port: int, *, source: tuple[str, int] | None = None,
                 timeout_s: float = _DEADLINE_S) -> socket.socket:
         """Return a connected socket, or raise what connect() raises."""
@@ -158,6 +164,23 @@ class Server:
             self.listening.shutdown(socket.SHUT_RDWR)
         for each in (self.listening, *self.accepted):
             each.close()
+
+
+class DatagramServer:
+    """Answers until the end of the test; `peers` are the addresses that asked, in order."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.peers: list[str] = []
+        self._sock = sock
+        sock.settimeout(None)
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                data, peer = self._sock.recvfrom(65_535)
+                self.peers.append(peer[0])
+                self._sock.sendto(data.upper(), peer)
 
 
 class Firewall(Namespace):
