@@ -13,7 +13,7 @@ import types
 
 from Zorp import Globals
 from Zorp.Constants import Z_PORT_ANY, ZD_PROTO_UDP
-from Zorp.runtime.capabilities import CAP_NET_BIND_SERVICE, CAP_NET_RAW
+from Zorp.process.capabilities import CAP_NET_BIND_SERVICE, CAP_NET_RAW
 
 _PLAIN_ROUTERS = frozenset({"DirectedRouter", "InbandRouter", "TransparentRouter"})
 _PLAIN_CHAINERS = frozenset({"ConnectChainer", "MultiTargetChainer", "StateBasedChainer", "RoundRobinChainer",

@@ -26,7 +26,7 @@ import resource
 from collections.abc import Callable
 
 from Zorp.Log import log
-from Zorp.runtime import capabilities
+from Zorp.process import capabilities
 from Zorp.runtime.options import Mode, Options
 
 DEFAULT_USER = "zorp"

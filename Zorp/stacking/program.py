@@ -34,8 +34,8 @@ import time
 from Zorp.Config import config
 from Zorp.Constants import CORE_DEBUG, CORE_ERROR, Z_ACCEPT, Z_DROP, Z_ERROR, Z_REJECT, ZV_UNSPEC
 from Zorp.Log import log
+from Zorp.process.program import Program
 from Zorp.stacking.content_verdict import ContentVerdict
-from Zorp.transport.program import Program
 from Zorp.wire.stack_control import ControlError, ControlReader, answer
 
 REQUESTS = 1000

@@ -6,7 +6,7 @@ Theory of operation
     verdict on the content.
 
         proxy class, (Z_STACK_PROXY, class)             a child proxy between two socket pairs
-        text, (Z_STACK_PROGRAM, command)                a program: Zorp.transport.program
+        text, (Z_STACK_PROGRAM, command)                a program: Zorp.process.program
         (Z_STACK_PROVIDER, name, info)                  what a StackingProvider's backend offers
         (Z_STACK_CUSTOM, backend, info)                 the same for a backend object
         (Z_STACK_PROXY_IN_SESSION, class, session, client stream or None, server stream or None)
@@ -52,10 +52,10 @@ from Zorp.Constants import (
 )
 from Zorp.engine.builtin_proxy import BuiltinProxy, log_policy_exception
 from Zorp.Log import log
+from Zorp.process import program as programs
 from Zorp.stacking.content_verdict import ContentVerdict
 from Zorp.stacking.program import ControlChannel, ProgramWatch
 from Zorp.Stream import Stream, streamPair
-from Zorp.transport import program as programs
 
 DEEPEST = 16                     # sessions below a master's; a child that stacks its own kind would never end
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

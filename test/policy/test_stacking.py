@@ -425,6 +425,28 @@ def test_program_has_a_clean_world(serve, monkeypatch):
     assert pid == group == own_session
 
 
+def test_program_has_no_capabilities_and_gets_none(serve):
+    """Also of user 0, who would get all of them back by executing a program."""
+    with serve(stacking("grep -E '^(Cap|NoNewPrivs)' /proc/self/status")) as session:
+        lines = receive_all(session.server).decode().split()
+    status = dict(zip(lines[::2], lines[1::2], strict=True))
+    assert [int(status[f"Cap{name}:"], 16) for name in ("Inh", "Prm", "Eff", "Amb")] == [0, 0, 0, 0]
+    assert status["NoNewPrivs:"] == "1"
+
+
+def test_host_without_threads_starts_no_program(serve, monkeypatch):
+    monkeypatch.setattr("Zorp.process.program._Spawning.start", refuse_thread)
+    with serve(stacking("cat")) as session:
+        session.client.sendall(b"abc")
+        assert receive_all(session.server) == b""
+        session.wait_for_end()
+    assert session.log.find("Program stacking failed, fork returned error; program='cat'")
+
+
+def refuse_thread(self):
+    raise RuntimeError("can't start new thread")
+
+
 def test_session_data_cannot_become_shell_code(serve):
     # given a service whose name would run a command if it got into the command line
     with serve(stacking('echo "$ZORP_SERVICE"')) as session:

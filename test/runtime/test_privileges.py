@@ -14,7 +14,8 @@ import pytest
 
 from test.runtime.policies import ECHO
 from test.support.daemon import Daemon, wait_until
-from Zorp.runtime import capabilities, privileges
+from Zorp.process import capabilities
+from Zorp.runtime import privileges
 from Zorp.runtime.options import Mode, Options, parse
 
 RAW, BIND, ADMIN = 1 << 13, 1 << 10, 1 << 12
@@ -90,7 +91,7 @@ def in_a_child(program: str) -> str:
 
 def test_limited_capabilities_are_gone_from_every_set():
     shown = in_a_child(
-        "from Zorp.runtime import capabilities\n"
+        "from Zorp.process import capabilities\n"
         "capabilities.limit(1 << 13)\n"
         "capabilities.forbid_new_privileges()\n"
         "print(*[line for line in open('/proc/self/status') if line.startswith(('Cap', 'NoNew'))], sep='')")

@@ -6,7 +6,9 @@ Theory of operation
     limit() leaves a process with given sets and nothing else, in the permitted, effective,
     inheritable, bounding and ambient sets.
 
-    The kernel keeps capabilities per thread; so limit() belongs before the first thread.
+    The kernel keeps capabilities per thread; so limit() belongs before the first thread.  A thread
+    that is about to start a foreign program, and nothing else, gives up everything by itself:
+    without_privileges().
 
 The original kept the effective set empty and raised single capabilities around calls.  Here the
 effective set holds what is left after the policy is loaded: a policy that forges addresses
@@ -118,6 +120,16 @@ def keep_over_setuid() -> None:
 def forbid_new_privileges() -> None:
     """From now on no program that is executed gains privileges, set-user-id or not."""
     _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
+def without_privileges() -> None:
+    """Take everything from the calling thread, for good, also what user 0 would get back by executing a program.
+
+    Raises OSError.  What the thread starts from now on has no capability and cannot gain one.
+    """
+    forbid_new_privileges()
+    if permitted():
+        _check(_libc.capset(ctypes.byref(_Header(_VERSION_3, 0)), (_Data * 2)()))
 
 
 def _check(result: int) -> None:

@@ -9,7 +9,9 @@ Theory of operation
         nothing else descriptors of ours are closed at exec; those that are not are listed and closed
 
     and a session, so a process group, of its own, default signals, the environment it is given
-    and every CPU that this process was given.
+    and every CPU that this process was given; user and groups are ours, but capabilities it has
+    none, also as user 0, and no set-user-id program gives it any.  Capabilities belong to threads,
+    so the program is started by a thread that lives for this and lets go of everything before.
 
     The program's leader stays a zombie until end(): as long as it is not reaped its number cannot
     belong to anybody else, and killing the group can hit nobody else.  end() kills what is left
@@ -26,6 +28,7 @@ Threads
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import resource
@@ -36,6 +39,7 @@ import threading
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from Zorp.process.capabilities import without_privileges
 from Zorp.transport.cpus import home
 
 SHELL = "/bin/sh"
@@ -122,10 +126,7 @@ def start(command: str, stdin: socket.socket, stdout: socket.socket, control: so
                     for fd in (stdin.fileno(), stdout.fileno(), errors_of_program, control.fileno())]
         actions = [(os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable()]
         actions += [(os.POSIX_SPAWN_DUP2, source, target) for target, source in enumerate(sources)]
-        with home.away():
-            pid = os.posix_spawn(
-                SHELL, [SHELL, "-c", command], dict(environment), file_actions=actions, setsid=True,
-                setsigmask=(), setsigdef=_SIGNALS)
+        pid = _Spawning([SHELL, "-c", command], dict(environment), actions).result()
         program = Program(pid, errors)
     except BaseException:
         os.close(errors)
@@ -135,6 +136,36 @@ def start(command: str, stdin: socket.socket, stdout: socket.socket, control: so
             os.close(fd)
     _limit(pid, limits)
     return program
+
+
+class _Spawning(threading.Thread):
+    """The thread that starts one program."""
+
+    def __init__(self, argv: list[str], environment: dict[str, str], actions: list[tuple]) -> None:
+        super().__init__(name="spawning", daemon=True)
+        self._argv, self._environment, self._actions = argv, environment, actions
+        self._pid = 0
+        self._problem: OSError | None = None
+
+    def run(self) -> None:
+        try:
+            without_privileges()
+            with home.away():
+                self._pid = os.posix_spawn(self._argv[0], self._argv, self._environment, file_actions=self._actions,
+                                           setsid=True, setsigmask=(), setsigdef=_SIGNALS)
+        except OSError as problem:
+            self._problem = problem
+
+    def result(self) -> int:
+        """Start the program and return its pid; raises OSError."""
+        try:
+            self.start()
+        except RuntimeError as problem:              # the host has no thread left
+            raise OSError(errno.EAGAIN, str(problem)) from None
+        self.join()
+        if self._problem is not None:
+            raise self._problem
+        return self._pid
 
 
 def _inheritable() -> list[int]:
