@@ -14,12 +14,16 @@ Theory of operation
     A change of the settings replaces one immutable Filter; no lock is needed.
 
 Guarantees, because logs are evidence
-    One call is one record: control characters are written as <XX>, wherever they come from.
+    One call is one record: control characters are written as <XX> per byte, wherever they come
+    from; also those of Unicode that end lines or turn the direction of writing.
     Nothing that a peer sends can forge a field: `'` in an argument is written as <27> when the
     text quotes its arguments, and an argument longer than VALUE_BYTES is cut with a mark, so
     that the rest of the line survives.  Bytes of text (one character per byte) that are valid
     UTF-8 are written as such, others as <XX>.
     log() never raises; a text that does not fit its arguments is reported and written raw.
+
+    A sink of structured records (JSON, RFC 5424) gets the values as they are: nothing escaped,
+    QUOTE for a `'` that belongs to a value.  It calls escaped() where it needs the line.
 """
 
 from __future__ import annotations
@@ -39,7 +43,9 @@ _AUDIT_TAGS, _AUDIT_LEVEL = ("core.summary", "core.accounting"), 4
 _CUT_MARK = "…(cut)"
 _MAX_KNOWN_TAGS = 1000           # policies may invent tags; the look-up table must not grow for ever
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+QUOTE = "\udc27"                 # a quote within a value; no decoding makes this character
+_CONTROL = re.compile(            # C0, DEL, C1; line and paragraph separators; marks that turn the direction of text
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _OVER_7F = re.compile(r"[^\x00-\x7f]")
 _ITEM = re.compile(r"[ ,]*([A-Za-z0-9.*]+):\s*(\d*)[^,]*")
 
@@ -121,16 +127,18 @@ _filter = Filter(DEFAULT_VERBOSITY, DEFAULT_SPEC)
 _sink: Sink = _plain_sink
 _throttle: Callable[[str, str], bool] | None = None      # (tag, text) -> may this one be written
 _escape_high = False
+_is_structured = False
 show_secrets = False             # --log-secrets; who logs attributes and headers looks here
 
 
 def configure(*, sink: Sink | None = None, throttle: Callable[[str, str], bool] | None = None,
-              escape_high: bool = False, secrets: bool = False) -> None:
+              escape_high: bool = False, secrets: bool = False, structured: bool = False) -> None:
     """Install what the command line asks for; called before there are threads."""
-    global _sink, _throttle, _escape_high, show_secrets
+    global _sink, _throttle, _escape_high, _is_structured, show_secrets
     _sink = sink or _plain_sink
     _throttle = throttle
     _escape_high = escape_high
+    _is_structured = structured
     show_secrets = secrets
 
 
@@ -143,6 +151,11 @@ def set_filter(new: Filter) -> None:
     """Put another verbosity and spec in force, for all threads from their next message on."""
     global _filter
     _filter = new
+
+
+def is_structured() -> bool:
+    """True when records are written with facts that the classic line has no room for."""
+    return _is_structured
 
 
 def enabled(tag: str, level: int) -> bool:
@@ -248,6 +261,8 @@ def _value(arg, quoted: bool):
         arg = arg[:VALUE_BYTES] + _CUT_MARK if arg.isascii() else _readable(arg[:VALUE_BYTES]) + _CUT_MARK
     elif not arg.isascii():
         arg = _readable(arg)
+    if _is_structured:
+        return arg.replace("'", QUOTE)
     return arg.replace("'", "<27>") if quoted else arg
 
 
@@ -260,10 +275,20 @@ def _readable(text: str) -> str:
 
 
 def _clean(text: str) -> str:
+    return text if _is_structured or (text.isprintable() and not _escape_high) else escaped(text)
+
+
+def escaped(text: str) -> str:
+    """Return a text as the classic line has it: one line, whatever is in it."""
+    if QUOTE in text:
+        text = text.replace(QUOTE, "<27>" if "'" in text else "'")
     if _escape_high and not text.isascii():
-        text = _OVER_7F.sub(lambda found: "".join(
-            f"<{byte:02X}>" for byte in found[0].encode("utf-8", "backslashreplace")), text)
-    return text if text.isprintable() else _CONTROL.sub(lambda found: f"<{ord(found[0]):02X}>", text)
+        text = _OVER_7F.sub(_as_bytes, text)
+    return text if text.isprintable() else _CONTROL.sub(_as_bytes, text)
+
+
+def _as_bytes(found: re.Match) -> str:
+    return "".join(f"<{byte:02X}>" for byte in found[0].encode("utf-8", "backslashreplace"))
 
 
 codecs.register_error("zorp-hex", lambda problem: (

@@ -38,7 +38,15 @@ from types import MethodType
 from Zorp import Globals
 from Zorp.acceptance.binds import protocol_name
 from Zorp.acceptance.instance_numbers import getInstanceId
-from Zorp.acceptance.verdict import ACCEPTED
+from Zorp.acceptance.verdict import (
+    ABORTED_BY_POLICY_ACTION,
+    ACCEPTED,
+    DENIED_BY_CONNECTION_FAIL,
+    DENIED_BY_LIMIT,
+    DENIED_BY_POLICY,
+    DENIED_BY_UNKNOWN_FAIL,
+    INVALID_POLICY_CALL,
+)
 from Zorp.Config import config
 from Zorp.Constants import (
     CORE_DEBUG,
@@ -55,7 +63,7 @@ from Zorp.Constants import (
     ZV_REJECT,
 )
 from Zorp.Exceptions import DACException
-from Zorp.Log import enabled, log, log_exception
+from Zorp.Log import enabled, is_structured, log, log_exception
 from Zorp.SockAddr import SockAddrType
 from Zorp.Szig import ConnectionKey, statistics
 from Zorp.Zone import Zone, dac_enforced
@@ -71,6 +79,14 @@ _SUMMARY = (
     " verdict='%s', info='%s', auth_user='%s'"
 )
 _NOTHING = "(NULL)"
+_REASONS = {                     # what structured summaries say where nobody gave a reason
+    DENIED_BY_POLICY: "no service for this connection",
+    DENIED_BY_LIMIT: "too many connections of this client",
+    DENIED_BY_CONNECTION_FAIL: "no connection to the server",
+    DENIED_BY_UNKNOWN_FAIL: "failure of the proxy, see its traceback",
+    ABORTED_BY_POLICY_ACTION: "ended by the policy",
+    INVALID_POLICY_CALL: "malformed entry of a policy table",
+}
 
 get_protocol_name = protocol_name
 
@@ -261,6 +277,7 @@ class MasterSession(AbstractSession):
     target_local_loose = TRUE
     target_local_random = FALSE
     verdict = ACCEPTED
+    refusal_reason = ""              # why the verdict is what it is; in structured summaries only
     summary_info = ""                # the summary's info field; whoever stops a session from outside fills it
 
     def __init__(self, service=None, client_stream=None, client_local=None, client_listen=None,
@@ -380,7 +397,13 @@ class MasterSession(AbstractSession):
             self.protocol_name, client_ip, client_port, _zone_name(self.client_zone),
             self._server_protocol_name(), server_ip, server_port, _zone_name(self.server_zone),
             wanted_ip, wanted_port, local_ip, local_port,
-            self.verdict, info, self.auth_user or _NOTHING))
+            self.verdict, self._reason(info), self.auth_user or _NOTHING))
+
+    def _reason(self, info):
+        """Return the summary's info: the classic line keeps it empty for refusals, as parsers know it."""
+        if info or not is_structured():
+            return info
+        return self.refusal_reason or _REASONS.get(self.verdict, "")
 
     def _server_protocol_name(self):
         chainer = getattr(self.service, "chainer", None)

@@ -102,7 +102,7 @@ REFUSALS = (
 
 
 def refuse(session, problem) -> None:
-    """Set the verdict of the session's master and log why, as the table says.
+    """Set verdict and reason in the session's master and log why, as the table says.
 
     Call it while `problem` is being handled: an exception outside the table is logged with
     its traceback.
@@ -111,9 +111,11 @@ def refuse(session, problem) -> None:
     for refusal in REFUSALS:
         if isinstance(problem, refusal.problem):
             master.verdict = refusal.verdict
+            master.refusal_reason = str(problem)
             log(session.session_id, CORE_POLICY, 1, refusal.text, (str(problem),))
             if isinstance(problem, RuntimeError) and type(problem) is not RuntimeError:
                 log_exception(session.session_id)
             return
     master.verdict = DENIED_BY_UNKNOWN_FAIL
+    master.refusal_reason = f"{type(problem).__name__}: {problem}"
     log_exception(session.session_id)

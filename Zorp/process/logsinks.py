@@ -11,6 +11,8 @@ Theory of operation
     is written when it is a pipe or a socket, because its blocking mode belongs to others.
 
     A record is written in one of three forms: classic (the form of the original), rfc5424, json.
+    The latter two carry the values of the fields as they were, in JSON to the byte, in RFC 5424
+    with control characters as <XX>; their text is the classic line's.
 
 Threads
     Any thread may log.  _line_lock guards the waiting line and the socket; with nothing waiting a
@@ -31,7 +33,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from Zorp.Log import line_of
+from Zorp.Log import QUOTE, escaped, line_of
 
 PACKET_BYTES = 8191              # what receivers of the original were built for
 MAX_WAITING_BYTES = 4 << 20
@@ -42,6 +44,10 @@ _FACILITY_DAEMON = 3
 _CRIT = 2
 _INFO = 6
 _FIELD = re.compile(r"([A-Za-z0-9_]+)='([^']*)'")
+_IN_PARAMETER = re.compile(r'["\\\]]')                # RFC 5424 section 6.3.3
+_PARAMETER_NAME_CHARS = 32
+_SD_ID, _FIELDS_SD_ID = "zorp@32473", "fields@32473"
+_HARMFUL_IN_JSON = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def severity_of(tag: str, level: int) -> int:
@@ -102,16 +108,26 @@ class Formatter:
         return f"{self._plain_date()} {line_of(tag, level, session, text)}"
 
     def _rfc5424(self, tag, level, session, text) -> str:
-        shown = (session or "-").replace("\\", "\\\\").replace('"', '\\"').replace("]", "\\]")
+        fields = "".join(f' {name[:_PARAMETER_NAME_CHARS]}="{_parameter(value)}"' for name, value in _fields(text))
         return (f"1 {_iso_time()} {self._host} zorp/{self._instance} {os.getpid()} {tag} "
-                f'[zorp@32473 level="{level}" session="{shown}"] {text}')
+                f'[{_SD_ID} level="{level}" session="{_parameter(session or "-")}"]'
+                + (f"[{_FIELDS_SD_ID}{fields}]" if fields else "") + f" {escaped(text)}")
 
     def _json(self, tag, level, session, text) -> str:
-        message = text.partition(";")[0]
-        return json.dumps({
+        line = json.dumps({
             "time": _iso_time(), "host": self._host, "instance": self._instance, "pid": os.getpid(), "tag": tag,
-            "level": level, "session": session, "message": message, "fields": dict(_FIELD.findall(text)),
-            "text": text}, ensure_ascii=False)
+            "level": level, "session": session, "message": escaped(text.partition(";")[0]),
+            "fields": dict(_fields(text)), "text": escaped(text)}, ensure_ascii=False)
+        return line if line.isascii() else _HARMFUL_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
+
+
+def _fields(text: str) -> list[tuple[str, str]]:
+    """Return names and true values of the fields of a structured record's text."""
+    return [(name, value.replace(QUOTE, "'")) for name, value in _FIELD.findall(text)]
+
+
+def _parameter(value: str) -> str:
+    return _IN_PARAMETER.sub(r"\\\g<0>", escaped(value))
 
 
 def _iso_time() -> str:

@@ -21,7 +21,7 @@ class LogSetup:
         self.sink = SyslogSink(formatter, options.log_socket) if options.syslog else StderrSink(formatter)
         self.throttle = Throttle(options.log_rate) if options.log_rate else None
         Log.configure(sink=self.sink, throttle=self.throttle, escape_high=options.log_escape,
-                      secrets=options.log_secrets)
+                      secrets=options.log_secrets, structured=options.log_format != "classic")
         Log.set_filter(Log.Filter(options.verbosity, options.log_spec))
 
     def after_fork(self) -> None:

@@ -1,19 +1,21 @@
 """Sessions: forms of construction, inheritance, ids, the counted life, the summary line."""
 
+import re
 import socket
 import threading
 
 import pytest
 
-from Zorp import Exceptions, Globals, Szig
+from Zorp import Exceptions, Globals, Log, Szig
 from Zorp.acceptance.binds import DBSockAddr
 from Zorp.Config import config
 from Zorp.Constants import FALSE, TRUE, ZD_PROTO_TCP, ZD_PROTO_UDP, ZV_ACCEPT, ZV_REJECT
+from Zorp.Exceptions import DACException, LimitException
 from Zorp.Session import AbstractSession, ClientInfo, MasterSession, StackedSession, get_protocol_name
 from Zorp.SockAddr import SockAddrInet
 from Zorp.Stream import Stream
 from Zorp.Szig import Statistics
-from Zorp.acceptance.verdict import ConnectionVerdict
+from Zorp.acceptance.verdict import DENIED_BY_CONNECTION_FAIL, ConnectionVerdict, refuse
 
 from test.support.logged import captured_log
 from test.support.world import policy_world
@@ -419,3 +421,28 @@ def test_sessions_show_in_the_statistics_while_they_run(zones, monkeypatch):
     assert node["server_address"] == "AF_INET(203.0.113.80:80)"
     session.release()
     assert statistics.value(("stats", "sessions_running")) == "0"
+
+
+@pytest.mark.parametrize(("problem", "verdict", "reason"), [
+    (DACException("not from there"), "DENIED_BY_POLICY", "DAC policy violation: not from there"),
+    (LimitException("Instance limit reached"), "DENIED_BY_LIMIT", "Limit error: Instance limit reached"),
+    (ValueError("defect"), "DENIED_BY_UNKNOWN_FAIL", "ValueError: defect"),
+    (None, "DENIED_BY_CONNECTION_FAIL", "no connection to the server"),
+])
+@pytest.mark.parametrize("structured", [False, True])
+def test_structured_summaries_say_why_a_connection_was_refused(zones, logged, monkeypatch, structured, problem,
+                                                               verdict, reason):
+    monkeypatch.setattr(Log, "_is_structured", structured)
+    session = master()
+    try:
+        if problem is None:
+            session.verdict = DENIED_BY_CONNECTION_FAIL
+        else:
+            raise problem
+    except Exception as raised:
+        refuse(session, raised)
+    session.release()
+    message, = logged.find("Connection summary")
+    fields = dict(re.findall(r"(\w+)='([^']*)'", message.text))
+    assert fields["verdict"] == verdict
+    assert fields["info"] == (reason if structured else "")

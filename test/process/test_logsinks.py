@@ -9,6 +9,7 @@ import pytest
 
 from test.support.daemon import wait_until
 from test.support.syslog import SyslogReceiver
+from Zorp import Log
 from Zorp.process import logsinks
 from Zorp.process.logsinks import Formatter, StderrSink, SyslogSink, Throttle, severity_of
 
@@ -37,7 +38,43 @@ def test_json_takes_the_fields_apart():
 def test_rfc_5424():
     packet = Formatter("rfc5424", "intra").syslog(*RECORD)
     assert re.match(r"<182>1 \d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}[+-]\d\d:\d\d \S+ zorp/intra \d+ core\.session "
-                    r'\[zorp@32473 level="3" session="svc/intra/x:0"\] Starting', packet)
+                    r'\[zorp@32473 level="3" session="svc/intra/x:0"\]\[fields@32473 client_fd="5"\] Starting', packet)
+
+
+@pytest.fixture
+def structured():
+    """Formats what log() hands over the way the sinks do; settings are put back."""
+    records = []
+    Log.configure(sink=lambda *record: records.append(record), structured=True)
+    yield lambda form: Formatter(form, "intra").plain(*records[-1])
+    Log.configure()
+
+
+HOSTILE = "o'brien\", x='y'\r\n\\]\x9b\u202e"
+
+
+def test_json_carries_values_as_they_were(structured):
+    Log.log("s", "smtp.policy", 3, "Denied; email='%s', size='%d'", (HOSTILE, 7))
+    line = structured("json")
+    record = json.loads(line)
+    assert line.isprintable()
+    assert record["fields"] == {"email": HOSTILE, "size": "7"}
+    assert record["text"] == ("Denied; email='o<27>brien\", x=<27>y<27><0D><0A>\\]<C2><9B><E2><80><AE>', size='7'")
+
+
+def test_values_without_quotes_of_their_own_forge_no_field(structured):
+    Log.log("s", "core.error", 1, "Traceback: %s", ("verdict='ACCEPTED'",))
+    record = json.loads(structured("json"))
+    assert record["fields"] == {}
+    assert record["text"] == "Traceback: verdict='ACCEPTED'"
+
+
+def test_rfc_5424_has_the_fields_as_structured_data(structured):
+    Log.log("svc/a]:0", "smtp.policy", 3, "Denied; email='%s', size='%d'", (HOSTILE, 7))
+    line = structured("rfc5424")
+    assert line.isprintable()
+    assert (r'''[zorp@32473 level="3" session="svc/a\]:0"][fields@32473 email="o'brien\", x='y'<0D><0A>\\\]'''
+            r'''<C2><9B><E2><80><AE>" size="7"] Denied; email='o<27>brien''') in line
 
 
 @pytest.mark.parametrize(("tag", "level", "severity"), [
