@@ -5,8 +5,8 @@ Theory of operation
     confirmed and every one that ends.  Most of them are not ours: the mark is looked for first,
     and only connections of the class that was asked for are taken apart.  That is done here,
     because pyroute2 needs fifteen times as long for a message, too much for one per connection.
-    The socket never blocks; when the kernel could not put a message into it, the reader is told
-    once (EventsLost) and has to look at the list.
+    When the kernel could not put a message into the socket, the reader is told (has_lost) and
+    has to look at the list.
 
     connections() is a whole conversation with the kernel, for seldom use.
 
@@ -15,40 +15,26 @@ Theory of operation
 
 from __future__ import annotations
 
-import errno
-import os
 import socket
-import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-_NETLINK_NETFILTER = 12
-_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP = 270, 1
+from Zorp.netfilter.netlink import DUMP, HEADER, NetfilterSocket, attribute, attributes
+
 _GROUP_NEW, _GROUP_DESTROY = 1, 3
 _NEW, _DESTROY = 0x100, 0x102            # subsystem 1, message 0 and 2
-_SO_RCVBUFFORCE = 33
+_GET = 0x101
 _RCVBUF_BYTES = 8 << 20
-_DATAGRAM_BYTES = 1 << 16
-_BATCH = 512                             # datagrams per read(), so that the loop turns
-_HEADER = struct.Struct("=IHHII")
-_ATTRIBUTE = struct.Struct("=HH")
-_GET, _REQUEST_DUMP, _DONE, _ERROR = 0x101, 0x301, 3, 2
+_GENERAL_BYTES = 4                       # family, version, resource id
 _ORIGINAL, _REPLY, _MARK, _SENT, _RECEIVED, _ID, _MARK_MASK = 1, 2, 8, 9, 10, 12, 21       # CTA_...
 _IP, _PROTO = 1, 2                       # CTA_TUPLE_...
 _PROTOCOL, _SOURCE_PORT, _DESTINATION_PORT = 1, 2, 3     # CTA_PROTO_...
 _ICMP, _ICMPV6 = 4, 7                    # id, then type, then code
 _PACKETS, _BYTES = 1, 2                  # CTA_COUNTERS_...
-_DUMP_S = 10.0
-_TYPE_MASK = 0x3FFF
 _ACCOUNTING = "/proc/sys/net/netfilter/nf_conntrack_acct"
 
 
 class ConntrackError(Exception):
     """The kernel's connections cannot be watched or listed; `str()` says why."""
-
-
-class EventsLost(Exception):
-    """There were more events than the socket holds; some are gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +85,9 @@ class ConnectionEvents:
         """Raises ConntrackError."""
         self._mark, self._mask = mark, mask
         try:
-            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _NETLINK_NETFILTER)
-            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RCVBUF_BYTES)
-            self._socket.bind((0, 0))
+            self._socket = NetfilterSocket(receive_bytes=_RCVBUF_BYTES)
             for group in (_GROUP_NEW, _GROUP_DESTROY):
-                self._socket.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
+                self._socket.join(group)
         except OSError as problem:
             raise ConntrackError(f"Connections cannot be watched; error='{problem.strerror}'") from None
 
@@ -115,83 +99,38 @@ class ConnectionEvents:
         self._socket.close()
 
     def read(self) -> list[Event]:
-        """Return events that have come, some of them if they are many.  Raises EventsLost once per gap."""
-        events: list[Event] = []
-        for _ in range(_BATCH):
-            try:
-                data = self._socket.recv(_DATAGRAM_BYTES)
-            except BlockingIOError:
-                break
-            except OSError as problem:
-                if problem.errno == errno.ENOBUFS:
-                    raise EventsLost from None
-                raise
-            events.extend(self._events(data))
-        return events
+        """Return events that have come, some of them if they are many; see take_loss()."""
+        return [Event(kind == _DESTROY, connection) for kind, message in self._socket.arrived()
+                if kind in (_NEW, _DESTROY) and mark_of(message) & self._mask == self._mark
+                and (connection := read_connection(message)) is not None]
 
-    def _events(self, data: bytes) -> Iterator[Event]:
-        for kind, message in messages(data):
-            if kind not in (_NEW, _DESTROY) or mark_of(message) & self._mask != self._mark:
-                continue
-            connection = read_connection(message)
-            if connection is not None:
-                yield Event(kind == _DESTROY, connection)
-
-
-def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield (type, message with its header) of the netlink messages in a datagram."""
-    position = 0
-    while position + _HEADER.size <= len(data):
-        length, kind = _HEADER.unpack_from(data, position)[:2]
-        if length < _HEADER.size or position + length > len(data):
-            return
-        yield kind, data[position:position + length]
-        position += length + 3 & ~3
-
-
-def attributes(message: bytes, position: int) -> Iterator[tuple[int, bytes]]:
-    """Yield (type, value) of the netlink attributes from a position on."""
-    while position + _ATTRIBUTE.size <= len(message):
-        length, kind = _ATTRIBUTE.unpack_from(message, position)
-        if length < _ATTRIBUTE.size:
-            return
-        yield kind & _TYPE_MASK, message[position + _ATTRIBUTE.size:position + length]
-        position += length + 3 & ~3
+    def take_loss(self) -> bool:
+        """Return whether events were lost since the last call."""
+        lost, self._socket.has_lost = self._socket.has_lost, False
+        return lost
 
 
 def mark_of(message: bytes) -> int:
     """Return the connection mark in a message, 0 when it has none."""
-    return next((int.from_bytes(value, "big") for kind, value in attributes(message, _HEADER.size + 4)
+    return next((int.from_bytes(value, "big") for kind, value in attributes(message, HEADER.size + _GENERAL_BYTES)
                  if kind == _MARK), 0)
 
 
 def connections(mark: int, mask: int) -> list[Connection]:
     """Return the connections whose mark has `mark` in the bits of `mask`.  Raises ConntrackError."""
-    wanted = b"".join(struct.pack("=HH", 8, kind) + value.to_bytes(4, "big")
-                      for kind, value in ((_MARK, mark), (_MARK_MASK, mask)))
-    request = _HEADER.pack(_HEADER.size + 4 + len(wanted), _GET, _REQUEST_DUMP, 1, 0) + bytes(4) + wanted
-    found = []
+    wanted = b"".join(attribute(kind, value.to_bytes(4, "big")) for kind, value in ((_MARK, mark), (_MARK_MASK, mask)))
     try:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as kernel:
-            kernel.settimeout(_DUMP_S)
-            kernel.send(request)
-            while True:
-                for kind, message in messages(kernel.recv(_DATAGRAM_BYTES)):
-                    if kind == _DONE:
-                        return found
-                    if kind == _ERROR:
-                        number = -struct.unpack_from("=i", message, _HEADER.size)[0]
-                        raise OSError(number, os.strerror(number))
-                    if mark_of(message) & mask == mark and (connection := read_connection(message)) is not None:
-                        found.append(connection)
+        with NetfilterSocket() as kernel:
+            return [connection for _, message in kernel.request(_GET, DUMP, bytes(_GENERAL_BYTES) + wanted)
+                    if mark_of(message) & mask == mark and (connection := read_connection(message)) is not None]
     except OSError as problem:
         raise ConntrackError(f"Connections cannot be listed; error='{problem.strerror or problem}'") from None
 
 
 def read_connection(message: bytes) -> Connection | None:
     """Return the connection in a message of the kernel; None when it lacks its addresses."""
-    family = message[_HEADER.size] if len(message) > _HEADER.size else socket.AF_UNSPEC
-    found = dict(attributes(message, _HEADER.size + 4))
+    family = message[HEADER.size] if len(message) > HEADER.size else socket.AF_UNSPEC
+    found = dict(attributes(message, HEADER.size + _GENERAL_BYTES))
     if family not in (socket.AF_INET, socket.AF_INET6) or _ORIGINAL not in found or _REPLY not in found:
         return None
     original, protocol = _direction(found[_ORIGINAL], family)

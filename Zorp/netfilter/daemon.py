@@ -41,7 +41,6 @@ from Zorp.netfilter import site as sites
 from Zorp.netfilter.conntrack import (
     ConnectionEvents,
     ConntrackError,
-    EventsLost,
     connections,
     count_bytes,
 )
@@ -284,17 +283,15 @@ class Kzorpd:
                 self._stopping = True
 
     def _take_events(self, events: ConnectionEvents) -> None:
-        try:
-            for event in events.read():
-                self._sessions.take(event)
-        except EventsLost:
+        for event in events.read():
+            self._sessions.take(event)
+        if events.take_loss():
             self._sessions.resynchronise()
 
     def _take_packets(self, group: LogGroup) -> None:
         for packet in group.read():
             self._sessions.deny(packet)
-        if group.has_lost:
-            group.has_lost = False
+        if group.take_loss():
             log(None, "core.error", 1, "Denied packets came faster than they could be read, some have no line;")
 
     def _tick(self) -> None:

@@ -2,8 +2,8 @@
 
 Theory of operation
     The kernel copies the beginning of each packet to one netlink socket, with the prefix of the
-    rule.  The socket never blocks; packets that did not fit into it are counted by the kernel
-    only, so a gap is told (lost) without a number.
+    rule.  Packets that did not fit into it are counted by the kernel only, so a gap is told
+    (take_loss) without a number.
 
     A packet is taken apart as far as the log lines need: addresses, protocol, ports.  It comes
     from anybody: what is cut short or makes no sense has ports 0, or is left out.
@@ -11,29 +11,22 @@ Theory of operation
 
 from __future__ import annotations
 
-import errno
 import socket
 import struct
 from dataclasses import dataclass
 
-from Zorp.netfilter.conntrack import attributes, messages
+from Zorp.netfilter.netlink import ACK, HEADER, NetfilterSocket, attribute, attributes
 
-_NETLINK_NETFILTER = 12
 _PACKET, _CONFIG = 0x400, 0x401              # subsystem 4
-_NLMSG_ERROR = 2
-_REQUEST_ACK = 0x5
 _CONFIG_COMMAND, _CONFIG_MODE, _CONFIG_TIMEOUT, _CONFIG_THRESHOLD = 1, 2, 4, 5
 _COMMAND_BIND = 1
 _COPY_PACKET = 2
 _PACKET_HEADER, _PAYLOAD, _PREFIX = 1, 9, 10
 _COPIED_BYTES = 128
+_THRESHOLD = 32                              # packets that it may collect
 _TIMEOUT_CS = 10                             # hundredths of a second that the kernel may collect packets
-_SO_RCVBUFFORCE = 33
 _RCVBUF_BYTES = 4 << 20
-_DATAGRAM_BYTES = 1 << 17
-_BATCH = 64
 _ANSWER_S = 2.0
-_HEADER = struct.Struct("=IHHII")
 _GENERAL = struct.Struct("!BBH")             # family, version, group
 _WITH_PORTS = frozenset({6, 17})
 _V6_EXTENSIONS = frozenset({0, 43, 60})      # hop-by-hop, routing, destination options
@@ -62,32 +55,17 @@ class LogGroup:
 
     def __init__(self, group: int) -> None:
         """Raises LogGroupError, for example when another program reads the group."""
-        self.has_lost = False                # packets were lost since this was last set back
         try:
-            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
-            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RCVBUF_BYTES)
-            self._socket.bind((0, 0))
-            self._socket.settimeout(_ANSWER_S)
-            self._configure(group, _CONFIG_COMMAND, struct.pack("!B", _COMMAND_BIND))
-            self._configure(group, _CONFIG_MODE, struct.pack("!IBB", _COPIED_BYTES, _COPY_PACKET, 0))
-            self._configure(group, _CONFIG_TIMEOUT, struct.pack("!I", _TIMEOUT_CS))
-            self._configure(group, _CONFIG_THRESHOLD, struct.pack("!I", 32))
-            self._socket.setblocking(False)
+            self._socket = NetfilterSocket(receive_bytes=_RCVBUF_BYTES, answer_s=_ANSWER_S)
+            for what, value in ((_CONFIG_COMMAND, struct.pack("!B", _COMMAND_BIND)),
+                                (_CONFIG_MODE, struct.pack("!IBB", _COPIED_BYTES, _COPY_PACKET, 0)),
+                                (_CONFIG_TIMEOUT, struct.pack("!I", _TIMEOUT_CS)),
+                                (_CONFIG_THRESHOLD, struct.pack("!I", _THRESHOLD))):
+                general = _GENERAL.pack(socket.AF_UNSPEC, 0, group)
+                list(self._socket.request(_CONFIG, ACK, general + attribute(what, value)))
         except OSError as problem:
             raise LogGroupError(f"Packet log group cannot be read; group='{group}', "
                                 f"error='{problem.strerror or problem}'") from None
-
-    def _configure(self, group: int, what: int, value: bytes) -> None:
-        attribute = struct.pack("=HH", 4 + len(value), what) + value + b"\0" * (-len(value) % 4)
-        body = _GENERAL.pack(socket.AF_UNSPEC, 0, group) + attribute
-        self._socket.send(_HEADER.pack(_HEADER.size + len(body), _CONFIG, _REQUEST_ACK, 1, 0) + body)
-        while True:
-            for kind, message in messages(self._socket.recv(_DATAGRAM_BYTES)):
-                if kind == _NLMSG_ERROR:
-                    error, = struct.unpack_from("=i", message, _HEADER.size)
-                    if error:
-                        raise OSError(-error, errno.errorcode.get(-error, "unknown error"))
-                    return
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -98,25 +76,18 @@ class LogGroup:
 
     def read(self) -> list[LoggedPacket]:
         """Return packets that have come, some of them if they are many."""
-        packets: list[LoggedPacket] = []
-        for _ in range(_BATCH):
-            try:
-                data = self._socket.recv(_DATAGRAM_BYTES)
-            except BlockingIOError:
-                break
-            except OSError as problem:
-                if problem.errno != errno.ENOBUFS:
-                    raise
-                self.has_lost = True
-                continue
-            packets.extend(packet for kind, message in messages(data) if kind == _PACKET
-                           if (packet := read_packet(message)) is not None)
-        return packets
+        return [packet for kind, message in self._socket.arrived()
+                if kind == _PACKET and (packet := read_packet(message)) is not None]
+
+    def take_loss(self) -> bool:
+        """Return whether packets were lost since the last call."""
+        lost, self._socket.has_lost = self._socket.has_lost, False
+        return lost
 
 
 def read_packet(message: bytes) -> LoggedPacket | None:
     """Return the packet in a netlink message; None when it is no IP packet."""
-    found = dict(attributes(message, _HEADER.size + _GENERAL.size))
+    found = dict(attributes(message, HEADER.size + _GENERAL.size))
     prefix = found.get(_PREFIX, b"").rstrip(b"\0").decode("ascii", "replace")
     payload = found.get(_PAYLOAD, b"")
     version = payload[0] >> 4 if payload else 0

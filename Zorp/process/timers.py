@@ -35,6 +35,10 @@ class Timers:
         self._heap: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
 
+    def now(self) -> float:
+        """The clock's present reading, seconds."""
+        return self._clock()
+
     def after(self, delay_s: float, callback: Callable[[], None]) -> Timer:
         """Call back once, delay_s seconds from now."""
         timer = Timer(self._clock() + delay_s, callback)
@@ -48,12 +52,14 @@ class Timers:
         return max(0.0, self._heap[0][0] - self._clock()) if self._heap else None
 
     def run_due(self) -> None:
-        """Run the calls whose time has come."""
+        """Run the calls whose time has come; what they ask for waits for the next run, also when it is due at once."""
         now = self._clock()
+        due: list[Timer] = []
         while self._heap and self._heap[0][0] <= now:
-            callback = heapq.heappop(self._heap)[2].callback
-            if callback is not None:
+            due.append(heapq.heappop(self._heap)[2])
+        for timer in due:
+            if timer.callback is not None:
                 try:
-                    callback()
+                    timer.callback()
                 except Exception:        # a defect of one call is no reason to lose the others
                     log_exception(None, 0)

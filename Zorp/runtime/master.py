@@ -126,7 +126,7 @@ class Master:
     def _clean_up(self) -> None:
         for slot in self._slots:
             slot.pid_file.remove()
-        self._control.close(remove=True)
+        self._control.close()
         self._listeners.close()
         if self._has_started:
             log_always("core.info", 3, f"Shutting down; version='{version()}'")
@@ -177,7 +177,7 @@ class Master:
             self._signals.close()
             self._selector.close()           # before what is registered there: the epoll is shared with the master
             self._listeners.close()
-            self._control.close(remove=False)
+            self._control.let_go()
             self._notifier.close()
             self._start_report.close()
             ours.close()

@@ -295,7 +295,7 @@ def test_a_question_without_answer_ends_with_the_connection(tmp_path):
         now[0] += PATIENCE_S + 1
         timers.run_due()
         assert control.line() == ""
-    server.close(remove=True)
+    server.close()
 
 
 NAMES = {"plain": "stats", "blank and dot": "intra http.v1", "percent": "100%", "bytes": "b\u00fcro", "high": "a\x7f"}
