@@ -29,14 +29,9 @@ the instance ends, status 1.
 
 from __future__ import annotations
 
-import contextlib
-import faulthandler
-import functools
-import gc
 import os
 import selectors
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -46,8 +41,7 @@ from Zorp.Log import log, log_always
 from Zorp.process.notify import Notifier
 from Zorp.process.signals import SignalPipe
 from Zorp.process.timers import Timers
-from Zorp.runtime import channel as channels
-from Zorp.runtime.channel import ChannelClosed, Message
+from Zorp.runtime.channel import Message
 from Zorp.runtime.control import ControlServer
 from Zorp.runtime.daemonise import StartReport, title
 from Zorp.runtime.listeners import ListenError, ListenerTable, ListenSpec, PortStore, port_store_path
@@ -55,20 +49,17 @@ from Zorp.runtime.liveness import Liveness
 from Zorp.runtime.logsetup import LogSetup
 from Zorp.runtime.options import Options
 from Zorp.runtime.pidfile import Directory
+from Zorp.runtime.questions import Done, Questions
 from Zorp.runtime.reloading import Reloads, replaced_program
 from Zorp.runtime.slots import Handle, Load, Purpose, Slot, State
 from Zorp.runtime.supervision import FailureHook, Reporter, RestartBudget
-from Zorp.runtime.worker import EXIT_OK, EXIT_SETUP, Identity, Worker, die_with_parent
+from Zorp.runtime.worker import EXIT_OK, EXIT_SETUP
+from Zorp.runtime.workers import Workers
 
 LOAD_DEADLINE_S = 300.0          # a policy that loads longer hangs
 HANDOVER_DEADLINE_S = 5.0        # a worker that does not hand over in time is left behind
-KILL_AFTER_S = 2.0               # from the order to end to SIGKILL
 RESTART_DELAY_S = 1.0
 _LOG_FLUSH_S = 0.1
-_LAST_WORDS_BYTES = 32_768
-_CHANNEL_FLUSH_S = 0.05
-_DUMP_SESSIONS = "DUMP conns"
-_DUMP_PATIENCE_S = 2.0           # a worker of an older policy that does not answer hides its own sessions only
 
 _SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
 
@@ -86,20 +77,20 @@ class Master:
         self._start_report = start_report
         self._has_started = False
         self._listeners = ListenerTable(PortStore(port_store_path(options)))
-        self._workers: dict[int, Handle] = {}
         self._selector = selectors.DefaultSelector()
         self._timers = Timers()
         self._signals = SignalPipe(_SIGNALS)
+        self._workers = Workers(options, self._selector, self._timers, log_setup, self._take_message, self._gone,
+                                self._let_go)
+        self._questions = Questions(self._workers, self._timers)
         self._loads: list[Load] = []
         self._reloads = Reloads()
         self._generation = 0
-        self._serial = 0
-        self._questions = 0
         self._stopping = False
         self._exit_status: int | None = None
         self._budgets = {slot: RestartBudget(options.restart_max, options.restart_interval) for slot in slots}
         self._failure_hook = FailureHook(options)
-        self._liveness = Liveness(self._timers, options.deadlock_timeout, self._serving, self._send, reporter)
+        self._liveness = Liveness(self._timers, options.deadlock_timeout, self._serving, self._workers.send, reporter)
         self._control = ControlServer(directory, self._selector, self._timers, self)
 
     def run(self) -> int:
@@ -142,111 +133,37 @@ class Master:
         self._loads.append(load)
         for slot in load.slots:
             self._budgets[slot].started()
-            slot.successor = self._fork(slot, load)
+            slot.successor = self._workers.start(slot, load.generation, purpose is Purpose.INITIAL)
         load.deadline = self._timers.after(LOAD_DEADLINE_S, lambda: self._load_failed(
             load, EXIT_SETUP, f"loading took longer than {LOAD_DEADLINE_S:.0f} seconds"))
 
-    def _fork(self, slot: Slot, load: Load) -> Handle:
-        ours, theirs = channels.pair()
-        last_words = os.memfd_create("last words")
-        identity = Identity(name=slot.name, is_master=slot.is_master, generation=load.generation,
-                            initial=load.purpose is Purpose.INITIAL)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        gc.freeze()                          # keeps the pages shared when the child collects
-        master_pid = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            faulthandler.enable(last_words)
-            self._become_worker(identity, ours, theirs, master_pid)
-        theirs.close()
-        self._serial += 1
-        handle = Handle(pid, self._serial, slot, load.generation, ours, last_words)
-        self._workers[pid] = handle
-        self._selector.register(ours, selectors.EVENT_READ, lambda events: self._take_message(handle))
-        return handle
-
-    def _become_worker(self, identity: Identity, ours: channels.Channel, theirs: channels.Channel,
-                       master_pid: int) -> None:
-        """In the child: let go of everything that is the master's, then live; never returns."""
-        status = EXIT_SETUP
-        try:
-            die_with_parent(master_pid)
-            title.restore()
-            os.setpgid(0, 0)                 # a terminal's ^C is the master's business
-            self._signals.close()
-            self._selector.close()           # before what is registered there: the epoll is shared with the master
-            self._listeners.close()
-            self._control.let_go()
-            self._notifier.close()
-            self._start_report.close()
-            ours.close()
-            for handle in self._workers.values():
-                handle.channel.close()
-                os.close(handle.last_words)
-            for slot in self._slots:
-                slot.pid_file.close()
-            status = Worker(self._options, identity, theirs, self._log_setup).run()
-        except BaseException:
-            Log.log_exception(None, 0)
-        finally:
-            self._log_setup.drain()
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
+    def _let_go(self) -> None:
+        """In a new worker: close what is the master's alone."""
+        title.restore()
+        self._signals.close()
+        self._selector.close()               # before what is registered there: the epoll is shared with the master
+        self._listeners.close()
+        self._control.let_go()
+        self._notifier.close()
+        self._start_report.close()
+        for slot in self._slots:
+            slot.pid_file.close()
 
     def _serving(self) -> Iterator[Handle]:
         return (slot.serving for slot in self._slots if slot.serving is not None)
 
     # ---- messages
 
-    def _take_message(self, handle: Handle) -> None:
-        try:
-            while (message := handle.channel.receive()) is not None:
-                getattr(self, f"_on_{message.kind}")(handle, message)
-        except ChannelClosed:
-            self._hang_up(handle)
-        except Exception:                        # ours, not the worker's; a new worker is the best start over
-            Log.log_exception(None, 0)
-            self._hang_up(handle)
-
-    def _hang_up(self, handle: Handle) -> None:
-        """The worker's end is closed: it has ended or is about to; SIGCHLD tells the rest."""
-        if handle.channel.closed:
-            return
-        self._selector.unregister(handle.channel)
-        handle.channel.close()
-        unanswered, handle.unanswered = handle.unanswered, {}
-        for done in unanswered.values():
-            done(None)
-
-    def _send(self, handle: Handle, kind: str, **fields) -> None:
-        if handle.channel.closed:
-            return
-        try:
-            handle.channel.send(kind, **fields)
-        except ChannelClosed:
-            self._hang_up(handle)
-            return
-        self._flush_later(handle)
-
-    def _flush_later(self, handle: Handle) -> None:
-        if handle.channel.has_waiting:
-            self._timers.after(_CHANNEL_FLUSH_S, lambda: self._flush(handle))
-
-    def _flush(self, handle: Handle) -> None:
-        if not handle.channel.closed:
-            with contextlib.suppress(ChannelClosed):
-                handle.channel.flush()
-            self._flush_later(handle)
+    def _take_message(self, handle: Handle, message: Message) -> None:
+        getattr(self, f"_on_{message.kind}")(handle, message)
 
     def _on_listen(self, handle: Handle, message: Message) -> None:
         try:
             sock = self._listeners.obtain(ListenSpec(**message["spec"]), handle.serial)
         except ListenError as problem:
-            self._send(handle, "listener", error=problem.strerror, step=problem.step)
+            self._workers.send(handle, "listener", error=problem.strerror, step=problem.step)
             return
-        self._send(handle, "listener", descriptors=(sock.fileno(),))
+        self._workers.send(handle, "listener", descriptors=(sock.fileno(),))
 
     def _on_loaded(self, handle: Handle, message: Message) -> None:
         load = self._load_of(handle)
@@ -263,7 +180,7 @@ class Master:
         if first is None:
             self._switch(load)
         else:
-            self._send(first, "describe")
+            self._workers.send(first, "describe")
 
     def _on_described(self, handle: Handle, message: Message) -> None:
         load = self._load_of(handle)
@@ -297,9 +214,7 @@ class Master:
         self._liveness.answered(handle)
 
     def _on_answer(self, handle: Handle, message: Message) -> None:
-        done = handle.unanswered.pop(message["number"], None)
-        if done is not None:
-            done(message["text"])
+        self._questions.answered(handle, message["number"], message["text"])
 
     # ---- from one policy to the next
 
@@ -313,7 +228,7 @@ class Master:
             if slot.serving is not None:
                 load.waiting_for_handover.add(slot)
                 slot.serving.state = State.DRAINING
-                self._send(slot.serving, "retire", within_s=self._options.drain_timeout)
+                self._workers.send(slot.serving, "retire", within_s=self._options.drain_timeout)
         if load.waiting_for_handover:
             load.deadline = self._timers.after(HANDOVER_DEADLINE_S, lambda: self._finish_switch(load))
         else:
@@ -350,17 +265,15 @@ class Master:
             log(None, "core.error", 0, "Cannot write pid file; file='%s', error='%s'",
                 (slot.pid_file.path, problem.strerror))
         self._listeners.adjust(new.serial)
-        self._send(new, "go", handover=slot.handed_over)
+        self._workers.send(new, "go", handover=slot.handed_over)
         slot.handed_over = {}
         if old is not None:
             self._listeners.release(old.serial)
-            self._kill_later(old, self._options.drain_timeout)
+            self._workers.kill_later(old, self._options.drain_timeout)
         if slot.crashed is not None:
             self._listeners.release(slot.crashed.serial)
             slot.crashed = None
-        while slot.questions:
-            line, done = slot.questions.popleft()
-            self._ask_worker(new, line, done)
+        self._questions.put_waiting(slot)
 
     def _started(self) -> None:
         self._has_started = True
@@ -374,8 +287,8 @@ class Master:
         self._loads.remove(load)
         for slot in load.slots:
             failed, slot.successor = slot.successor, None
-            if failed is not None and failed.pid in self._workers:
-                self._end_worker(failed, within_s=0)
+            if failed is not None and failed in self._workers:
+                self._workers.end(failed, within_s=0)
         if load.purpose is Purpose.INITIAL:
             log(None, "core.error", 0, "Error loading initial policy, exiting;")
             self._exit_status = status
@@ -416,68 +329,20 @@ class Master:
 
     def _tell_info(self) -> None:
         """Let the workers publish what only the master knows."""
-        generations = len({handle.generation for handle in self._workers.values()
+        generations = len({handle.generation for handle in self._workers
                            if handle.state in (State.SERVING, State.DRAINING)})
         for handle in self._serving():
-            self._send(handle, "info", leaves={
+            self._workers.send(handle, "info", leaves={
                 "policy__generations": generations, "reload_failures": self._reloads.failures,
                 "last_error": self._reloads.last_error})
 
     # ---- what the control socket asks for (control.Actions)
 
-    def ask(self, slot: Slot, line: str, done: Callable[[str | None], None]) -> None:
-        if line == _DUMP_SESSIONS and slot.serving is not None:
-            self._ask_generations(self._generations_of(slot), line, done)
-        elif slot.serving is not None:
-            self._ask_worker(slot.serving, line, done)
-        else:
-            slot.questions.append((line, done))      # the client's patience bounds the wait
+    def ask(self, slot: Slot, line: str, done: Done) -> None:
+        self._questions.ask(slot, line, done)
 
-    def _ask_worker(self, handle: Handle, line: str, done: Callable[[str | None], None]) -> None:
-        self._questions += 1
-        handle.unanswered[self._questions] = done
-        self._send(handle, "ask", number=self._questions, line=line)
-
-    def _generations_of(self, slot: Slot) -> list[Handle]:
-        """The workers of a slot that may have sessions: the one that serves first, then those of older policies."""
-        return sorted((handle for handle in self._workers.values()
-                       if handle.slot is slot and handle.state in (State.SERVING, State.DRAINING)),
-                      key=lambda handle: -handle.generation)
-
-    def _ask_generations(self, asked: list[Handle], line: str, done: Callable[[str | None], None]) -> None:
-        """Answer a DUMP with what all these workers say: session numbers go on over reloads, so no name is twice."""
-        answers: dict[int, str | None] = {}
-
-        def collect(handle: Handle, text: str | None) -> None:
-            answers[handle.serial] = text
-            if len(answers) == len(asked):
-                finish()
-
-        def finish() -> None:
-            if patience.callback is not None:            # else it was answered when patience ended
-                patience.cancel()
-                dumps = [text.split("\n")[:-1] for one in asked if (text := answers.get(one.serial)) is not None]
-                done("\n".join([*dumps[0], *(node for dump in dumps[1:] for node in dump[1:]), "."])
-                     if dumps else None)
-
-        patience = self._timers.after(_DUMP_PATIENCE_S, finish)
-        for handle in asked:
-            self._ask_worker(handle, line, functools.partial(collect, handle))
-
-    def stop_session(self, slot: Slot, session_id: str, done: Callable[[str | None], None]) -> None:
-        asked = self._generations_of(slot)
-        counts: list[int] = []
-
-        def count(text: str | None) -> None:
-            counts.append(int(text or 0))
-            if len(counts) == len(asked):
-                done(f"OK Session stop requested; proxies='{sum(counts)}'" if any(counts)
-                     else "FAIL No such session")
-
-        for handle in asked:
-            self._ask_worker(handle, f"STOPSESSION {session_id}", count)
-        if not asked:
-            done("FAIL No such session")
+    def stop_session(self, slot: Slot, session_id: str, done: Done) -> None:
+        self._questions.stop_session(slot, session_id, done)
 
     def await_reload(self, done: Callable[[bool, str], None]) -> None:
         self._reloads.when_ended(done)
@@ -505,44 +370,10 @@ class Master:
             load.deadline.cancel()
         self._loads.clear()
         self._reloads.ended(False, "the instance is being stopped")
-        for handle in list(self._workers.values()):
-            self._end_worker(handle, 0 if urgent else self._options.shutdown_grace)
+        for handle in list(self._workers):
+            self._workers.end(handle, 0 if urgent else self._options.shutdown_grace)
 
-    def _end_worker(self, handle: Handle, within_s: float) -> None:
-        """Let it end in its own way; one that is loading does not listen, and has nothing to lose."""
-        if handle.state is State.LOADING:
-            self._kill(handle)
-        handle.state = State.STOPPING
-        self._send(handle, "stop", within_s=within_s)
-        self._kill_later(handle, within_s)
-
-    def _kill_later(self, handle: Handle, within_s: float) -> None:
-        if handle.kill_timer is not None:
-            handle.kill_timer.cancel()
-        handle.kill_timer = self._timers.after(within_s + KILL_AFTER_S, lambda: self._kill(handle))
-
-    def _kill(self, handle: Handle) -> None:
-        if handle.pid in self._workers:
-            os.kill(handle.pid, signal.SIGKILL)
-
-    def _reap(self) -> None:
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
-            handle = self._workers.pop(pid, None)
-            if handle is not None:
-                self._ended(handle, status)
-
-    def _ended(self, handle: Handle, status: int) -> None:
-        self._drain_messages(handle)
-        self._hang_up(handle)
-        self._log_last_words(handle, status)
-        if handle.kill_timer is not None:
-            handle.kill_timer.cancel()
+    def _gone(self, handle: Handle, status: int) -> None:
         slot = handle.slot
         load = self._load_of(handle)
         if slot.serving is handle and not self._stopping:
@@ -550,27 +381,10 @@ class Master:
             self._crashed(handle, status)
         elif load is not None and slot.successor is handle:
             slot.successor = None
-            self._load_failed(load, EXIT_SETUP, f"the process ended while loading, wait status {status}")
+            self._load_failed(load, EXIT_SETUP, _how_it_ended(status))
         if slot.crashed is not handle:
             self._listeners.release(handle.serial)
         self._tell_info()
-
-    def _drain_messages(self, handle: Handle) -> None:
-        """What the worker said last: quit() of a policy, the reason of a failure."""
-        if not handle.channel.closed:
-            self._take_message(handle)
-
-    @staticmethod
-    def _log_last_words(handle: Handle, status: int) -> None:
-        """The stacks that a worker left behind when a fatal signal ended it."""
-        with open(handle.last_words, "rb") as file:
-            file.seek(0)
-            lines = file.read(_LAST_WORDS_BYTES).decode("utf-8", "replace").splitlines()
-        if lines and os.WIFSIGNALED(status):
-            log(None, "core.error", 0, "Signal received, stackdump follows; signo='%d', pid='%d'",
-                (os.WTERMSIG(status), handle.pid))
-            for line in lines:
-                log(None, "core.error", 0, "Stack: %s", (line,))
 
     # ---- crashes
 
@@ -628,7 +442,7 @@ class Master:
     def _take_signals(self, events: int) -> None:
         for number in self._signals.arrived():
             if number == signal.SIGCHLD:
-                self._reap()
+                self._workers.reap()
             elif number == signal.SIGHUP:
                 self.reload()
             elif number == signal.SIGUSR1:
@@ -643,10 +457,17 @@ class Master:
         present = Log.current_filter()
         Log.set_filter(Log.Filter(min(max(present.verbosity + change, 0), 10), present.spec))
         for handle in self._serving():
-            self._send(handle, "verbosity", change=change)
+            self._workers.send(handle, "verbosity", change=change)
 
 
 _HOOK_REASON = {"deadlock": "deadlock detected", "signal": "signalled", "failure": "non-zero exit code"}
+
+
+def _how_it_ended(status: int) -> str:
+    """What to tell of a worker that ended while it loaded, without a reason of its own."""
+    if os.WIFSIGNALED(status):
+        return f"worker ended by signal {os.WTERMSIG(status)} while loading"
+    return f"worker ended with status {os.WEXITSTATUS(status)} while loading"
 
 
 def _detail(reason: str, status: int) -> int | None:
