@@ -17,17 +17,15 @@ GO_ON, DONE = 334, 235
 
 
 class SaslDialogue:
-    """The authentication of one session; for one thread."""
+    """What follows one AUTH command; for one thread.
 
-    def __init__(self, session: SmtpSession, decisions: Decisions) -> None:
+    parameter: of the command, as it is forwarded.
+    """
+
+    def __init__(self, session: SmtpSession, decisions: Decisions, parameter: bytes) -> None:
         self._session = session
         self._decisions = decisions
         self._log = session.log
-        self._mechanism = ""
-        self._rounds = 0
-
-    def begin(self, parameter: bytes) -> None:
-        """An AUTH command is about to be forwarded."""
         self._mechanism = parameter.partition(b" ")[0].decode("latin-1").upper()
         self._rounds = 0
 
@@ -71,7 +69,7 @@ class SaslDialogue:
         session.state.replied("AUTH", reply.code)
         if reply.code == GO_ON and accepted.code != GO_ON:
             self._cancel()
-        session.client.send(accepted.encode())
+        session.client.send(accepted.wire)
         if reply.code == DONE and accepted.code >= 300:
             raise SessionOver("")                   # the server believes in a login that the client knows nothing of
 

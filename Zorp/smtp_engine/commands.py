@@ -162,7 +162,7 @@ class Commands:
     def _report_envelope(self, reply: Reply, what: str, address: str) -> None:
         outcome, tag, level = ("accepted", "smtp.info", 4) if reply.code < 300 else ("rejected", "smtp.error", 3)
         self._log(tag, level, f"Server {outcome} the {what}; {what}='%s', response='%s', response_param='%s'",
-                  (address, str(reply.code), reply.texts[0]))
+                  (address, reply.digits, reply.text))
 
     # the rest
 

@@ -16,13 +16,13 @@ Added to the original
 from __future__ import annotations
 
 import re
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 from Zorp.engine.builtin_proxy import PolicyCallFailed
 from Zorp.engine.policy_hash import ActionError, parse_action, parse_policy_action
 from Zorp.smtp_engine.session import INVALID, Refusal, SessionOver, SmtpSession
 from Zorp.wire.errors import WireError
-from Zorp.wire.smtp_commands import parse_command
+from Zorp.wire.smtp_commands import Command, parse_command
 from Zorp.wire.smtp_extensions import EXTENSION_BITS
 from Zorp.wire.smtp_replies import Reply
 from Zorp.wire.smtp_states import RULES
@@ -40,18 +40,6 @@ _BY_CLASS = {4: ("451", "Requested action aborted"), 5: ("550", "Requested actio
 _MOST_REJECT_ITEMS = 2
 
 
-class Request(NamedTuple):
-    """A request as it is forwarded."""
-
-    verb: str
-    parameter: bytes
-
-    def line(self) -> bytes:
-        """Return its bytes."""
-        verb = self.verb.encode("ascii")
-        return verb + b" " + self.parameter + b"\r\n" if self.parameter else verb + b"\r\n"
-
-
 class Decisions:
     """The policy of one session; for one thread."""
 
@@ -62,19 +50,20 @@ class Decisions:
 
     # requests
 
-    def request(self, verb: str, parameter: bytes) -> Request:
+    def request(self, command: Command) -> Command:
         """Return the request that the policy lets pass; raises Refusal or SessionOver."""
+        verb, parameter = command
         entry = self._request_entry(verb, parameter)
         if type(entry) is int and entry == ACCEPT:
-            return Request(verb, parameter)
+            return command
         try:
             action = parse_action(entry)
         except ActionError:
             raise self._unusable("Invalid request policy type; request='%s'", verb) from None
         if action.verdict == ACCEPT:
-            return Request(verb, parameter)
+            return command
         if action.verdict == POLICY:
-            return self._ask_about_request(verb, parameter, action)
+            return self._ask_about_request(command, action)
         if action.verdict == REJECT:
             self._set_error(action, "Error in request policy; request='%s'", verb)
             self._refuse_request(verb, REJECT)
@@ -111,8 +100,8 @@ class Decisions:
             return ACCEPT
         return REJECT
 
-    def _ask_about_request(self, verb: str, parameter: bytes, action) -> Request:
-        variables = self._vars
+    def _ask_about_request(self, command: Command, action) -> Command:
+        variables, (verb, parameter) = self._vars, command
         try:
             callback = parse_policy_action(action)
         except ActionError:
@@ -125,14 +114,14 @@ class Decisions:
             self._refuse_request(verb, REJECT if verdict == REJECT else ABORT)
         after = variables.request_cmd, variables.request_param
         if after == before:
-            return Request(verb, parameter)
+            return command
         return self._changed_request(verb, *after)
 
-    def _changed_request(self, verb: str, new_verb: str, new_parameter: str) -> Request:
+    def _changed_request(self, verb: str, new_verb: str, new_parameter: str) -> Command:
         """Return what the policy made of a request; an unusable value ends the session."""
         session = self._session
         try:
-            line = Request(to_wire(new_verb).decode("ascii"), to_wire(new_parameter)).line()[:-2]
+            line = Command(to_wire(new_verb).decode("ascii"), to_wire(new_parameter)).line()[:-2]
             changed = parse_command(line, utf8="SMTPUTF8" in session.active)
         except (TextError, UnicodeError, WireError):
             changed = None
@@ -141,7 +130,7 @@ class Decisions:
             self._log("smtp.policy", 1, "Invalid request set by policy; request='%s', new_request='%s'",
                       (verb, new_verb))
             raise self._aborted()
-        return Request(changed.verb, changed.parameter)
+        return changed
 
     def _refuse_request(self, verb: str, verdict: int) -> NoReturn:
         """Say no to the client, in the words that error_code and error_info hold."""
@@ -163,8 +152,8 @@ class Decisions:
         Sets response_code and response_param.
         """
         variables = self._vars
-        code = str(reply.code)
-        variables.response_code, variables.response_param = code, to_policy(reply.texts[0])
+        code = variables.response_code = reply.digits
+        variables.response_param = reply.text
         entry = variables.response.search(verb, code)
         if entry is None and verb == "BDAT":
             entry = variables.response.search("DATA", code)
@@ -195,7 +184,7 @@ class Decisions:
             callback = parse_policy_action(action)
         except ActionError:
             raise self._unusable("Error in response policy; request='%s', response='%s'",
-                                 verb, str(reply.code)) from None
+                                 verb, reply.digits) from None
         before = variables.response_code, variables.response_param
         verdict = self._call(callback, verb, to_policy(parameter), *before)
         if not isinstance(verdict, int):
@@ -216,7 +205,7 @@ class Decisions:
             first = to_wire(text)
         except TextError:
             first = None
-        becomes_a_dialogue = code[:1] == "3" and code != str(reply.code)
+        becomes_a_dialogue = code[:1] == "3" and code != reply.digits
         if first is None or not _REPLY_CODE.fullmatch(code) or becomes_a_dialogue:
             self._log("smtp.policy", 1,
                       "Invalid response set by policy; request='%s', response='%d', new_response='%s'",

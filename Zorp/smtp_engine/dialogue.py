@@ -11,7 +11,7 @@ from __future__ import annotations
 from Zorp.engine.builtin_proxy import PolicyCallFailed
 from Zorp.smtp_engine.authentication import SaslDialogue
 from Zorp.smtp_engine.commands import CHECKS, FINISHES, Commands
-from Zorp.smtp_engine.decisions import Decisions, Request
+from Zorp.smtp_engine.decisions import Decisions
 from Zorp.smtp_engine.inspection import Inspection
 from Zorp.smtp_engine.received import keyword
 from Zorp.smtp_engine.session import INVALID, Refusal, SessionOver, SmtpSession
@@ -42,9 +42,8 @@ class Dialogue:
         self._trace = session.trace
         self._decisions = Decisions(session)
         self._commands = Commands(session, self._decisions)
-        self._sasl = SaslDialogue(session, self._decisions)
         self._transfer = MessageTransfer(session, self._decisions)
-        self._inspection = Inspection(session, self._decisions, self._transfer)
+        self._sasl: SaslDialogue | None = None          # since the last AUTH
         self._server_refused = False        # its greeting said 4xx or 5xx
         self._after_auth = False            # the last command was AUTH: the next line may be a late secret
         self._commands_without_server = 0
@@ -177,26 +176,47 @@ class Dialogue:
             self._trace("Processing request;")
         if self._server_refused and verb != "QUIT":
             self._refuse_for_the_server(verb, parameter)
-        if verb == "BDAT":
-            self._transfer.chunk(parameter)
+        if verb in _OTHER_WAYS:
+            _OTHER_WAYS[verb](self, command)
+        else:
+            request = self._permitted(command)
+            self._conclude(verb, request, self._forward(verb, request))
+
+    def _data(self, command: Command) -> None:
+        """DATA: a message, past a stacked proxy if the policy wants that."""
+        request = self._permitted(command)
+        form = self._transfer.stack_form()
+        if form is not None:
+            Inspection(self._session, self._decisions, self._transfer).run(request, form)
             return
+        reply = self._forward("DATA", request)
+        accepted = self._conclude("DATA", request, reply)
+        if accepted.code == 354:
+            self._transfer.run()
+        elif reply.code == 354:
+            raise SessionOver("")                   # the policy told the client otherwise; the server waits for a body
+        else:
+            self._transfer.refused(accepted)
+
+    def _chunk(self, command: Command) -> None:
+        """BDAT: its octets come whatever we think of it."""
+        self._transfer.chunk(command.parameter)
+
+    def _auth(self, command: Command) -> None:
+        """AUTH: the beginning of a dialogue of its own."""
+        request = self._permitted(command)
+        self._after_auth = self._session.client.expects_secret = True
+        self._sasl = SaslDialogue(self._session, self._decisions, request.parameter)
+        self._sasl.replied(request.parameter, self._forward("AUTH", request))
+
+    def _permitted(self, command: Command) -> Command:
+        """Return the request that protocol and policy let pass; raises Refusal or SessionOver."""
+        verb, parameter = command
         checked = self._checked(verb, parameter)
         if checked is not parameter:
-            variables.request_param = to_policy(checked)
-        request = self._decisions.request(verb, checked)
-        if verb == "DATA":
-            form = self._transfer.stack_form()
-            if form is not None:
-                self._inspection.run(request, form)
-                return
-        elif verb == "AUTH":
-            self._after_auth = self._session.client.expects_secret = True
-            self._sasl.begin(request.parameter)
-        reply = self._forward(verb, request)
-        if verb == "AUTH":
-            self._sasl.replied(request.parameter, reply)
-        else:
-            self._conclude(verb, request, reply)
+            command = Command(verb, checked)
+            self._vars.request_param = to_policy(checked)
+        return self._decisions.request(command)
 
     def _checked(self, verb: str, parameter: bytes) -> bytes:
         """Return the argument as it is forwarded; raises Refusal when state or syntax forbid the command."""
@@ -208,7 +228,7 @@ class Dialogue:
         check = CHECKS.get(verb)
         return parameter if check is None else check(self._commands, parameter)
 
-    def _forward(self, verb: str, request: Request) -> Reply:
+    def _forward(self, verb: str, request: Command) -> Reply:
         """Take a request to the server and return its reply."""
         session = self._session
         server = session.server
@@ -230,8 +250,8 @@ class Dialogue:
             raise self._out_of_step(verb, reply)
         return reply
 
-    def _conclude(self, verb: str, request: Request, reply: Reply) -> None:
-        """Decide about a reply, move the state, tell the client."""
+    def _conclude(self, verb: str, request: Command, reply: Reply) -> Reply:
+        """Decide about a reply, move the state, tell the client; return what it was told."""
         try:
             accepted = self._decisions.reply(request.verb, request.parameter, reply)
             finish = FINISHES.get(verb)
@@ -247,16 +267,7 @@ class Dialogue:
         else:
             self._session.state.replied(verb, accepted.code)
         self._copy(accepted)
-        if verb == "DATA":
-            self._after_data(reply, accepted)
-
-    def _after_data(self, reply: Reply, accepted: Reply) -> None:
-        if accepted.code == 354:
-            self._transfer.run()
-        elif reply.code == 354:
-            raise SessionOver("")                   # the policy told the client otherwise; the server waits for a body
-        else:
-            self._transfer.refused(accepted)
+        return accepted
 
     def _told_no(self, verb: str, code: int) -> None:
         """The client was told no, the server said `code`: make both agree again."""
@@ -295,7 +306,7 @@ class Dialogue:
         if self._session.tracing:
             self._trace("Copying response to client;")
         try:
-            self._session.client.send(reply.encode())
+            self._session.client.send(reply.wire)
         except SideLost:
             self._log("smtp.error", 3, "Error sending SMTP reply;")
             raise
@@ -323,3 +334,7 @@ class Dialogue:
     def _shown(verb: str, parameter: bytes) -> bytes:
         """Return what a log may hold of an argument: credentials never."""
         return parameter.partition(b" ")[0] if verb == "AUTH" else parameter
+
+
+# verbs that are more than one request and one reply
+_OTHER_WAYS = {"DATA": Dialogue._data, "BDAT": Dialogue._chunk, "AUTH": Dialogue._auth}

@@ -28,7 +28,7 @@ import socket
 import time
 
 from Zorp.Constants import ZV_ACCEPT, ZV_DROP, ZV_ERROR, ZV_REJECT
-from Zorp.smtp_engine.decisions import Decisions, Request
+from Zorp.smtp_engine.decisions import Decisions
 from Zorp.smtp_engine.received import header_for
 from Zorp.smtp_engine.session import CLOSING, FAILED, Refusal, SmtpSession
 from Zorp.smtp_engine.sides import SideLost
@@ -36,6 +36,7 @@ from Zorp.smtp_engine.transfer import END_LINE_BYTES, BodyLost, MessageTransfer,
 from Zorp.stacking.stacking import Stacked, StackingFailed, stack_object
 from Zorp.wire.errors import WireError
 from Zorp.wire.smtp_body import BodyError, BodyReader, DotAdder, DotRemover
+from Zorp.wire.smtp_commands import Command
 
 _GO_ON = b"354 Go on, send your message\r\n"
 _READ_BYTES = 65536
@@ -54,7 +55,7 @@ class Inspection:
     def __init__(self, session: SmtpSession, decisions: Decisions, transfer: MessageTransfer) -> None:
         self._session, self._decisions, self._transfer = session, decisions, transfer
 
-    def run(self, request: Request, form) -> None:
+    def run(self, request: Command, form) -> None:
         """Take one message from the client through what `form` describes; raises Refusal or SessionOver."""
         session = self._session
         try:
@@ -101,7 +102,7 @@ class _Message:
     """One message."""
 
     def __init__(self, session: SmtpSession, decisions: Decisions, transfer: MessageTransfer, stacked: Stacked,
-                 request: Request) -> None:
+                 request: Command) -> None:
         variables = session.vars
         self._session, self._decisions, self._transfer = session, decisions, transfer
         self._stacked, self._verdict, self._request = stacked, stacked.verdict, request

@@ -25,10 +25,9 @@ from Zorp.smtp_engine.session import CLOSING, FAILED, Refusal, SessionOver, Smtp
 from Zorp.smtp_engine.sides import SideLost
 from Zorp.wire.errors import WireError
 from Zorp.wire.smtp_body import BodyError, BodyReader
-from Zorp.wire.smtp_commands import Chunk, CommandError, parse_bdat
+from Zorp.wire.smtp_commands import Chunk, Command, CommandError, parse_bdat
 from Zorp.wire.smtp_replies import Reply
 from Zorp.wire.smtp_states import OutOfSequence
-from Zorp.wire.text import to_policy
 
 BODY_ERROR = "Mail body error (probably incorrect CRLF sequence)"
 TOO_LARGE = "Message size exceeds fixed limit"
@@ -77,7 +76,7 @@ class MessageTransfer:
         """The server answered DATA with something else than 354."""
         self._log("smtp.response", 4, "Server rejected our message; response='%d', response_param='%s'",
                   (reply.code, reply.texts[0]))
-        self.account(str(reply.code), to_policy(reply.texts[0]), success=False)
+        self.account(reply.digits, reply.text, success=False)
 
     def run(self) -> None:
         """Take the body from the client to the server and the acknowledgement back; raises SessionOver."""
@@ -162,7 +161,7 @@ class MessageTransfer:
         if reply is not None:
             try:
                 accepted = self._decisions.reply("DATA", b"", reply)
-                code, info = str(accepted.code), to_policy(accepted.texts[0])
+                code, info = accepted.digits, accepted.text
             except Refusal as refusal:
                 code, info = refusal.code, refusal.info
         self.account(code, info, success=False)
@@ -245,7 +244,7 @@ class MessageTransfer:
         except OutOfSequence as problem:
             self._log("smtp.violation", 4, problem.text, problem.fields)
             raise Refusal("503", "Invalid command in this state") from problem
-        request = self._decisions.request("BDAT", parameter)
+        request = self._decisions.request(Command("BDAT", parameter))
         if request.parameter != parameter:
             self._log("smtp.policy", 1, "Invalid request set by policy; request='%s', new_request='%s'",
                       ("BDAT", request.verb))
@@ -300,7 +299,7 @@ class MessageTransfer:
             session.state.replied(step, reply.code)
             final = self._decisions.reply(verb, b"", reply)
             if step == "BDAT" and final.code >= 400 > reply.code:
-                raise Refusal(str(final.code), to_policy(final.texts[0]))
+                raise Refusal(final.digits, final.text)
         except SessionOver as over:
             self.account(over.code, over.info, success=False)
             raise
@@ -318,7 +317,7 @@ class MessageTransfer:
                       (final.code, final.texts[0]))
         else:
             session.errors = 0
-        self.account(str(final.code), to_policy(final.texts[0]), success=final.code < 300)
+        self.account(final.digits, final.text, success=final.code < 300)
         session.forget_message()
 
     def _final_reply(self) -> Reply:
@@ -339,11 +338,11 @@ class MessageTransfer:
     def _copy_acknowledgement(self, reply: Reply) -> None:
         self._session.trace("Copying response to client;")
         try:
-            self._session.client.send(reply.encode())
+            self._session.client.send(reply.wire)
         except SideLost:
             self._log("smtp.error", 3,
                       "Error sending acknowledgement to client, the message might be delivered multiple times;")
-            self.account(str(reply.code), to_policy(reply.texts[0]), success=reply.code < 300)
+            self.account(reply.digits, reply.text, success=reply.code < 300)
             raise
 
     def account(self, code: str, info: str, *, success: bool) -> None:

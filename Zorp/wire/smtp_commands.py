@@ -42,6 +42,11 @@ class Command(NamedTuple):
     verb: str               # upper case
     parameter: bytes
 
+    def line(self) -> bytes:
+        """Return the bytes that go on the wire."""
+        verb = self.verb.encode("ascii")
+        return verb + b" " + self.parameter + b"\r\n" if self.parameter else verb + b"\r\n"
+
 
 def is_utf8_text(data: bytes) -> bool:
     """Tell whether the bytes are valid UTF-8 without control characters of the upper half."""

@@ -9,15 +9,20 @@ Theory of operation
     `eight_bit` is set (SMTPUTF8 in force), become "?".  A bare CR inside a line therefore never
     reaches the client.
 
+    Nearly every reply is one short line, the same in every session with that server ("250 2.1.5
+    Ok"), and arrives alone.  Such replies are remembered, for all sessions, as the finished Reply;
+    challenges of authentication (334) are not.
+
 On purpose not as the RFC says
     "250" CRLF without the space counts as a last line: old servers send it.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 from Zorp.wire.errors import WireError
 from Zorp.wire.limits import SmtpLimits
@@ -25,6 +30,10 @@ from Zorp.wire.smtp_lines import LineReader
 from Zorp.wire.text import to_policy
 
 _LINE = re.compile(rb"([2-5][0-9][0-9])(?:([ -])(.*))?", re.DOTALL)
+
+_WHOLE = re.compile(rb"(?!334)([2-5][0-9][0-9]) ([^\r\n]+)\r\n")
+_REMEMBERED = 256                 # replies, of all servers together
+_REMEMBERED_BYTES = 256           # of one
 
 _CONTROLS = bytes(byte for byte in range(0x20) if byte != 0x09) + b"\x7f"
 _CLEAN_8BIT = bytes(0x3F if byte in _CONTROLS else byte for byte in range(256))
@@ -35,26 +44,35 @@ class ReplyError(WireError):
     """Not a reply: wrong form, a changed code, or too much of it."""
 
 
-class Reply(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Reply:
     """One complete reply."""
 
     code: int                     # 200 to 599
     texts: tuple[bytes, ...]      # one per line, without code and line end; never empty
+    digits: str = field(init=False, compare=False, repr=False)      # the code as policies see it
+    text: str = field(init=False, compare=False, repr=False)        # the first line as policies see it
+    wire: bytes = field(init=False, compare=False, repr=False)      # every line ended by CRLF; empty last: bare code
 
-    def encode(self) -> bytes:
-        """Return the reply as it goes on the wire, every line ended by CRLF; an empty last text gives a bare code."""
-        texts = self.texts
-        if len(texts) == 1:
-            return b"%d %b\r\n" % (self.code, texts[0]) if texts[0] else b"%d\r\n" % self.code
-        *first, last = texts
-        lines = [b"%d-%b\r\n" % (self.code, text) for text in first]
-        lines.append(b"%d %b\r\n" % (self.code, last) if last else b"%d\r\n" % self.code)
-        return b"".join(lines)
+    def __post_init__(self) -> None:
+        *first, last = self.texts
+        final = b"%d %b\r\n" % (self.code, last) if last else b"%d\r\n" % self.code
+        derived = object.__setattr__
+        derived(self, "digits", str(self.code))
+        derived(self, "text", to_policy(self.texts[0]))
+        derived(self, "wire", b"".join([*(b"%d-%b\r\n" % (self.code, text) for text in first), final]))
 
 
 def clean_text(text: bytes, *, eight_bit: bool = False) -> bytes:
     """Return reply text with "?" for every byte that must not reach a client."""
     return text.translate(_CLEAN_8BIT if eight_bit else _CLEAN_7BIT)
+
+
+@functools.lru_cache(maxsize=_REMEMBERED)
+def _one_line(data: bytes, eight_bit: bool) -> Reply | None:
+    """Return the reply that all of `data` is, None when it is anything but one ordinary line."""
+    parts = _WHOLE.fullmatch(data)
+    return Reply(int(parts[1]), (clean_text(parts[2], eight_bit=eight_bit),)) if parts else None
 
 
 class ReplyReader:
@@ -71,6 +89,7 @@ class ReplyReader:
         self._lines = lines
         self._limits = limits
         self._on_cut = on_cut
+        self._at_once_bytes = min(_REMEMBERED_BYTES, limits.reply_line_bytes, limits.line_bytes - 2)
         self._code = b""
         self._texts: list[bytes] = []
         self._bytes = 0
@@ -83,6 +102,10 @@ class ReplyReader:
 
     def reply_in(self, data: bytes) -> Reply | None:
         """Add received bytes and return the next reply, None when it is not complete yet; raises WireError."""
+        if len(data) <= self._at_once_bytes and not self._texts and not self._lines.buffered:
+            reply = _one_line(data, self.eight_bit)
+            if reply is not None:
+                return reply
         line = self._lines.line_in(data, self._limits.line_bytes)
         while line is not None:
             if (reply := self._take(line)) is not None:       # None: a "250-" line
@@ -102,8 +125,6 @@ class ReplyReader:
         if parts is None:
             raise self._misformed(line)
         code, mark, text = parts.groups(b"")
-        if mark != b"-" and not self._texts:           # nearly every reply: one line
-            return Reply(int(code), (text.translate(_CLEAN_8BIT if self.eight_bit else _CLEAN_7BIT),))
         if self._texts and code != self._code:
             raise ReplyError("Invalid SMTP reply, reply code changed; response='%s', line='%s'",
                              to_policy(self._code), to_policy(line))

@@ -16,6 +16,6 @@ def one_input(data: bytes) -> None:
     assert (replies, problem) == outcome([data[i:i + 1] for i in range(len(data))])
     for reply in replies:
         assert 200 <= reply.code <= 599
-        again, _ = outcome([reply.encode()])
+        again, _ = outcome([reply.wire])
         assert again == [reply]
         assert not any((byte < 0x20 and byte != 0x09) or byte > 0x7E for text in reply.texts for byte in text)

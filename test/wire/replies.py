@@ -17,9 +17,10 @@ def outcome(pieces: list[bytes], limits: SmtpLimits = LIMITS, **options) -> tupl
     replies = []
     try:
         for piece in pieces:
-            lines.feed(piece)
-            while (reply := reader.next_reply()) is not None:
+            reply = reader.reply_in(piece)
+            while reply is not None:
                 replies.append(reply)
+                reply = reader.next_reply()
     except WireError as problem:
         return replies, str(problem)
     return replies, None

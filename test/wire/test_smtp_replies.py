@@ -73,6 +73,20 @@ def test_bytes_above_0x7e_stay_when_smtputf8_is_in_force():
     assert reader.next_reply() == Reply(250, ("é".encode(),))
 
 
+def test_remembered_reply_of_a_session_with_smtputf8_is_cleaned_in_one_without():
+    for eight_bit, text in ((True, b"\xc3\xa9 seen before"), (False, b"?? seen before")):
+        reader = ReplyReader(LineReader(), LIMITS)
+        reader.eight_bit = eight_bit
+        assert reader.reply_in(b"250 \xc3\xa9 seen before\r\n") == Reply(250, (text,))
+
+
+def test_remembered_reply_is_too_long_for_a_stricter_policy():
+    line = b"250 " + b"x" * 20 + b"\r\n"
+    assert outcome([line]) == ([Reply(250, (b"x" * 20,))], None)
+    replies, problem = outcome([line], SmtpLimits(reply_line_bytes=23))
+    assert (replies, "Response line too long" in problem) == ([], True)
+
+
 def test_bytes_behind_a_reply_are_noticed():
     lines = LineReader()
     reader = ReplyReader(lines, LIMITS)
@@ -82,7 +96,7 @@ def test_bytes_behind_a_reply_are_noticed():
 
 
 def test_reply_is_written_as_it_was_read():
-    assert Reply(250, (b"mx", b"SIZE 5", b"")).encode() == b"250-mx\r\n250-SIZE 5\r\n250\r\n"
+    assert Reply(250, (b"mx", b"SIZE 5", b"")).wire == b"250-mx\r\n250-SIZE 5\r\n250\r\n"
 
 
 @given(st.lists(st.sampled_from(PIECES) | st.binary(max_size=6)).map(b"".join))
