@@ -5,9 +5,15 @@
     kzorp-setup load      compile and load; the old rules stay when anything fails
     kzorp-setup status    whether the kernel still holds what was loaded last
     kzorp-setup unload    remove everything that load made
+    kzorp-setup boot      load; when that fails, what was in force last; failing that too, forward nothing
 
 Exit status: 0 done, in force; 1 refused, drifted or failed, the reason is on standard error;
 2 wrong command line.
+
+boot is for a kernel without any rule of ours, which would forward what belongs to a proxy.  So it
+leaves no way out: the rules in force last are one consistent whole (parts of them beside new parts
+might let one instance forward what another one's proxy was to see), and without these no packet is
+forwarded.  It ends with 1 then, so that the failure shows.
 
 While kzorpd runs, it alone writes: load becomes a reload of kzorpd, which takes from the file of an
 instance that runs its zones only, and unload is refused, because kzorpd would undo it.
@@ -20,8 +26,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from Zorp.netfilter import policies, preflight, sessions
 from Zorp.netfilter.backend import Backend, BackendError, open_backend
@@ -46,14 +53,22 @@ class SetupFailed(Exception):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; return its exit status."""
     options = _parser().parse_args(arguments)
+    return _boot(options) if options.command == "boot" else _attempt(_COMMANDS[options.command], options)
+
+
+def _attempt(command: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
+    """Return the exit status of a command; why it cannot be done goes to standard error."""
     try:
-        site = preflight.adapted(read_file(options.config_dir))
-        return _COMMANDS[options.command](options, site)
+        return command(options)
     except (SetupFailed, SiteError, CompileError, BackendError, StoreError, PolicyUnusable, KzorpdError) as problem:
         print(f"kzorp-setup: {problem}", file=sys.stderr)
     except OSError as problem:
         print(f"kzorp-setup: {problem.filename or options.command}: {problem.strerror}", file=sys.stderr)
     return EXIT_FAILED
+
+
+def _site(options: argparse.Namespace) -> Site:
+    return preflight.adapted(read_file(options.config_dir))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -67,12 +82,14 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("load", help="compile the policies and load the result")
     commands.add_parser("status", help="compare the kernel with what was loaded last")
     commands.add_parser("unload", help="remove everything that load made")
+    commands.add_parser("boot", help="load; else what was in force last; else forward nothing")
     return parser
 
 
 # ---------------------------------------------------------------------------- commands
 
-def _check(options: argparse.Namespace, site: Site) -> int:
+def _check(options: argparse.Namespace) -> int:
+    site = _site(options)
     backend = open_backend(site)
     plan = compile_plan(_descriptions(options), site, Store(site.state_dir).read().indexes)
     found = preflight.findings(site, plan, backend.foreign(), backend.name)
@@ -82,28 +99,33 @@ def _check(options: argparse.Namespace, site: Site) -> int:
     return EXIT_FAILED if any(finding.is_error for finding in found) else EXIT_OK
 
 
-def _print(options: argparse.Namespace, site: Site) -> int:
+def _print(options: argparse.Namespace) -> int:
+    site = _site(options)
     plan = compile_plan(_descriptions(options), site, Store(site.state_dir).read().indexes)
     print(str(plan) if options.format == "plan" else commands_of(plan), end="")
     return EXIT_OK
 
 
-def _load(options: argparse.Namespace, site: Site) -> int:
+def _load(options: argparse.Namespace) -> int:
+    site = _site(options)
     if site.mode != "compiled":
         raise SetupFailed(f"this host wants no packet rules; mode: {site.mode} in kzorp.yml")
     if _left_to_kzorpd(site):
         print("kzorpd has read the policies again")
         return EXIT_OK
-    descriptions = _descriptions(options)
+    return _put_in_force(site, tuple(map(Entry, _descriptions(options))))
+
+
+def _put_in_force(site: Site, entries: tuple[Entry, ...]) -> int:
     store, backend = Store(site.state_dir), open_backend(site)
     with store.lock():
-        state = store.read()
-        plan = compile_plan(descriptions, site, state.indexes)
+        state = State(entries, store.read().indexes)
+        plan = compile_plan(state.descriptions, site, state.indexes)
         _refuse_on_errors(site, plan, backend)
         changed = backend.apply(plan)
-        store.write(State(tuple(map(Entry, descriptions)), IndexState.of(plan, state.indexes)))
+        store.write(State(entries, IndexState.of(plan, state.indexes)))
         ended = 0 if site.keep_sessions or not changed else sessions.end_without_rule(plan, site)
-    print(f"{'loaded' if changed else 'unchanged'}; instances: {len(descriptions)}, rules: {len(plan.indexes)}, "
+    print(f"{'loaded' if changed else 'unchanged'}; instances: {len(entries)}, rules: {len(plan.indexes)}, "
           f"sets: {len(plan.sets)}, back end: {backend.name}, forwarded connections ended: {ended}")
     return EXIT_OK
 
@@ -127,7 +149,8 @@ def _refuse_on_errors(site: Site, plan: Plan, backend: Backend) -> None:
         raise SetupFailed("nothing was changed")
 
 
-def _status(options: argparse.Namespace, site: Site) -> int:
+def _status(options: argparse.Namespace) -> int:
+    site = _site(options)
     state = Store(site.state_dir).read()
     if not state.entries:
         print("not loaded")
@@ -139,10 +162,9 @@ def _status(options: argparse.Namespace, site: Site) -> int:
     return EXIT_FAILED if drift else EXIT_OK
 
 
-def _unload(options: argparse.Namespace, site: Site) -> int:
-    with contextlib.suppress(KzorpdAway):
-        ask(socket_path(site.pid_dir), "hello", _KZORPD_DEADLINE_S)
-        raise SetupFailed("kzorpd runs and would load the rules again; stop it first")
+def _unload(options: argparse.Namespace) -> int:
+    site = _site(options)
+    _refuse_beside_kzorpd(site)
     store, backend = Store(site.state_dir), open_backend(site)
     with store.lock():
         backend.unload()
@@ -150,7 +172,50 @@ def _unload(options: argparse.Namespace, site: Site) -> int:
     return EXIT_OK
 
 
+def _refuse_beside_kzorpd(site: Site) -> None:
+    with contextlib.suppress(KzorpdAway):
+        ask(socket_path(site.pid_dir), "hello", _KZORPD_DEADLINE_S)
+        raise SetupFailed("kzorpd runs, and what it has loaded stays; stop it first")
+
+
 _COMMANDS = {"check": _check, "print": _print, "load": _load, "status": _status, "unload": _unload}
+
+
+# ---------------------------------------------------------------------------- the start of the host
+
+def _boot(options: argparse.Namespace) -> int:
+    """Put in force the best that can be had."""
+    with contextlib.suppress(SiteError):
+        if _site(options).mode != "compiled":
+            print("this host wants no packet rules")
+            return EXIT_OK
+    if _attempt(_load, options) == EXIT_OK:
+        return EXIT_OK
+    if _attempt(_load_stored, options) != EXIT_OK:
+        _attempt(_close, options)
+    return EXIT_FAILED
+
+
+def _load_stored(options: argparse.Namespace) -> int:
+    """Load what was in force last."""
+    site = _site(options)
+    _refuse_beside_kzorpd(site)
+    entries = Store(site.state_dir).read().entries
+    if not entries:
+        raise SetupFailed(f"no packet rules are stored in {site.state_dir}")
+    return _put_in_force(site, entries)
+
+
+def _close(options: argparse.Namespace) -> int:
+    """Forward nothing, whatever the site says.  The stored state stays as it is."""
+    try:
+        site = _site(options)
+    except SiteError:
+        site = preflight.adapted(Site())
+    _refuse_beside_kzorpd(site)
+    open_backend(site).apply(compile_plan((), dataclasses.replace(site, default_deny=True)))
+    print("closed: nothing is forwarded until packet rules can be loaded")
+    return EXIT_OK
 
 
 # ---------------------------------------------------------------------------- parts

@@ -209,25 +209,33 @@ class Firewall(Namespace):
 
     def start_zorp(self, policy: str, instance: str = "intra", *, load: bool = True, **values) -> Daemon:
         """Start an instance, then load the packet rules of all of them."""
+        daemon = self.add_zorp(policy, instance, **values).start()
+        if load:
+            self.setup("load")
+        return daemon
+
+    def add_zorp(self, policy: str, instance: str = "intra", **values) -> Daemon:
+        """Return an instance of this host, not started."""
         directory = self.directory / instance
         directory.mkdir()
         daemon = Daemon(directory, policy, instance=instance, arguments=("--packet-rules", "administrator"), **values)
         daemon.prefix = ("ip", "netns", "exec", self.name)
         self.daemons.append(daemon)
-        daemon.start()
-        if load:
-            self.setup("load")
         return daemon
 
     def setup(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
         """Run kzorp-setup."""
+        self.write_settings()
+        return self.run(sys.executable, str(ROOT / "sbin" / "kzorp-setup"), "--config-dir", str(self.directory),
+                        *arguments, check=check)
+
+    def write_settings(self) -> None:
+        """Write kzorp.yml and instances.conf."""
         (self.directory / "kzorp.yml").write_text(
             f"backend: {self.backend}\nstate_dir: {self.directory}\npid_dir: {self.directory}\n" + self.more_settings)
         (self.directory / "instances.conf").write_text("".join(
             f"{daemon.instance} --policy {daemon.policy} --state-dir {daemon.directory} --user 0 --group 0\n"
             for daemon in self.daemons))
-        return self.run(sys.executable, str(ROOT / "sbin" / "kzorp-setup"), "--config-dir", str(self.directory),
-                        *arguments, check=check)
 
     def iptables(self, *arguments: str, family: int = 4) -> str:
         """Run the iptables that the packet rules are written with."""

@@ -1,0 +1,223 @@
+"""Closed from the first packet: what kzorp-setup.service does on a host whose kernel holds nothing yet."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import pwd
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from test.support.daemon import ROOT, wait_until
+from test.support.leaks import Capture, connected
+from test.support.net import SERVER, SERVER6, Namespace, net
+
+__all__ = ["net"]
+pytestmark = [pytest.mark.netns, pytest.mark.timeout(120)]
+
+UNIT = ROOT / "systemd" / "kzorp-setup.service"
+POLICY = """
+from Zorp.Core import *
+from Zorp.Plug import *
+
+config.options.rule_listen_port = 50080
+
+def intra():
+    Service("web", PlugProxy)
+    PFService("fwd")
+    Rule(proto=6, dst_port=(80, 25), service="web")
+    Rule(proto=6, dst_port=700, service="fwd")
+"""
+PROXIED = [(address, port) for address in (SERVER, SERVER6) for port in (25, 80)]
+FORWARDED = [(address, 700) for address in (SERVER, SERVER6)]
+NO_RULE = [(address, 81) for address in (SERVER, SERVER6)]
+
+
+def unit_lines(key: str) -> list[str]:
+    """Return the values of a key of the unit, in order."""
+    return [line.partition("=")[2] for line in UNIT.read_text().splitlines() if line.partition("=")[0] == key]
+
+
+class Host:
+    """The firewall as a machine that is switched on: files from an earlier life, an empty kernel, links down."""
+
+    def __init__(self, net) -> None:
+        self.net, self.directory = net, net.firewall.directory
+        self.daemon = net.firewall.add_zorp(POLICY)
+        self.store = self.directory / "packet-rules.json"
+        self.links("down")
+        for address, port in PROXIED + FORWARDED + NO_RULE:
+            net.server.listen(address, port).answer_all(b"hello")
+
+    def live_once(self) -> None:
+        """Load packet rules into a kernel that goes away again; the store remains."""
+        self.net.firewall.write_settings()
+        up = "ip link set lo up; sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1"
+        load = shlex.join(self._program("kzorp-setup", "load"))
+        result = subprocess.run(["unshare", "-n", "sh", "-c", f"{up}; {load}"], capture_output=True, text=True,
+                                timeout=60, check=False)
+        assert result.returncode == 0, result.stderr
+
+    def links(self, state: str) -> None:
+        """Take the network away, or bring it up with its addresses."""
+        firewall = self.net.firewall
+        for number, device in enumerate(("fc", "fs"), start=1):
+            firewall.run("ip", "link", "set", device, state)
+            if state == "up":
+                firewall.run("ip", "-6", "addr", "replace", f"fd00:{number}::1/64", "dev", device, "nodad")
+        if state == "up":
+            for namespace, number in ((self.net.client, 1), (self.net.server, 2)):
+                for address in (f"10.{number}.0.1", f"fd00:{number}::1"):
+                    wait_until(functools.partial(answers, namespace, address), f"{address} for {namespace.name}")
+
+    def boot(self) -> subprocess.CompletedProcess:
+        """Do what the unit says, with the rights it gives; all of its lines but the last have succeeded."""
+        rights = unit_lines("CapabilityBoundingSet")[0].lower().replace("cap_", "+").replace(" ", ",")
+        for line in unit_lines("ExecStart"):
+            program, *arguments = shlex.split(line)
+            result = self.net.firewall.run("setpriv", "--bounding-set", f"-all,{rights}",
+                                           *self._program(Path(program).name, *arguments), check=False)
+            if result.returncode:
+                break
+        return result
+
+    def _program(self, name: str, *arguments: str) -> list[str]:
+        return [sys.executable, str(ROOT / "sbin" / name), "--config-dir", str(self.directory), *arguments]
+
+
+def answers(namespace: Namespace, address: str) -> bool:
+    with contextlib.suppress(OSError):
+        namespace.ping(address, timeout_s=0.3)
+        return True
+    return False
+
+
+@pytest.fixture
+def host(net):
+    """A host with a good policy and no store; nothing of ours is in its kernel."""
+    made = Host(net)
+    made.net.firewall.write_settings()
+    assert kernel_state(net.firewall) == ""
+    # the state directory is zorp's, not root's
+    made.directory.chmod(0o755)
+    os.chown(made.directory, pwd.getpwnam("nobody").pw_uid, -1)
+    return made
+
+
+def kernel_state(firewall: Namespace) -> str:
+    """Return the rules, sets and policy routing that a kernel does not have by itself."""
+    commands = [f"{family}tables-{kind}-save" for family in ("ip", "ip6") for kind in ("nft", "legacy")]
+    found = [line for command in commands for line in firewall.run(command).stdout.splitlines() if line[:1] == "-"]
+    found += firewall.run("ipset", "save").stdout.splitlines()
+    for family in ("-4", "-6"):
+        found += [line for line in firewall.run("ip", family, "rule").stdout.splitlines() if "fwmark" in line]
+        found += firewall.run("ip", family, "route", "show", "table", "100", check=False).stdout.splitlines()
+    return "\n".join(found)
+
+
+def break_policy(host: Host) -> None:
+    host.daemon.write_policy(POLICY + "    Rule(service='nobody')\n")
+
+
+def break_instances(host: Host) -> None:
+    (host.directory / "instances.conf").write_text("intra --policy 'unfinished\n")
+
+
+def break_settings(host: Host) -> None:
+    (host.directory / "kzorp.yml").write_text("backend: [\n")
+
+
+def open_the_site(host: Host) -> None:
+    host.net.firewall.more_settings = "default_deny: false\n"
+    host.net.firewall.write_settings()
+
+
+def break_store(host: Host) -> None:
+    host.store.write_text('{"version": 1, "instances": [{"descr')
+
+
+# what there was before, what is wrong, and what may pass from the first packet
+BOOTS = {
+    "good store": (True, (), FORWARDED, ""),
+    "no store": (False, (), FORWARDED, ""),
+    "broken store": (True, (break_store,), FORWARDED, ""),
+    "broken policy": (True, (break_policy,), FORWARDED, "No valid service was specified"),
+    "broken instances.conf": (True, (break_instances,), FORWARDED, "instances.conf"),
+    "broken policy, no store": (False, (break_policy,), [], "no packet rules are stored"),
+    "broken policy, broken store": (True, (break_policy, break_store), [], "no packet rules are stored"),
+    "broken policy, no store, open site": (False, (break_policy, open_the_site), [], "No valid service"),
+    "broken kzorp.yml": (True, (break_settings,), [], "kzorp.yml is not YAML"),
+}
+CASES = [pytest.param("nft", *boot, id=f"nft, {name}") for name, boot in BOOTS.items()] + [
+    pytest.param("legacy-restore", *BOOTS[name], id=f"legacy-restore, {name}")
+    for name in ("good store", "broken policy", "broken policy, no store")]
+
+
+@pytest.mark.parametrize(("backend", "has_store", "faults", "passing", "complaint"), CASES)
+def test_nothing_of_a_proxied_service_leaks_from_the_first_packet_on(
+        host, backend, has_store, faults, passing, complaint):
+    # given a host as it was left, with this wrong, switched on
+    host.net.firewall.backend = backend
+    host.net.firewall.write_settings()
+    if has_store:
+        host.live_once()
+    for fault in faults:
+        fault(host)
+    with Capture(host.net.server) as capture:
+        assert connected(host.net.client, PROXIED + FORWARDED, within_s=0.1) == []
+        # when the unit runs, and then the network comes up
+        result = host.boot()
+        host.links("up")
+        # then it fails if something was wrong, with the reason
+        assert result.returncode == bool(complaint), result.stderr
+        assert complaint in result.stderr
+        # and only what a policy forwards is forwarded
+        assert connected(host.net.client, PROXIED + FORWARDED + NO_RULE, times=3, within_s=0.5) == passing
+        assert capture.arrived(25, 80, 81) == []
+    # and as soon as the instance serves, with its policy mended, so do the rules that were loaded
+    if passing:
+        before = kernel_state(host.net.firewall)
+        host.daemon.write_policy(POLICY)
+        host.daemon.start()
+        assert connected(host.net.client, PROXIED, within_s=2) == PROXIED
+        assert kernel_state(host.net.firewall) == before
+
+
+def test_a_host_that_closed_itself_opens_when_its_policy_is_mended(host):
+    # given a host that closed itself
+    break_policy(host)
+    assert host.boot().returncode == 1
+    assert "closed: nothing is forwarded" in host.boot().stdout
+    host.links("up")
+    assert connected(host.net.client, FORWARDED) == []
+    # when the policy is right and loaded
+    host.daemon.write_policy(POLICY)
+    host.net.firewall.setup("load")
+    # then what it forwards passes
+    assert connected(host.net.client, FORWARDED, within_s=2) == FORWARDED
+
+
+def test_without_the_unit_everything_would_pass(host):
+    # given an empty kernel with the network up: these attempts can leak, so the others prove something
+    host.links("up")
+    with Capture(host.net.server) as capture:
+        assert connected(host.net.client, PROXIED, within_s=2) == PROXIED
+        assert {(packet.destination, packet.port) for packet in capture.arrived()} == set(PROXIED)
+
+
+def test_a_host_with_listeners_only_is_left_alone(host):
+    (host.directory / "kzorp.yml").write_text("mode: listeners\n")
+    assert host.boot().returncode == 0
+    assert kernel_state(host.net.firewall) == ""
+
+
+def test_the_unit_comes_before_the_network_and_is_asked_for_at_boot():
+    assert "network-pre.target" in unit_lines("Before")[0].split()
+    assert unit_lines("Wants") == ["network-pre.target"]
+    assert unit_lines("DefaultDependencies") == ["no"]
+    assert unit_lines("WantedBy") == ["sysinit.target"]
