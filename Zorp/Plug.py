@@ -14,6 +14,11 @@ Theory of operation
     A stacked child has both directions on both of its sides: what the client sends goes into its
     client side, what it says there goes to the client, and the same with the server.
 
+    A policy that sets secondary_sessions or secondary_mask lets later connections join a running
+    plug (Zorp.acceptance.secondary_sessions) instead of starting one: config() and startup() are
+    not called for them, shutdown() only for the last one that ends.  Each has its own streams,
+    server connection, access check and summary, and counts for no instance of the service.
+
     A session ends by end of file (on one side, or with shutdown_soft on both), by an error, by
     `timeout` milliseconds without a byte, by packetStats(), or by a stop request.  A side that
     was reset makes the other side reset as well.
@@ -22,17 +27,22 @@ Deviations
     Reads are at least 64 KiB whatever buffer_size says, which matters to datagrams only.
     An interval without a packetStats() method of the policy's own is reported once and
     otherwise ignored; the original ended every such session.  Bandwidths are floats, and 0.0
-    in the first instant.  secondary_sessions and secondary_mask can be set and do nothing yet:
-    every connection has a proxy of its own.
+    in the first instant.  A secondary session has an object of its own, because a thread owns it:
+    a copy of a running one with all that the policy set there, made when the session joins.
 """
 
 from __future__ import annotations
 
+import copy
+
+from Zorp.acceptance.secondary_sessions import ALL_PROPERTIES, secondary_sessions
 from Zorp.Constants import CORE_DEBUG, CORE_ERROR, FALSE, TRUE, ZD_PROTO_UDP, ZV_ACCEPT
 from Zorp.engine.attributes import ALIAS, ALWAYS, CUSTOM, INT, READ, Attr
+from Zorp.engine.builtin_proxy import WORKING, BuiltinProxy
+from Zorp.Exceptions import PolicyError
 from Zorp.language import star_names
 from Zorp.Log import enabled
-from Zorp.Proxy import Proxy
+from Zorp.Proxy import Proxy, asks_for_authentication
 from Zorp.stacking.stacking import StackingFailed, stack_object
 from Zorp.transport.pumps import datagrams, is_datagram, through_child
 from Zorp.transport.relay import DRAIN_MS, End, Relay, RelaySettings
@@ -42,9 +52,15 @@ _PLUG_SESSION = "plug.session"
 _PLUG_POLICY = "plug.policy"
 _PLUG_ERROR = "plug.error"
 
+_SECONDARY = ("secondary_sessions", "secondary_mask")
+_OWN = frozenset({"session", "_ends_lock"})          # of each session; the others are those that the class declares
 _LEAST_READ_BYTES = 65536
 _MOST_READ_BYTES = 1 << 20
 _UDP_IDLE_MS = 60_000            # a session of datagrams has no other end
+
+
+class _Default(int):
+    """A value that no policy has set."""
 
 
 class AbstractPlugProxy(Proxy):
@@ -64,9 +80,12 @@ class AbstractPlugProxy(Proxy):
         Attr("bandwidth_to_server", CUSTOM, READ, lambda proxy: proxy._bandwidth("to_server")),
     )
     stack_proxy = None                   # what requestStack() returns
-    secondary_sessions = 10
-    secondary_mask = 0xF                 # bits: source address, source port, destination address, port
+    secondary_sessions = _Default(10)
+    secondary_mask = _Default(0xF)       # bits: source address, source port, destination address, port
     _relay = None
+    _seat = None                         # among sessions that share a proxy
+    _others_remain = False               # when this one ends
+    _joined = False                      # a secondary session
 
     # what policies override
 
@@ -87,7 +106,18 @@ class AbstractPlugProxy(Proxy):
         if self._parent is not None:
             self._vars.shutdown_soft = TRUE
 
+    def _engine_config(self):
+        for name in _SECONDARY:
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 0:
+                raise PolicyError(f"Invalid {name}; class='{type(self).__name__}', {name}='{value}'",
+                                  remedy=f"give {name} a number from 0 on")
+
     def _engine_main(self):
+        if self._seat is None and self._wants_company():
+            self._seat = secondary_sessions.open(self.session.getMasterSession(),
+                                                 self.secondary_mask & ALL_PROPERTIES, self.secondary_sessions)
+            self._seat.fill(self._state_to_share)
         if not self._connect_server():
             return
         form = self._call_policy(self.requestStack)
@@ -100,6 +130,63 @@ class AbstractPlugProxy(Proxy):
             on_mask = self._log_mask if enabled(CORE_DEBUG, 7) else None
             self._relay = Relay(self._client, self._server, self._relay_settings(), self._stats_allow, on_mask)
             self._finish(self._relay.run())
+
+    # secondary sessions
+
+    def _wants_company(self):
+        """True when the policy has set one of the two attributes, and whoever joins need not authenticate."""
+        if isinstance(self.secondary_sessions, _Default) and isinstance(self.secondary_mask, _Default):
+            return False
+        return (self.secondary_sessions > 0 and self._parent is None
+                and not asks_for_authentication(self.session.service))
+
+    def _state_to_share(self):
+        """Return what a secondary session begins with; called in another thread while this proxy runs."""
+        state = {name: value for name, value in dict(self.__dict__).items()
+                 if name not in _OWN and not (name[:1] == "_" and hasattr(AbstractPlugProxy, name))}
+        state["_vars"] = values = copy.copy(self._vars)
+        vars(values).pop("_structs", None)
+        return state
+
+    @classmethod
+    def joining(cls, session, seat):
+        """Return the proxy of a secondary session, ready for its thread."""
+        proxy = cls.__new__(cls)
+        proxy.__dict__.update(seat.state)
+        proxy.session = session
+        session.setProxy(proxy)
+        proxy.server_fd_picked = FALSE
+        proxy._seat, proxy._joined = seat, True
+        BuiltinProxy.__init__(proxy, proxy.name, proxy.module, session.session_id, session.client_stream)
+        seat.fill(proxy._state_to_share)
+        return proxy
+
+    def _live(self):
+        if not self._joined:
+            super()._live()
+            return
+        self._state = WORKING
+        if not self._stop_requested:
+            self._engine_main()
+
+    def _run_events(self, family, call=None):
+        """Whoever shares a proxy leaves its shutdown to the last one."""
+        if family == "shutdown" and self._seat is not None:
+            self._others_remain = not self._seat.leave()
+            if self._others_remain:
+                return
+        super()._run_events(family, call)
+
+    def __destroy__(self):
+        others_remain = self._others_remain
+        super().__destroy__()
+        self._ended = others_remain
+
+    def _announce_end(self):
+        if not self._ended:
+            super()._announce_end()
+
+    # relaying
 
     def _relay_through(self, form):
         """Relay through what the form describes; nothing passes when it cannot be started."""

@@ -122,7 +122,7 @@ class Proxy(BuiltinProxy):
     def __pre_config__(self):
         """First event: outband authentication, defaults that come from config.options."""
         master = self.session.getMasterSession()
-        if not master.auth_user and _asks_for_authentication(master.service):
+        if not master.auth_user and asks_for_authentication(master.service):
             raise AAException("Authentication is not built in this release")
         if master.protocol == ZD_PROTO_UDP and self.timeout > _LONGEST_UDP_TIMEOUT_MS:
             self.timeout = _LONGEST_UDP_TIMEOUT_MS
@@ -301,5 +301,6 @@ class Proxy(BuiltinProxy):
         return callable(vars(type(obj)).get(method))
 
 
-def _asks_for_authentication(service):
+def asks_for_authentication(service):
+    """True when clients of the service must authenticate."""
     return getattr(service, "authentication_policy", None) or getattr(service, "auth_policy", None)

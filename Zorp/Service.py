@@ -33,6 +33,7 @@ import threading
 import time
 
 from Zorp import Globals
+from Zorp.acceptance.secondary_sessions import secondary_sessions
 from Zorp.acceptance.verdict import DENIED_BY_POLICY
 from Zorp.Chainer import AbstractChainer, ConnectChainer
 from Zorp.Constants import CORE_SESSION, Z_KEEPALIVE_BOTH, Z_KEEPALIVE_CLIENT, Z_KEEPALIVE_NONE
@@ -164,8 +165,12 @@ class _ProxyService(AbstractService):
         """Start a proxy for the connection; return its StackedSession.
 
         Raises LimitException when max_instances run already, and whatever the router, the zones'
-        permissions or the proxy's constructor raise.
+        permissions or the proxy's constructor raise.  A running proxy that takes the connection as
+        a secondary session is one instance with it.
         """
+        seat = secondary_sessions.join(session)
+        if seat is not None:
+            return self._join(session, seat)
         self._running.enter(self.max_instances)
         session.started = 1
         self.start_time = now_s = time.time()
@@ -185,13 +190,34 @@ class _ProxyService(AbstractService):
             raise
         return stacked
 
-    def _start_proxy(self, stacked, stream):
+    def _join(self, session, seat):
+        """Serve the connection by a proxy that runs already."""
+        session.setServiceInstance(seat.instance_id)
+        session.secondary_connection_id = seat.number
+        stream = session.client_stream
+        stacked = StackedSession(session, self.chainer)
+        try:
+            if self.keepalive & Z_KEEPALIVE_CLIENT:
+                stream.keepalive = 1
+            log(session.session_id, CORE_SESSION, 3,
+                "Starting secondary session; secondary='%d', client_fd='%d', client_address='%s', client_zone='%s',"
+                " client_local='%s', client_protocol='%s'",
+                (seat.number, stream.fd, session.client_address, session.client_zone, session.client_local,
+                 session.protocol_name))
+            self._start_proxy(stacked, stream, seat)
+        except BaseException:
+            seat.leave()
+            stacked.destroy()
+            raise
+        return stacked
+
+    def _start_proxy(self, stacked, stream, seat=None):
         proxy_class = self.proxy_class
         stacked.client_stream = stream
         stream.name = f"{stacked.master_session_id}/{proxy_class.name}/client"
         self.router.routeConnection(stacked)
         stacked.checkClientPermitted()
-        proxy = proxy_class(stacked)
+        proxy = proxy_class(stacked) if seat is None else proxy_class.joining(stacked, seat)
         stacked.registerStart()
         if self.proxy_group.start(proxy):
             return

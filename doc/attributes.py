@@ -127,8 +127,10 @@ PLAIN = {
         "encryption_policy": "name of an encryption policy; refused when set: TLS is not built",
     }),
     "Plug": (Plug.PlugProxy, {
-        "secondary_mask": "accepted and without effect: every connection has a proxy of its own",
-        "secondary_sessions": "accepted and without effect: every connection has a proxy of its own",
+        "secondary_mask": "what a connection must share with a running plug to join it: 1 source address,"
+                          " 2 source port, 4 destination address, 8 destination port; setting it or"
+                          " `secondary_sessions` switches joining on",
+        "secondary_sessions": "how many connections may join a running plug beside its first one; 0: none",
         "stack_proxy": "what to stack inside: a proxy class, a command, or a stack tuple",
     }),
     "Smtp": (Smtp.SmtpProxy, {

@@ -17,7 +17,6 @@ LATER = {
     "S000-2": "POP3 and FTP proxies are not built",
     "S000-3": "the HTTP proxy is not built",
     "S000-7": "the HTTP proxy is not built",
-    "S001-4": "secondary sessions of a plug are not built",
     "S003-30": "packet rules are not built: the administrator writes the redirect rule",
 }
 

@@ -100,6 +100,20 @@ def test_expected_connections_go_to_who_waits_for_them(server):
         client.close()
 
 
+@covers("S001-4")
+def test_a_second_flow_of_a_client_joins_its_running_plug(server):
+    with one("Observed.secondary_mask = 0xD", server_port=server.port) as gateway:
+        # given a running plug, when the same client opens another connection to the same target
+        first = gateway.connect()
+        assert exchange(first) == b"ping"
+        second = gateway.connect()
+        assert exchange(second) == b"ping"
+        # then no second proxy was started
+        assert len(gateway.seen["proxies"]) == 1
+        first.close()
+        second.close()
+
+
 @covers("S001-5", "S001-14", "S001-26")
 def test_every_connection_has_a_session_of_its_own(server, gateway):
     # when two clients come
