@@ -12,6 +12,7 @@ import re
 
 from Zorp import Globals
 from Zorp.Exceptions import PolicyError, ZoneException
+from Zorp.language import arguments
 from Zorp.Subnet import Subnet
 
 __all__ = ["BaseZone", "BuiltinProxy"]
@@ -75,7 +76,7 @@ class BaseZone:
     def _parent(self, parent):
         if parent is None or isinstance(parent, BaseZone):
             return parent
-        if parent not in self.zones:
+        if not isinstance(parent, str) or parent not in self.zones:
             raise UnknownZoneError(parent, remedy=f"define it above its child, zone '{self.name}'")
         return self.zones[parent]
 
@@ -120,10 +121,10 @@ def subnets_of(name, addrs):
         return []
     single = isinstance(addrs, (str, bytes, Subnet))
     subnets = []
-    for item in (addrs,) if single else addrs:
+    remedy = f"zone '{name}': write address/bits in quotes"
+    for item in (addrs,) if single else arguments.items(f"zone '{name}'", "addrs", addrs, remedy):
         if not isinstance(item, (str, Subnet)):
-            raise PolicyError(f"Invalid subnet specification: value='{item}'",
-                              remedy=f"zone '{name}': write address/bits in quotes")
+            raise PolicyError(f"Invalid subnet specification: value='{item}'", remedy=remedy)
         subnets.append(item if isinstance(item, Subnet) else Subnet.create(item))
     return subnets
 
@@ -132,9 +133,10 @@ def hostnames_of(name, hostnames):
     """Return a zone's host names as a tuple, lower case, without a final dot; raises PolicyError."""
     if not hostnames:
         return ()
-    texts = (hostnames,) if isinstance(hostnames, (str, bytes)) else tuple(hostnames)
+    remedy = "give names as the DNS knows them, in quotes"
+    texts = (hostnames,) if isinstance(hostnames, (str, bytes)) else arguments.items(
+        f"zone '{name}'", "hostnames", hostnames, remedy)
     for text in texts:
         if not isinstance(text, str) or len(text) > _MAX_HOSTNAME or not _HOSTNAME.fullmatch(text):
-            raise PolicyError(f"Invalid host name; zone='{name}', hostname={text!r}",
-                              remedy="give names as the DNS knows them, in quotes")
+            raise PolicyError(f"Invalid host name; zone='{name}', hostname={text!r}", remedy=remedy)
     return tuple(dict.fromkeys(text.rstrip(".").lower() for text in texts))

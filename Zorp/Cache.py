@@ -26,6 +26,7 @@ import threading
 from time import monotonic
 
 from Zorp.Constants import CORE_MESSAGE, TRUE
+from Zorp.language import arguments
 from Zorp.Log import log
 
 _MOST_ENTRIES_PER_CLEANUP = 100
@@ -63,7 +64,7 @@ class ShiftCache(AbstractCache):
 
     def __init__(self, name, shift_threshold):
         super().__init__(name)
-        self.shift_threshold = shift_threshold
+        self.shift_threshold = arguments.number("ShiftCache", "shift_threshold", shift_threshold)
         self._generations_lock = threading.Lock()
         self.cache = {}
         self.old_cache = {}
@@ -117,9 +118,9 @@ class TimedCache(AbstractCache):
 
     def __init__(self, name, timeout, update_stamp=TRUE, cleanup_threshold=100):
         super().__init__(name)
-        self.timeout = timeout
-        self.update_stamp = update_stamp
-        self.cleanup_threshold = cleanup_threshold
+        self.timeout = arguments.number("TimedCache", "timeout", timeout, unit="seconds")
+        self.update_stamp = arguments.flag("TimedCache", "update_stamp", update_stamp)
+        self.cleanup_threshold = arguments.number("TimedCache", "cleanup_threshold", cleanup_threshold)
         self._cache_lock = threading.Lock()
         self.cache = {}
 
@@ -185,6 +186,8 @@ class LockedCache(AbstractCache):
     """Another cache with all its methods under one lock, `lock`."""
 
     def __init__(self, child_cache):
+        if not isinstance(child_cache, AbstractCache):
+            raise arguments.invalid("LockedCache", "child_cache", child_cache, "give another cache")
         super().__init__(child_cache.name)
         self.child_cache = child_cache
         self.lock = threading.Lock()

@@ -34,6 +34,7 @@ import sys
 from typing import NamedTuple
 
 from Zorp.Exceptions import PolicyError
+from Zorp.language import arguments
 from Zorp.language.caller import policy_caller
 
 TRUE = 1
@@ -60,10 +61,15 @@ class ConfigContainer:
         branch = _BRANCH.get(id(self))
         if branch is not None and name not in self.__dict__:
             _unknown[name] = UnknownOption(f"{branch}.{name}", str(policy_caller()))
+        elif branch == "options" and name in _NUMBERS:
+            value = arguments.whole_number(
+                "config.options", name, value, least=_NUMBERS[name].start, most=_NUMBERS[name].stop - 1)
         self.__dict__[name] = value
 
 
 _BRANCH: dict[int, str] = {}                 # the branches with options of ours, by object
+_NUMBERS: dict[str, range] = {}              # what those of config.options that are numbers may be
+_TIMES = ("timeout_server_connect", "stack_program_exit_wait")       # ms, for timers of the kernel
 
 
 config = ConfigContainer()
@@ -116,6 +122,8 @@ config.options.__dict__.update(
 del _name
 audit, blob, dirs, options = config.audit, config.blob, config.dirs, config.options
 _KNOWN = {branch: frozenset(vars(getattr(config, branch))) for branch in ("audit", "blob", "dirs", "options")}
+_NUMBERS.update((name, range(1, arguments.LONGEST_MS) if name in _TIMES else range(1 << 62))
+                for name, value in vars(options).items() if isinstance(value, int))
 _BRANCH.update({id(getattr(config, branch)): branch for branch in _KNOWN})
 
 

@@ -49,6 +49,7 @@ from Zorp.Constants import (
 )
 from Zorp.Exceptions import PolicyError, ServiceException, ZoneException
 from Zorp.KZorp import packet_of
+from Zorp.language import arguments
 from Zorp.language.caller import policy_caller
 from Zorp.Log import log
 from Zorp.Rule import RuleSet
@@ -114,13 +115,13 @@ def convertSockAddrToDB(sa, protocol):
 
 def parsePortString(s):
     """Return the (from, to) pairs of a port list: an int, "80", "80,443", "1024:2048,8080"; "" is none."""
-    if isinstance(s, int):
+    if isinstance(s, int) and 0 <= s <= arguments.LARGEST_PORT:
         return [(s, s)]
     if not s:
         return []
     ports = []
-    for part in s.split(","):
-        found = _PORT_RANGE.fullmatch(part)
+    for part in s.split(",") if isinstance(s, str) else (s,):
+        found = _PORT_RANGE.fullmatch(part) if isinstance(part, str) else None
         low, high = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
         if not low <= high <= 0xFFFF:
             raise PolicyError(f"Invalid port range: '{s}'",
@@ -205,7 +206,7 @@ class BaseDispatch:
         binds = _binds(bindto)
         prio = kw.pop("prio", ZD_PRI_LISTEN)
         if not isinstance(prio, int):
-            raise TypeError(f"dispatcher keyword 'prio' takes a number, not {prio!r}")
+            raise arguments.invalid("a dispatcher", "prio", prio, "give a number, or leave it out")
         self.rule_port = parsePortString(kw.pop("rule_port", ""))
         self.transparent = kw.get("transparent", FALSE)
         self.protocol = binds[0].protocol
@@ -293,7 +294,9 @@ def _binds(bindto):
                           remedy="give bindto=DBSockAddr(SockAddrInet('192.0.2.1', 50080), ZD_PROTO_TCP)")
     items = bindto if isinstance(bindto, (list, tuple)) else (bindto,)
     binds = [convertSockAddrToDB(item, ZD_PROTO_TCP if isinstance(item, SockAddrType) else ZD_PROTO_AUTO)
-             for item in items]
+             for item in items if not isinstance(item, (list, tuple))]
+    if len(binds) != len(items):
+        raise PolicyError(f"Expected SockAddr; bindto='{bindto}'", remedy="give one list, not a list of lists")
     if any(bind.protocol == ZD_PROTO_AUTO for bind in binds):
         raise PolicyError("No preferred protocol is specified", remedy="give the bind object protocol=ZD_PROTO_TCP")
     if len({bind.protocol for bind in binds}) > 1:
@@ -345,7 +348,7 @@ class Dispatcher(BaseDispatch):
 def _existing_service(service):
     if isinstance(service, AbstractService):
         return service
-    if service not in Globals.services:
+    if not isinstance(service, str) or service not in Globals.services:
         raise ServiceException(f"Service {service} not found")
     return Globals.services[service]
 
@@ -358,7 +361,7 @@ class _TableDispatcher(Dispatcher):
             raise PolicyError(f"services must be a mapping; services='{services}'",
                               remedy="write services={'office': 'office_http', '*': 'other_http'}")
         self.services = services
-        self.follow_parent = kw.pop("follow_parent", FALSE)
+        self.follow_parent = arguments.flag("a dispatcher", "follow_parent", kw.pop("follow_parent", FALSE))
         self._declared_at = policy_caller()
         BaseDispatch.__init__(self, Globals.instance_name, bindto, **kw)
         self.bindto = bindto
@@ -368,7 +371,8 @@ class _TableDispatcher(Dispatcher):
         """Raise PolicyError when the finished policy lacks a service or a zone of the table."""
         place = str(self._declared_at)
         for name in self.services.values():
-            if not isinstance(name, AbstractService) and name not in Globals.services:
+            if not isinstance(name, AbstractService) and (
+                    not isinstance(name, str) or name not in Globals.services):
                 raise PolicyError(f"No such service; service='{name}', dispatcher='{place}'", place=place,
                                   remedy="define the service, or correct the name in the table of the dispatcher")
         if type(self).getService not in (ZoneDispatcher.getService, CSZoneDispatcher.getService):

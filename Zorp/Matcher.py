@@ -39,6 +39,7 @@ from Zorp import Globals
 from Zorp.Cache import TimedCache
 from Zorp.Constants import CORE_DEBUG, CORE_ERROR, CORE_INFO, CORE_POLICY, FALSE, TRUE, Z_AND, Z_EQ, Z_NOT, Z_OR, Z_XOR
 from Zorp.Exceptions import MatcherException, PolicyError
+from Zorp.language import arguments
 from Zorp.language.caller import policy_caller
 from Zorp.Log import log
 from Zorp.matching.host_names import address_from_text, host_name
@@ -91,6 +92,10 @@ class MatcherPolicy:
     """A matcher under a name, which proxies and other matchers refer to."""
 
     def __init__(self, name, matcher):
+        arguments.name("MatcherPolicy", "name", name)
+        if not isinstance(matcher, (AbstractMatcher, MatcherPolicy, str)):
+            raise arguments.invalid(f"MatcherPolicy '{name}'", "matcher", matcher,
+                                    "give a matcher object, with parentheses, or the name of a MatcherPolicy")
         if name in Globals.matchers:
             raise PolicyError(f"Duplicate matcher policy: {name}", remedy="give each matcher policy its own name")
         self.name = name
@@ -161,7 +166,7 @@ class RegexpMatcher(AbstractMatcher):
     max_subject_length = 4096          # characters; a longer text cannot be decided
 
     def __init__(self, match_list=None, ignore_list=None, ignore_case=TRUE):
-        self.ignore_case = ignore_case
+        self.ignore_case = arguments.flag("RegexpMatcher", "ignore_case", ignore_case)
         is_text = not policy_caller().is_legacy
         self.match = [self._entry(pattern, is_text=is_text) for pattern in _patterns(match_list)]
         self.ignore = [self._entry(pattern, is_text=is_text) for pattern in _patterns(ignore_list)]
@@ -203,11 +208,11 @@ class RegexpMatcher(AbstractMatcher):
 
 def _patterns(given):
     """Return the patterns of a list argument, which may also be one pattern."""
-    patterns = (given,) if isinstance(given, str) else tuple(given or ())
+    remedy = "give a list of patterns, each one a text"
+    patterns = arguments.items("RegexpMatcher", "pattern list", given, remedy)
     for pattern in patterns:
         if not isinstance(pattern, str):
-            raise PolicyError(f"Error compiling regular expression; expr='{pattern!r}'",
-                              remedy="give a list of patterns, each one a text")
+            raise PolicyError(f"Error compiling regular expression; expr='{pattern!r}'", remedy=remedy)
     return patterns
 
 
@@ -247,8 +252,8 @@ class RegexpFileMatcher(RegexpMatcher):
 
     def __init__(self, match_fname=None, ignore_fname=None):
         super().__init__()
-        self.match_file = match_fname
-        self.ignore_file = ignore_fname
+        self.match_file = _file_name("match_fname", match_fname)
+        self.ignore_file = _file_name("ignore_fname", ignore_fname)
         self.match_date = self.ignore_date = 0
         self._states = {"match": ..., "ignore": ...}      # what was seen last; None: no file
         self._files_lock = threading.Lock()
@@ -305,6 +310,13 @@ class RegexpFileMatcher(RegexpMatcher):
                               remedy=problem.remedy) from None
 
 
+def _file_name(argument, value):
+    """Return the name of a file as text, None for none."""
+    if isinstance(value, (bytes, os.PathLike)):
+        value = os.fsdecode(value)
+    return arguments.text("RegexpFileMatcher", argument, value, "give the name of a file") if value else None
+
+
 def _state_of(filename):
     try:
         return _FileState.of(os.stat(filename))
@@ -342,7 +354,7 @@ class CombineMatcher(AbstractMatcher):
     """
 
     def __init__(self, expr):
-        if not expr or isinstance(expr, str):
+        if not isinstance(expr, (list, tuple)) or not expr:
             raise MatcherException("Missing operator in CombineMatcher expression")
         self.op, *arguments = expr
         count = len(arguments)
@@ -394,11 +406,11 @@ class DNSMatcher(AbstractMatcher):
     """
 
     def __init__(self, hosts, server=None):
-        names = (hosts,) if isinstance(hosts, str) else tuple(hosts)
+        remedy = "give DNSMatcher a host name or a list of them"
+        names = arguments.items("DNSMatcher", "hosts", hosts, remedy)
         for name in names:
             if not isinstance(name, str) or host_name(name) is None:
-                raise PolicyError(f"Invalid host name; host='{name}'",
-                                  remedy="give DNSMatcher a host name or a list of them")
+                raise PolicyError(f"Invalid host name; host='{name}'", remedy=remedy)
         self.server = server
         self.cache = ResolverCache(DNSResolver(server))
         for name in names:
@@ -500,14 +512,22 @@ class SmtpInvalidRecipientMatcher(AbstractMatcher):
     def __init__(self, server_name, server_port=25, cache_timeout=60, attempt_delivery=FALSE,
                  force_delivery_attempt=FALSE, sender_address="<>", bind_name="", *,
                  refused_cache_timeout=0, timeout=30):
+        owner = "SmtpInvalidRecipientMatcher"
+        sender_address = arguments.text(owner, "sender_address", sender_address)
         if sender_address not in ("", "<>") and address_bytes(sender_address) is None:
             raise PolicyError(f"Invalid sender address; sender_address='{sender_address}'",
                               remedy="give a mail address, or '<>' for none")
-        self.server_name = server_name
-        self.server_port = server_port
-        self.force_delivery_attempt = force_delivery_attempt
-        self.bind_name = bind_name
+        self.server_name = _host("server_name", server_name)
+        self.server_port = arguments.whole_number(owner, "server_port", server_port,
+                                                  least=1, most=arguments.LARGEST_PORT)
+        self.force_delivery_attempt = arguments.flag(owner, "force_delivery_attempt", force_delivery_attempt)
+        self.bind_name = _host("bind_name", bind_name) if bind_name else ""
         self.sender_address = sender_address
+        cache_timeout, refused_cache_timeout, timeout = (
+            arguments.number(owner, argument, value, least=least, most=arguments.LONGEST_SECONDS, unit="seconds")
+            for argument, value, least in (("cache_timeout", cache_timeout, 0),
+                                           ("refused_cache_timeout", refused_cache_timeout, 0),
+                                           ("timeout", timeout, 0.001)))
         self.cache = TimedCache(f"smtp_valid_recipients({server_name})", cache_timeout, FALSE)
         self._refused = TimedCache(f"smtp_invalid_recipients({server_name})", refused_cache_timeout, FALSE)
         self._remembers_refused = refused_cache_timeout > 0
@@ -548,3 +568,10 @@ class SmtpInvalidRecipientMatcher(AbstractMatcher):
         return RecipientProbe(
             self.server_name, self.server_port, bind_name=self.bind_name, sender=self.sender_address,
             tries_vrfy=not self.force_delivery_attempt, step_seconds=self._timeout)
+
+
+def _host(argument, value):
+    """Return a host name or an address."""
+    if not isinstance(value, str) or (address_from_text(value) is None and host_name(value) is None):
+        raise arguments.invalid("SmtpInvalidRecipientMatcher", argument, value, "give a host name or an IP address")
+    return value

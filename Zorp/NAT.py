@@ -29,12 +29,14 @@ from __future__ import annotations
 import ipaddress
 import random
 import threading
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from Zorp import Globals
 from Zorp.Cache import ShiftCache
 from Zorp.Constants import AF_INET, AF_INET6, CORE_DEBUG, CORE_POLICY, FALSE, TRUE
 from Zorp.Exceptions import DACException, PolicyError, UserException
+from Zorp.language import arguments
 from Zorp.Log import enabled, log
 from Zorp.SockAddr import SockAddr, SockAddrInet, SockAddrInet6, SockAddrUnix, from_ip_int
 from Zorp.Subnet import Subnet
@@ -65,6 +67,7 @@ class NATPolicy:
     """
 
     def __init__(self, name, nat, cacheable=TRUE):
+        arguments.name("NATPolicy", "name", name)
         if name in Globals.nat_policies:
             raise PolicyError(f"Duplicate NATPolicy name: {name}", remedy="give each NATPolicy its own name")
         if isinstance(nat, type) or not hasattr(nat, "performTranslation"):
@@ -72,7 +75,7 @@ class NATPolicy:
                               remedy="give an object such as GeneralNAT([...])")
         self.name = name
         self.nat = nat
-        self.cacheable = cacheable
+        self.cacheable = arguments.flag(f"NATPolicy '{name}'", "cacheable", cacheable)
         self.nat_cache = ShiftCache(f"nat({name})", _CACHE_SHIFT_THRESHOLD) if cacheable else None
         self._answers_lock = threading.Lock()
         Globals.nat_policies[name] = self
@@ -271,7 +274,7 @@ class OneToOneNAT(_RejectingNAT):
         _check_sizes("OneToOneNAT", from_domain, to_domain)
         self.from_domain = from_domain
         self.to_domain = to_domain
-        self.default_reject = default_reject
+        self.default_reject = arguments.flag("OneToOneNAT", "default_reject", default_reject)
 
     def performTranslation(self, session, addrs, nat_type):
         return self.mapAddress(addrs[nat_type], self.from_domain, self.to_domain, nat_type)
@@ -298,7 +301,7 @@ class OneToOneMultiNAT(OneToOneNAT):
                 raise PolicyError(f"Invalid mapping of OneToOneMultiNAT; item='{pair}'",
                                   remedy="give a list of (from, to) pairs of subnets")
             _check_sizes("OneToOneMultiNAT", *pair)
-        self.default_reject = default_reject
+        self.default_reject = arguments.flag("OneToOneMultiNAT", "default_reject", default_reject)
 
     def performTranslation(self, session, addrs, nat_type):
         address = addrs[nat_type]
@@ -317,10 +320,12 @@ class HashNAT(_RejectingNAT):
     """
 
     def __init__(self, ip_hash, default_reject=TRUE):
+        if not isinstance(ip_hash, Mapping):
+            raise arguments.invalid("HashNAT", "ip_hash", ip_hash, "write HashNAT({'192.0.2.1': '10.0.0.1'})")
         for text in (*ip_hash.keys(), *ip_hash.values()):
             _address_of_text(text, 0)
         self.ip_hash = ip_hash
-        self.default_reject = default_reject
+        self.default_reject = arguments.flag("HashNAT", "default_reject", default_reject)
 
     def performTranslation(self, session, addrs, nat_type):
         address = addrs[nat_type]
@@ -473,12 +478,14 @@ def _check_sizes(user, from_domain, to_domain):
 
 
 def _check_prefix_mask(prefix_mask):
-    if prefix_mask not in _EMBEDDED_OCTETS:
+    if not isinstance(prefix_mask, int) or prefix_mask not in _EMBEDDED_OCTETS:
         raise UserException(f"Prefix mask must be one of: {tuple(_EMBEDDED_OCTETS)}; mask='{prefix_mask}'")
 
 
 def _packed(argument, text):
     try:
+        if not isinstance(text, str):
+            raise ValueError("not a text")
         return ipaddress.IPv6Address(text).packed
     except ValueError as problem:
         raise UserException(f"Invalid {argument} string specified; error='{problem}'") from None

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from Zorp import Globals
 from Zorp.Constants import AF_INET, AF_INET6, AF_UNSPEC, CORE_POLICY, FALSE
 from Zorp.Exceptions import PolicyError
+from Zorp.language import arguments
 from Zorp.Log import log
 from Zorp.matching import host_names
 from Zorp.matching.host_names import address_from_text
@@ -47,10 +48,10 @@ class DNSResolver(AbstractResolver):
     """
 
     def __init__(self, multi=FALSE, family=AF_UNSPEC):
-        if family not in (AF_UNSPEC, AF_INET, AF_INET6):
+        if not isinstance(family, int) or family not in (AF_UNSPEC, AF_INET, AF_INET6):
             raise PolicyError(f"Invalid address family; family='{family}'",
                               remedy="write AF_INET, AF_INET6 or AF_UNSPEC")
-        self.multi = multi
+        self.multi = arguments.flag("DNSResolver", "multi", multi)
         self.family = family
 
     def resolve(self, host, port):
@@ -99,10 +100,11 @@ def _folded(host):
 
 
 def _addresses_of(host, value):
-    addresses = [address_from_text(text) for text in ((value,) if isinstance(value, str) else value)]
-    if None in addresses:
-        raise PolicyError(f"Invalid IP address; host='{host}', value={value!r}",
-                          remedy="map each host name to an IP address or a sequence of them")
+    remedy = "map each host name to an IP address or a sequence of them"
+    addresses = [address_from_text(text) if isinstance(text, str) else None
+                 for text in arguments.items("HashResolver", "mapping", value, remedy)]
+    if None in addresses or not isinstance(host, str):
+        raise PolicyError(f"Invalid IP address; host='{host}', value={value!r}", remedy=remedy)
     return addresses
 
 
@@ -116,6 +118,7 @@ class ResolverPolicy:
         self.name = name
         self.resolver = resolver
         if name:
+            arguments.name("ResolverPolicy", "name", name)
             if name in Globals.resolver_policies:
                 raise PolicyError(f"Duplicate ResolverPolicy: {name}", remedy="give each policy its own name")
             Globals.resolver_policies[name] = self

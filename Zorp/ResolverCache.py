@@ -36,6 +36,7 @@ import dns.exception
 import dns.resolver
 
 from Zorp.Constants import AF_INET, AF_INET6, CORE_DEBUG, CORE_ERROR, CORE_INFO
+from Zorp.language import arguments
 from Zorp.Log import log, log_exception
 from Zorp.matching.host_names import address_from_text, host_name, log_failure, resolver_for
 from Zorp.SockAddr import ipv4_text, ipv6_text
@@ -82,7 +83,8 @@ class DNSResolver(AbstractResolver):
     """
 
     def __init__(self, server=None, timeout=2):
-        super().__init__(2 if timeout is None else timeout)
+        super().__init__(2 if timeout is None else arguments.number(
+            "DNSResolver", "timeout", timeout, least=0.001, most=arguments.LONGEST_SECONDS, unit="seconds"))
         self.server = server
         self.resolver = resolver_for(server)
 

@@ -45,6 +45,7 @@ from Zorp.Constants import (
     Z_PORT_RANDOM,
 )
 from Zorp.Exceptions import PolicyError
+from Zorp.language import arguments
 from Zorp.language.caller import policy_caller
 from Zorp.Log import log
 from Zorp.SockAddr import SockAddr, SockAddrInet, SockAddrInet6
@@ -80,7 +81,7 @@ class AbstractRouter:
     overrideable = FALSE
 
     def __init__(self, forge_addr, forge_port):
-        self.forge_addr = forge_addr
+        self.forge_addr = arguments.flag("a router", "forge_addr", forge_addr)
         self.forge_port = _checked_forge_port(forge_port)
 
     def routeConnection(self, session):
@@ -127,7 +128,7 @@ class TransparentRouter(AbstractRouter):
             raise PolicyError(f"Invalid forced_port value ({forced_port})",
                               remedy="give a port from 1 to 65535, or 0 for the one that the client addressed")
         self.forced_port = forced_port
-        self.overrideable = overrideable
+        self.overrideable = arguments.flag("a router", "overrideable", overrideable)
 
     def routeConnection(self, session):
         """Make the original destination the target."""
@@ -152,7 +153,7 @@ class DirectedRouter(AbstractRouter):
     def __init__(self, dest_addr, forge_addr=FALSE, overrideable=FALSE, forge_port=Z_PORT_ANY):
         super().__init__(forge_addr, forge_port)
         self.dest_addr = as_addresses(dest_addr, "dest_addr")
-        self.overrideable = overrideable
+        self.overrideable = arguments.flag("a router", "overrideable", overrideable)
 
     def routeConnection(self, session):
         """Make copies of dest_addr the targets."""
@@ -173,7 +174,7 @@ class InbandRouter(AbstractRouter):
 
     def __init__(self, forge_addr=FALSE, forge_port=Z_PORT_ANY, permit_local_targets=FALSE):
         super().__init__(forge_addr, forge_port)
-        self.permit_local_targets = permit_local_targets
+        self.permit_local_targets = arguments.flag("InbandRouter", "permit_local_targets", permit_local_targets)
 
     def routeConnection(self, session):
         """Leave the target to the proxy."""

@@ -26,12 +26,14 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from Zorp import Globals
 from Zorp.Base import BaseZone
 from Zorp.Constants import CORE_DEBUG, CORE_INFO, CORE_POLICY
 from Zorp.Exceptions import PolicyError
+from Zorp.language import arguments
 from Zorp.Log import log
 from Zorp.rules.conditions import ALIASES, PortRange, read_conditions, read_description
 from Zorp.rules.engine import DIMENSIONS, RuleData, RuleEngine, Traffic
@@ -198,7 +200,10 @@ class RuleSet:
     def from_descriptions(cls, descriptions):
         """Return the set of rules that a sequence of dictionaries describes (NDimensionDispatcher)."""
         rules = cls()
-        for description in descriptions or ():
+        remedy = "give a list of dictionaries: [{'dst_port': 443, 'service': 'web'}]"
+        for description in arguments.items("a dispatcher", "rules", descriptions, remedy):
+            if not isinstance(description, Mapping):
+                raise arguments.invalid("a dispatcher", "rules", description, remedy)
             rules.add(Rule.from_description(description), duplicate="Duplicated rule_id found; rule_id=%d")
         return rules
 

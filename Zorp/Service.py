@@ -39,6 +39,7 @@ from Zorp.Chainer import AbstractChainer, ConnectChainer
 from Zorp.Constants import CORE_SESSION, Z_KEEPALIVE_BOTH, Z_KEEPALIVE_CLIENT, Z_KEEPALIVE_NONE
 from Zorp.engine.builtin_proxy import BuiltinProxy
 from Zorp.Exceptions import DACException, LimitException, PolicyError
+from Zorp.language import arguments
 from Zorp.Log import log
 from Zorp.NAT import NATPolicy
 from Zorp.ProxyGroup import ProxyGroup
@@ -275,7 +276,7 @@ class Service(_ProxyService):
         self.max_sessions = _limit(name, "max_sessions", max_sessions) or 1
         if keepalive:
             self.keepalive = _keepalive(name, keepalive)
-        self.auth_name = auth_name or name
+        self.auth_name = arguments.text(f"Service '{name}'", "auth_name", auth_name) if auth_name else name
         self.snat_policy = _nat_policy(name, "snat", snat_policy, snat, default_snat)
         self.dnat_policy = _nat_policy(name, "dnat", dnat_policy, dnat, default_dnat)
         self.authentication_policy = _authentication(name, authentication_policy, auth, auth_policy)
@@ -370,7 +371,7 @@ class DenyService(AbstractService):
     """
 
     def __init__(self, name, logging=True, ipv4_setting=DenyIPv4.DROP, ipv6_setting=DenyIPv6.DROP):
-        self.logging = logging
+        self.logging = arguments.flag(f"DenyService '{name}'", "logging", logging)
         self.ipv4_setting = _deny_code(name, "ipv4_setting", DenyIPv4, ipv4_setting)
         self.ipv6_setting = _deny_code(name, "ipv6_setting", DenyIPv6, ipv6_setting)
         super().__init__(name)
@@ -429,10 +430,10 @@ def _known(name, kind, field, wanted, registry):
     if not wanted:
         return None
     if not isinstance(wanted, str):
-        if wanted in registry.values():
+        if any(wanted is policy for policy in registry.values()):
             return wanted
         wanted = getattr(wanted, "name", wanted)
-    if wanted not in registry:
+    if not isinstance(wanted, str) or wanted not in registry:
         raise PolicyError(f"No such {kind} policy; {field}='{wanted}', service='{name}'",
                           remedy=f"define it before the service, or correct the name in Service('{name}', ...)")
     return registry[wanted]
@@ -445,6 +446,8 @@ def _nat_policy(name, kind, policy, nat, default):
     if policy:
         return _known(name, "NAT", "policy", policy, Globals.nat_policies)
     nat = nat or default
+    if nat and f"__{name}-{kind}" in Globals.nat_policies:
+        raise PolicyError(f"Duplicate service: {name}", remedy="give each service its own name")
     return NATPolicy(f"__{name}-{kind}", nat) if nat else None
 
 
@@ -474,24 +477,24 @@ def _authentication(name, policy, auth, auth_policy):
     if policy:
         return _known(name, "authentication", "policy", policy, Globals.authentication_policies)
     wanted = auth or auth_policy or default_auth
-    if isinstance(wanted, str):
-        return _known(name, "authentication", "policy", wanted, Globals.auth_policies)
-    return wanted or None
+    if wanted and not isinstance(wanted, str) and callable(getattr(wanted, "performAuthentication", None)):
+        return wanted                            # release 2 gave the object itself
+    return _known(name, "authentication", "policy", wanted, Globals.auth_policies)
 
 
 def _zone_names(name, zones):
     if not zones:
         return None
-    names = (zones,) if isinstance(zones, str) else tuple(zones)
+    names = arguments.items(f"Service '{name}'", "limit_target_zones_to", zones, "give a zone name or a list of them")
     for zone in names:
-        if Zone.lookupByName(zone) is None:
+        if not isinstance(zone, str) or Zone.lookupByName(zone) is None:
             raise PolicyError(f"No zone was defined with that name; zone='{zone}', service='{name}'",
                               remedy="define the zone before the service, or correct limit_target_zones_to")
     return names
 
 
 def _deny_code(name, what, codes, value):
-    if isinstance(value, bool) or value not in codes._value2member_map_:
+    if not isinstance(value, int) or isinstance(value, bool) or value not in codes._value2member_map_:
         raise PolicyError(f"Invalid {what}; service='{name}', {what}='{value}'",
                           remedy=f"give a member of {codes.__name__}, such as {codes.__name__}.TCP_RESET")
     return codes(value)

@@ -14,6 +14,7 @@ from __future__ import annotations
 from Zorp import Globals
 from Zorp.Constants import CORE_POLICY
 from Zorp.Exceptions import PolicyError
+from Zorp.language import arguments
 from Zorp.Log import log
 
 
@@ -46,6 +47,9 @@ class StackingProvider:
     """A name for a backend.  Raises PolicyError when the name is taken."""
 
     def __init__(self, name, backend):
+        arguments.name("StackingProvider", "name", name)
+        if isinstance(backend, type) or not callable(getattr(backend, "stack", None)):
+            raise arguments.invalid(f"StackingProvider '{name}'", "backend", backend, "give an object with stack()")
         if name in Globals.stacking_providers:
             raise PolicyError(f"Duplicate Stacking provider: {name}", remedy="give each provider a name of its own")
         self.name = name

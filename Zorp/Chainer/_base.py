@@ -42,6 +42,7 @@ from Zorp.Constants import (
     ZV_ACCEPT,
 )
 from Zorp.Exceptions import DACException, PolicyError
+from Zorp.language import arguments
 from Zorp.Log import log
 from Zorp.SockAddr import SockAddr, SockAddrInet, SockAddrInet6
 from Zorp.Stream import Stream
@@ -262,30 +263,20 @@ def _as_stream(session, result):
 def _checked_protocol(protocol):
     if protocol is None:
         return ZD_PROTO_AUTO
-    if isinstance(protocol, int) and protocol in (ZD_PROTO_AUTO, ZD_PROTO_TCP, ZD_PROTO_UDP):
+    if type(protocol) is int and protocol in (ZD_PROTO_AUTO, ZD_PROTO_TCP, ZD_PROTO_UDP):
         return int(protocol)
     raise PolicyError(f"Invalid protocol of a chainer; protocol='{protocol}'",
                       remedy="give ZD_PROTO_TCP, ZD_PROTO_UDP or ZD_PROTO_AUTO")
 
 
-def checked_ms(argument, value):
-    """Return a time in milliseconds, None for None and 0; raises PolicyError naming the argument."""
-    if not value:
-        return None
-    if not isinstance(value, (int, float)) or value < 0:
-        raise PolicyError(f"Invalid {argument} of a chainer; {argument}='{value}'",
-                          remedy="give a time in milliseconds, or None for the default")
-    return value
-
-
 def checked_proxy_protocol(version, protocol):
     """Return the version of the PROXY protocol to speak, 0 for none; raises PolicyError."""
-    if version not in (0, 1, 2):
-        raise PolicyError(f"Invalid proxy_protocol of a chainer; proxy_protocol='{version}'",
-                          remedy="give 1 or 2, the version that the server expects, or 0 for none")
+    if type(version) is not int or version not in (0, 1, 2):
+        raise arguments.invalid("a chainer", "proxy_protocol", version,
+                                "give 1 or 2, the version that the server expects, or 0 for none")
     if version and protocol == ZD_PROTO_UDP:
         raise PolicyError("PROXY protocol headers need a TCP connection",
                           remedy="leave out proxy_protocol, or protocol=ZD_PROTO_UDP")
-    return int(version)
+    return version
 
 

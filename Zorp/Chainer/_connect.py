@@ -17,9 +17,10 @@ Theory of operation
 
 from __future__ import annotations
 
-from Zorp.Chainer._base import _INET, AbstractChainer, _refuse, checked_ms, checked_proxy_protocol
+from Zorp.Chainer._base import _INET, AbstractChainer, _refuse, checked_proxy_protocol
 from Zorp.Config import config
 from Zorp.Constants import CORE_SESSION, FALSE, ZD_PROTO_AUTO
+from Zorp.language import arguments
 from Zorp.Log import log
 from Zorp.NAT import NAT_DNAT, NAT_SNAT
 from Zorp.transport.hostaddr import is_for_one_remote_host
@@ -39,7 +40,8 @@ class ConnectChainer(AbstractChainer):
 
     def __init__(self, protocol=ZD_PROTO_AUTO, timeout_connect=None, proxy_protocol=0):
         super().__init__(protocol)
-        self.timeout_connect = checked_ms("timeout_connect", timeout_connect) or config.options.timeout_server_connect
+        self.timeout_connect = (arguments.milliseconds("a chainer", "timeout_connect", timeout_connect)
+                                or config.options.timeout_server_connect)
         self.proxy_protocol = checked_proxy_protocol(proxy_protocol, self.protocol)
 
     def chainParent(self, session):

@@ -19,6 +19,7 @@ from Zorp.Chainer._state import Turns
 from Zorp.Chainer._targets import StateBasedChainer, _is_stopping, _no_destination
 from Zorp.Constants import CORE_POLICY, FALSE, TRUE, Z_PORT_ANY, ZD_PROTO_AUTO
 from Zorp.Exceptions import PolicyError
+from Zorp.language import arguments
 from Zorp.language.caller import policy_caller
 from Zorp.Log import log
 from Zorp.Router import DirectedRouter, InbandRouter, TransparentRouter, as_addresses
@@ -37,7 +38,7 @@ class _RoutingChainer:
             raise PolicyError(f"Invalid local address of a chainer; local='{local}'",
                               remedy="give a SockAddrInet, or None for the firewall's own address")
         self.local = local
-        self.forge_addr = forge_addr
+        self.forge_addr = arguments.flag("a chainer", "forge_addr", forge_addr)
 
     def fitting_router(self):
         return self
@@ -162,8 +163,11 @@ class FailoverChainer(_RoutingChainer, StateBasedChainer):
             raise TypeError("FailoverChainer(hosts, local, forge_addr) takes no other arguments")
         if not first_generation and (local is not None or forge_addr is not None):
             raise TypeError("FailoverChainer takes local and forge_addr only together with hosts")
-        super().__init__(protocol, timeout_connect, _seconds(timeout) * 1000 or timeout_state, proxy_protocol)
-        self.round_robin = round_robin
+        if timeout:
+            timeout_state = 1000 * arguments.number("FailoverChainer", "timeout", timeout, unit="seconds",
+                                                    most=arguments.LONGEST_SECONDS)
+        super().__init__(protocol, timeout_connect, timeout_state, proxy_protocol)
+        self.round_robin = arguments.flag("FailoverChainer", "round_robin", round_robin)
         self._set_source(local, forge_addr or 0)
         self._first_generation = first_generation
         if first_generation:
@@ -261,12 +265,3 @@ def _either(name, keyword, positional, nothing):
     if keyword is not nothing and positional is not nothing:
         raise TypeError(f"FailoverChainer got {name} twice")
     return positional if keyword is nothing else keyword
-
-
-def _seconds(timeout):
-    if not timeout:
-        return 0
-    if not isinstance(timeout, (int, float)) or timeout < 0:
-        raise PolicyError(f"Invalid timeout of FailoverChainer; timeout='{timeout}'",
-                          remedy="give timeout_state in milliseconds instead")
-    return timeout

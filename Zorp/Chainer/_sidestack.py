@@ -20,7 +20,8 @@ import socket
 from Zorp.Chainer._base import AbstractChainer
 from Zorp.Chainer._connect import ConnectChainer
 from Zorp.Constants import CORE_ERROR, CORE_SESSION
-from Zorp.Exceptions import PolicyError
+from Zorp.engine.builtin_proxy import BuiltinProxy
+from Zorp.language import arguments
 from Zorp.Log import log, log_exception
 from Zorp.ProxyGroup import ProxyGroup
 from Zorp.Session import StackedSession
@@ -34,14 +35,17 @@ class SideStackChainer(AbstractChainer):
         right_class: class of the second proxy.
         right_chainer: connects that one to the server; None: ConnectChainer().
 
-    Raises PolicyError while the policy loads when right_class is no class.
+    Raises PolicyError while the policy loads for other things.
     """
 
     def __init__(self, right_class, right_chainer=None):
         super().__init__()
-        if not isinstance(right_class, type):
-            raise PolicyError(f"Invalid right_class of SideStackChainer; right_class='{right_class}'",
-                              remedy="give a proxy class such as PlugProxy, without parentheses")
+        if not isinstance(right_class, type) or not issubclass(right_class, BuiltinProxy):
+            raise arguments.invalid("SideStackChainer", "right_class", right_class,
+                                    "give a proxy class such as PlugProxy, without parentheses")
+        if right_chainer is not None and not isinstance(right_chainer, AbstractChainer):
+            raise arguments.invalid("SideStackChainer", "right_chainer", right_chainer,
+                                    "give a chainer object, with parentheses: ConnectChainer()")
         self.right_class = right_class
         self.right_chainer = right_chainer or ConnectChainer()
 

@@ -30,11 +30,11 @@ from __future__ import annotations
 import math
 
 from Zorp.Cache import TimedCache
-from Zorp.Chainer._base import checked_ms
 from Zorp.Chainer._connect import ConnectChainer, _is_stopping, _no_destination
 from Zorp.Chainer._state import ConnectionCounts, Rotation, index_of_least
 from Zorp.Constants import CORE_MESSAGE, FALSE, TRUE, ZD_PROTO_AUTO
 from Zorp.Exceptions import DACException
+from Zorp.language import arguments
 from Zorp.Log import log
 
 _DOWN_MS = 60_000
@@ -168,8 +168,8 @@ class StateBasedChainer(MultiTargetChainer):
 
     def __init__(self, protocol=ZD_PROTO_AUTO, timeout_connect=None, timeout_state=None, proxy_protocol=0):
         super().__init__(protocol, timeout_connect, proxy_protocol)
-        down_s = math.ceil((checked_ms("timeout_state", timeout_state) or _DOWN_MS) / 1000)
-        self.state = TimedCache("chainer-state", down_s, update_stamp=FALSE)
+        down_ms = arguments.milliseconds("a chainer", "timeout_state", timeout_state) or _DOWN_MS
+        self.state = TimedCache("chainer-state", math.ceil(down_ms / 1000), update_stamp=FALSE)
 
     def disableTarget(self, session, target_local, target_remote):
         """Remember that a target is down."""

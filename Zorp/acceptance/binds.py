@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from Zorp.Constants import AF_INET, ZD_PROTO_AUTO, ZD_PROTO_NAME
 from Zorp.Exceptions import PolicyError
+from Zorp.language import arguments
 from Zorp.SockAddr import SockAddrInet, SockAddrType
 
 ZD_BIND_SOCKADDR = 1
@@ -28,7 +29,7 @@ ZD_BIND_IFACE_GROUP = 3
 
 _GROUP_NAMES_FILE = "/etc/iproute2/rt_ifgroup"       # lines: hexadecimal number, name
 _C_INTEGER = re.compile(r"\s*(?:0[xX](?P<hex>[0-9a-fA-F]+)|0(?P<octal>[0-7]+)|(?P<decimal>[0-9]+))\s*", re.ASCII)
-_INTERFACE_NAME_CHARACTERS = 15
+_INTERFACE_NAME = re.compile(r"[^\s/\0]{1,15}")
 
 __all__ = ["BindKey", "DBIface", "DBIfaceGroup", "DBIfaceGroupType", "DBIfaceType", "DBSockAddr",
            "DBSockAddrType", "DispatchBindType", "protocol_name"]
@@ -87,7 +88,7 @@ class DBSockAddr(DispatchBindType):
         if not isinstance(sa, SockAddrType) or sa.family not in (socket.AF_INET, socket.AF_INET6):
             raise PolicyError("Expected SockAddr", remedy="give DBSockAddr a SockAddrInet or SockAddrInet6")
         self.sa = sa
-        self.protocol = protocol
+        self.protocol = _checked_protocol(protocol)
 
     def key(self) -> BindKey:
         return BindKey(self.type, self.protocol, int(self.sa.family), self.sa.ip_s, self.sa.port)
@@ -115,9 +116,9 @@ class DBIface(DispatchBindType):
     def __init__(self, iface, port, family=AF_INET, protocol=ZD_PROTO_AUTO, ip="0.0.0.0"):
         _check_port(port, "Interface bound dispatches require a non-zero port", f"iface='{iface}'")
         _check_family(family, f"iface='{iface}'")
-        if not isinstance(iface, str) or not 0 < len(iface) <= _INTERFACE_NAME_CHARACTERS:
+        if not isinstance(iface, str) or not _INTERFACE_NAME.fullmatch(iface):
             raise PolicyError(f"Invalid interface name; iface='{iface}'",
-                              remedy="an interface name has 1 to 15 characters")
+                              remedy="an interface name has 1 to 15 characters, none of them a blank or a slash")
         try:
             self._address = SockAddrInet(ip, port)
         except ValueError:
@@ -126,7 +127,7 @@ class DBIface(DispatchBindType):
         self.iface = iface
         self.port = port
         self.family = int(family)
-        self.protocol = protocol
+        self.protocol = _checked_protocol(protocol)
 
     @property
     def ip(self):
@@ -176,7 +177,7 @@ class DBIfaceGroup(DispatchBindType):
         self.group = _group_number(group)
         self.port = port
         self.family = int(family)
-        self.protocol = protocol
+        self.protocol = _checked_protocol(protocol)
 
     def key(self) -> BindKey:
         return BindKey(self.type, self.protocol, self.family, str(self.group), self.port)
@@ -193,6 +194,12 @@ DBIfaceType = DBIface
 DBIfaceGroupType = DBIfaceGroup
 
 
+def _checked_protocol(protocol) -> int:
+    if not isinstance(protocol, int) or not 0 <= protocol < len(ZD_PROTO_NAME):
+        raise arguments.invalid("a bind object", "protocol", protocol, "give ZD_PROTO_TCP or ZD_PROTO_UDP")
+    return int(protocol)
+
+
 def _check_port(port, problem: str, where: str) -> None:
     if not isinstance(port, int) or not 0 < port <= 0xFFFF:
         raise PolicyError(f"{problem}; {where}, port='{port}'", remedy="give the port to listen on, 1 to 65535")
@@ -205,7 +212,7 @@ def _check_family(family, where: str) -> None:
 
 
 def _group_number(group) -> int:
-    if isinstance(group, int):
+    if isinstance(group, int) and 0 <= group < 1 << 32:
         return group
     if isinstance(group, str):
         if (number := _C_INTEGER.fullmatch(group)) is not None:

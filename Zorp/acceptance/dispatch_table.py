@@ -51,6 +51,7 @@ from Zorp.Constants import (
     ZD_PROTO_UDP,
 )
 from Zorp.Exceptions import PolicyError
+from Zorp.language import arguments
 from Zorp.Log import log, log_exception
 from Zorp.SockAddr import from_sockaddr
 from Zorp.Stream import Stream
@@ -96,21 +97,20 @@ class DispatchParams:
 
 
 def _flag(name: str, value) -> bool:
-    if not isinstance(value, int):
-        raise TypeError(f"dispatcher keyword '{name}' takes TRUE or FALSE, not {value!r}")
-    return bool(value)
+    return bool(arguments.flag("a dispatcher", name, value))
 
 
 def _size(name: str, value) -> int:
-    if not isinstance(value, int) or value < 0:
-        raise TypeError(f"dispatcher keyword '{name}' takes a number from 0 on, not {value!r}")
-    return value
+    return arguments.whole_number("a dispatcher", name, value)
 
 
 def _subnets(name: str, value) -> tuple:
-    if isinstance(value, (str, Subnet)):
-        value = (value,)
-    return tuple(Subnet.create(item) if isinstance(item, str) else item for item in value)
+    remedy = "give the subnets of the load balancers, such as ('192.0.2.0/24',)"
+    subnets = (value,) if isinstance(value, Subnet) else arguments.items("a dispatcher", name, value, remedy)
+    for item in subnets:
+        if not isinstance(item, (str, Subnet)):
+            raise arguments.invalid("a dispatcher", name, item, remedy)
+    return tuple(Subnet.create(item) if isinstance(item, str) else item for item in subnets)
 
 
 _COMMON_KEYWORDS = {"transparent": _flag, "mark_tproxy": _flag, "threaded": _flag, "session_limit": None}

@@ -96,10 +96,10 @@ def address_from_text(text: str) -> Address | None:
 
 def server_from_text(text: str) -> tuple[str, int]:
     """Return address and port of a name server: "192.0.2.1", "192.0.2.1:5300", "2001:db8::1", "[2001:db8::1]:5300"."""
-    parsed = _SERVER.fullmatch(text)
+    parsed = _SERVER.fullmatch(text) if isinstance(text, str) else None
     host = (parsed["v4"] or parsed["v6"]) if parsed else text
     port = int(parsed["port4"] or parsed["port6"] or DNS_PORT) if parsed else DNS_PORT
-    if address_from_text(host) is None or not 0 < port < 65536:
+    if not isinstance(host, str) or address_from_text(host) is None or not 0 < port < 65536:
         raise PolicyError(f"Invalid name server; server='{text}'", remedy="give the IP address of a name server")
     return host, port
 

@@ -25,6 +25,7 @@ from collections.abc import Container
 from dataclasses import dataclass
 
 from Zorp.Exceptions import PolicyError
+from Zorp.language import arguments
 
 _DOTTED_QUAD = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}", re.ASCII)
 
@@ -149,4 +150,9 @@ def _with_netmask(address: str, netmask: str) -> str:
 def _services(value: object) -> tuple | None:
     if value is None:
         return None
-    return (value,) if isinstance(value, str) else tuple(value)
+    remedy = "give a list of service names, '*' for all"
+    names = arguments.items("a zone", "service list", value, remedy)
+    for name in names:
+        if not isinstance(name, str):
+            raise arguments.invalid("a zone", "service list", name, remedy)
+    return names

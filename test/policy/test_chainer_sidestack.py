@@ -12,7 +12,7 @@ from test.support.gateway import Gateway, Server, ended, exchange
 from Zorp.engine.builtin_proxy import running
 from Zorp.Chainer import ConnectChainer, SideStackChainer
 from Zorp.Constants import ZD_PROTO_AUTO, ZD_PROTO_TCP
-from Zorp.Exceptions import PolicyError
+from Zorp.Plug import PlugProxy
 
 __all__ = ["asking"]
 
@@ -160,17 +160,15 @@ def test_no_descriptors_for_the_pair(asking, monkeypatch):
     def refused(*args):
         raise OSError("I/O error during socketpair.")
 
-    asked = asking(chainer=SideStackChainer(object))
+    asked = asking(chainer=SideStackChainer(PlugProxy))
     monkeypatch.setattr("Zorp.Chainer._sidestack.streamPair", refused)
     assert asked.connect() is None
     assert asked.log.has("Side stacking failed, socketPair failed;", ())
 
 
 def test_constructor():
-    chainer = SideStackChainer(object)
-    assert chainer.right_class is object
+    chainer = SideStackChainer(PlugProxy)
+    assert chainer.right_class is PlugProxy
     assert isinstance(chainer.right_chainer, ConnectChainer)
     assert chainer.getProtocol() == ZD_PROTO_AUTO
-    assert SideStackChainer(object, ConnectChainer(ZD_PROTO_TCP)).getProtocol() == ZD_PROTO_TCP
-    with pytest.raises(PolicyError, match="Invalid right_class"):
-        SideStackChainer(object())
+    assert SideStackChainer(PlugProxy, ConnectChainer(ZD_PROTO_TCP)).getProtocol() == ZD_PROTO_TCP

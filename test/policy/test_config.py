@@ -38,6 +38,15 @@ def test_a_near_miss_is_a_load_error_with_its_place(dispatching, line, meant):
     assert refused.value.place.startswith("policy.py:")
 
 
+@pytest.mark.parametrize("line", [
+    "config.options.timeout_server_connect = 10 ** 30", "config.options.timeout_server_connect = 0",
+    "config.options.max_connections_per_client = '5'", "config.options.max_udp_sessions = None",
+])
+def test_a_number_that_nobody_could_use_is_a_load_error(dispatching, line):
+    with pytest.raises(ValueError, match=r"Invalid \w+ of config.options; .*; give a whole number from"):
+        dispatching(POLICY % line)
+
+
 @pytest.mark.parametrize("line", ["config.options.site_name = 'hq'", "config.options.ids = 1", "config.dirs.x = 1"])
 def test_values_of_the_site_are_kept_and_named_in_the_log(dispatching, line):
     running = dispatching(POLICY % line)

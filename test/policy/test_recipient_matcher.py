@@ -229,7 +229,7 @@ def test_all_addresses_of_the_server_are_tried(monkeypatch, tmp_path):
 
 
 def test_a_server_or_own_name_without_address_is_no_verdict():
-    for names in ({"server_name": "no such name.."}, {"server_name": "127.0.0.1", "bind_name": "no such name.."}):
+    for names in ({"server_name": "nosuch.invalid"}, {"server_name": "127.0.0.1", "bind_name": "nosuch.invalid"}):
         with pytest.raises(MatcherException, match=r"does not resolve|no local address"):
             SmtpInvalidRecipientMatcher(**names).checkMatch("user@example.com")
 
