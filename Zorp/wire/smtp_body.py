@@ -4,8 +4,8 @@ Theory of operation
     BodyReader finds the end of the data and hands out what may be sent on.  The only end is the
     five bytes CR LF "." CR LF; the CR LF before the first body byte is the one of the DATA
     command.  Dot stuffing is the same on both sides, so checked blocks go on unmodified and are
-    never cut into lines: three counts tell that every CR and every LF of a block stands in a
-    CR LF.  A tail that may be the beginning of the end (CR, CR LF, CR LF ".", CR LF "." CR) is
+    never cut into lines: one search finds the end or the first CR without LF, whichever comes
+    first; two counts tell then that every LF stands in a CR LF.  A tail that may be the beginning of the end (CR, CR LF, CR LF ".", CR LF "." CR) is
     held back until the next block decides.
 
     With require_crlf off a LF without CR becomes CR LF, after it has been decided what it was:
@@ -27,6 +27,7 @@ import re
 from Zorp.wire.errors import WireError
 
 _END = b"\r\n.\r\n"
+_END_OR_LONE_CR = re.compile(rb"\r(?:(\n\.\r\n)|(?!\n|\Z))")
 _BEGUN_END = re.compile(rb"\r(?:\n(?:\.\r?)?)?\Z")
 # require_crlf off: a LF without CR, with the "." that follows it; a "." line that such a LF ends
 _LONE_LF = re.compile(rb"(?<!\r)\n(\.?)|(?<=\r\n)(\.)(?=\n)")
@@ -61,26 +62,28 @@ class BodyReader:
     def feed(self, data: bytes) -> bytes:
         """Return the bytes to send on for `data`, the end of data included; raises BodyError."""
         data = self._held + data
-        end = data.find(_END)
-        if end >= 0:
-            self.finished = True
-            self.rest = data[end + len(_END):]
-            block, tail = data[:end], _END
+        found = _END_OR_LONE_CR.search(data)
+        if found is None:
+            block = self._hold(data)
+        elif found[1] is None:
+            raise BodyError("Invalid mail body, CR without LF;")
         else:
-            block, tail = self._hold(data)
+            self.finished = True
+            self.rest = data[found.end():]
+            block = data[:found.start()]
         self._check(block)
         if not self._require_crlf and block:
             block = self._convert(block)
-        passed = block + tail if self.finished else block
+        passed = block + _END if self.finished else block
         passed, self._not_ours = passed[self._not_ours:], max(self._not_ours - len(passed), 0)
         return passed
 
-    def _hold(self, data: bytes) -> tuple[bytes, bytes]:
+    def _hold(self, data: bytes) -> bytes:
         """Return what can be decided now and keep the rest."""
         begun = _BEGUN_END.search(data, max(len(data) - len(_END), 0))
         cut = begun.start() if begun else len(data)
         self._held = data[cut:]
-        return data[:cut], b""
+        return data[:cut]
 
     def _convert(self, block: bytes) -> bytes:
         """Make CR LF of every lone LF.  A block never ends between a CR LF and the byte behind its "."."""
@@ -91,10 +94,7 @@ class BodyReader:
         return converted
 
     def _check(self, block: bytes) -> None:
-        line_ends = block.count(b"\r\n")
-        if block.count(b"\r") != line_ends:
-            raise BodyError("Invalid mail body, CR without LF;")
-        if self._require_crlf and block.count(b"\n") != line_ends:
+        if self._require_crlf and block.count(b"\n") != block.count(b"\r"):
             raise BodyError("Invalid mail body, LF without CR;")
         if not self._permit_nul and b"\0" in block:
             raise BodyError("Invalid mail body, embedded NUL character;")
