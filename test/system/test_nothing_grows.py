@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -70,31 +69,3 @@ def tree(daemon, node: str) -> str:
     """Return a value of the statistics tree."""
     with SzigClient(str(daemon.directory / f"zorpctl.{daemon.instance}")) as szig:
         return szig.ask(f"GETVALUE {node}")
-
-
-@pytest.mark.parametrize(("count", "parallel"), [
-    pytest.param(100 << 20, 2, id="200 MB"),
-    pytest.param(5 << 30, 2, id="10 GB", marks=[pytest.mark.soak, pytest.mark.timeout(1800)]),
-])
-def test_large_transfers_arrive_whole(count, parallel, origin, zorp):
-    # given a relay
-    daemon = zorp(POLICY, verbosity=3, server_port=origin)
-    failures = []
-
-    def fetch():
-        try:
-            traffic.fetch(daemon.port, count)
-        except (OSError, RuntimeError) as problem:
-            failures.append(problem)
-
-    # when several clients fetch a large answer at once
-    threads = [threading.Thread(target=fetch) for _ in range(parallel)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    # then every byte was counted at the client and in the log
-    assert failures == []
-    daemon.log.wait_for("core.summary", 4, "Connection summary", count=parallel)
-    sides = daemon.log.find("core.accounting", 4, "accounting info")
-    assert [side.fields["sent"] for side in sides].count(str(count)) == parallel
