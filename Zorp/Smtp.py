@@ -27,6 +27,7 @@ Deviations
 from __future__ import annotations
 
 import functools
+import operator
 
 from Zorp import Log
 from Zorp.Constants import FALSE, TRUE
@@ -91,8 +92,14 @@ SMTP_STK_MIME = 1
 SMTP_GETDOMAIN_MAILNAME = "mailname"
 SMTP_GETDOMAIN_FQDN = "fqdn"
 
-_MUST_BE_POSITIVE = ("timeout", "command_timeout", "max_request_length", "max_auth_request_length",
-                     "max_response_length", "max_line_length")
+_NUMBERS = {                        # attribute: field of SmtpLimits
+    "timeout": "idle_ms", "command_timeout": "command_ms",
+    "max_request_length": "command_bytes", "max_auth_request_length": "sasl_line_bytes",
+    "max_response_length": "reply_line_bytes", "max_line_length": "line_bytes",
+    "max_recipients": "recipients", "max_errors": "errors", "max_message_size": "message_bytes",
+}
+_NUMBERS_OF = operator.attrgetter(*_NUMBERS)
+_MAY_BE_ZERO = ("max_recipients", "max_errors", "max_message_size")
 _NEEDS_TLS = ("tls_passthrough", "client_tls_required", "server_tls_required")
 _UTF8_FLAG = SMTP_EXT_SMTPUTF8
 
@@ -168,16 +175,16 @@ class AbstractSmtpProxy(Proxy):
     def loadSMTP(self):
         """Accept the commands and replies of plain SMTP."""
         tables = self._vars
-        tables.request.update(presets.SMTP_REQUESTS)
-        tables.response.update(presets.SMTP_REPLIES)
+        presets.SMTP_REQUESTS.load(tables.request)
+        presets.SMTP_REPLIES.load(tables.response)
 
     def loadESMTP(self):
         """Accept those of SMTP, and EHLO, AUTH, ETRN, STARTTLS with the extensions of everyday mail."""
         self.loadSMTP()
         tables = self._vars
-        tables.request.update(presets.ESMTP_REQUESTS)
-        tables.response.update(presets.ESMTP_REPLIES)
-        tables.extensions.update(presets.ESMTP_EXTENSIONS)
+        presets.ESMTP_REQUESTS.load(tables.request)
+        presets.ESMTP_REPLIES.load(tables.response)
+        presets.ESMTP_EXTENSIONS.load(tables.extensions)
 
     # what policies override
 
@@ -225,23 +232,14 @@ class AbstractSmtpProxy(Proxy):
 
     def _engine_config(self):
         settings = self._vars
-        for name in _MUST_BE_POSITIVE:
-            if getattr(settings, name) <= 0:
-                raise PolicyError(f"Number out of range; attribute='{name}', value='{getattr(settings, name)}'",
-                                  remedy="give a number above 0")
         if settings.address_syntax not in ("strict", "compat"):
             raise PolicyError(f"Unknown address syntax; address_syntax='{settings.address_syntax}'",
                               remedy="write 'strict' or 'compat'")
         if isinstance(settings.auth_mechanisms, str):
             settings.auth_mechanisms = (settings.auth_mechanisms,)
-        if not all(isinstance(name, str) for name in settings.auth_mechanisms):
+        if settings.auth_mechanisms and not all(isinstance(name, str) for name in settings.auth_mechanisms):
             raise PolicyError("Invalid auth_mechanisms", remedy="give a tuple of mechanism names")
-        self._limits = _limits_of(
-            line_bytes=settings.max_line_length, command_bytes=settings.max_request_length,
-            sasl_line_bytes=settings.max_auth_request_length, reply_line_bytes=settings.max_response_length,
-            recipients=max(settings.max_recipients, 0), errors=max(settings.max_errors, 0),
-            message_bytes=max(settings.max_message_size, 0),
-            idle_ms=settings.timeout, command_ms=settings.command_timeout)
+        self._limits = _limits_of(*_NUMBERS_OF(settings))
 
     def _engine_main(self):
         self._dialogue = Dialogue(self, self._limits)
@@ -395,9 +393,13 @@ class SmtpProxy(AbstractSmtpProxy):
 
 
 @functools.lru_cache(maxsize=64)
-def _limits_of(**limits):
-    """Return the SmtpLimits with these values; one object serves all sessions of a policy."""
-    return SmtpLimits(**limits)
+def _limits_of(*numbers):
+    """Return the SmtpLimits with the values of _NUMBERS; one object serves all sessions of a policy."""
+    for (name, _), number in zip(_NUMBERS.items(), numbers, strict=True):
+        if number <= 0 and name not in _MAY_BE_ZERO:
+            raise PolicyError(f"Number out of range; attribute='{name}', value='{number}'",
+                              remedy="give a number above 0")
+    return SmtpLimits(**{limit: max(number, 0) for limit, number in zip(_NUMBERS.values(), numbers, strict=True)})
 
 
 def _asks_for_stacking(entry):

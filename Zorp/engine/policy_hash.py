@@ -23,7 +23,10 @@ Theory of operation
     of remembered searches and the work of one search are bounded: parts longer than any stored
     part are cut before they are tried.
 
-For one thread: each proxy has tables of its own.
+    Tables that begin with the same entries, a Preset, share them until one is changed: an entry
+    is written into a copy.
+
+For one thread: each proxy has tables of its own.  What is shared is only read.
 
 Deviations
     A key with too few or too many parts raises ValueError when it is set; the original dropped
@@ -32,6 +35,7 @@ Deviations
 
 from __future__ import annotations
 
+import copy
 import itertools
 import string
 from collections.abc import Mapping
@@ -42,6 +46,7 @@ WILDCARD = "wildcard"
 CONSUME = "consume"
 
 _NOTHING = object()
+_NO_ENTRIES: dict = {}         # of every new table; never changed
 _ANY = ""                      # how a wildcard part is stored
 _REMEMBERED_SEARCHES = 128     # per table; peers choose the keys, so there must be a bound
 _TO_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
@@ -95,10 +100,23 @@ def _text(part: Any) -> str:
 class _Table:
     """What both tables offer to policies beyond the three operations of the original."""
 
-    __slots__ = ("_entries",)
+    __slots__ = ("_entries", "_is_shared")
 
     def __init__(self) -> None:
-        self._entries: dict = {}
+        self._entries: dict = _NO_ENTRIES
+        self._is_shared = True           # not ours alone: to be copied before it is changed
+
+    def _own(self) -> dict:
+        """Return the entries for somebody who changes them."""
+        if self._is_shared:
+            self._entries = self._entries.copy()
+            self._is_shared = False
+        return self._entries
+
+    def share(self, source: _Table) -> None:
+        """Have exactly the entries of another table of the same kind, the same objects until either is changed."""
+        self._entries = source._entries
+        self._is_shared = source._is_shared = True
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -144,7 +162,34 @@ class _Table:
         raise NotImplementedError
 
     def _take_over(self, entries: _Table) -> None:
-        self._entries.update(entries._entries)
+        self._own().update(entries._entries)
+
+
+class Preset:
+    """Entries that table after table gets when its session begins.
+
+    Arguments:
+        added: table of the entries.
+        upon: the Preset that nearly every table has got before this one, if there is such.
+    """
+
+    __slots__ = ("_added", "_base", "_whole")
+
+    def __init__(self, added: _Table, upon: Preset | None = None) -> None:
+        self._added = self._whole = added
+        self._base = _NO_ENTRIES
+        if upon is not None:
+            self._base = upon._whole._entries
+            self._whole = copy.copy(added)
+            self._whole.share(upon._whole)
+            self._whole.update(added)
+
+    def load(self, table: _Table) -> None:
+        """Set the entries in a table of the same kind."""
+        if table._entries is self._base:
+            table.share(self._whole)
+        else:
+            table.update(self._added)
 
 
 class PolicyHash(_Table):
@@ -177,10 +222,10 @@ class PolicyHash(_Table):
         return self._entries[self._key(key)]
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        self._entries[self._key(key)] = value
+        self._own()[self._key(key)] = value
 
     def __delitem__(self, key: Any) -> None:
-        del self._entries[self._key(key)]
+        del self._own()[self._key(key)]
 
     def keys(self) -> list:
         """Return the keys in the order they were first set."""
@@ -232,6 +277,11 @@ class DimHash(_Table):
     def _fits(self, other: DimHash) -> bool:
         return self._flags == other._flags and self._least_parts == other._least_parts
 
+    def share(self, source: DimHash) -> None:
+        super().share(source)
+        self._longest = source._longest
+        self._remembered = {}
+
     def _take_over(self, entries: DimHash) -> None:
         super()._take_over(entries)
         self._longest = max(self._longest, entries._longest)
@@ -247,12 +297,12 @@ class DimHash(_Table):
         parts = self._key(key)
         if not self._allows(parts):
             raise ValueError(f"Hash key must have {self._least_parts} to {len(self._flags)} parts; key='{key!r}'")
-        self._entries[parts] = value
+        self._own()[parts] = value
         self._longest = max(self._longest, *map(len, parts))
         self._remembered.clear()
 
     def __delitem__(self, key: Any) -> None:
-        del self._entries[self._key(key)]
+        del self._own()[self._key(key)]
         self._remembered.clear()
 
     def keys(self) -> list:

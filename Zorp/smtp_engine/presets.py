@@ -7,7 +7,7 @@ for all that begin with it.
 
 from __future__ import annotations
 
-from Zorp.engine.policy_hash import CONSUME, WILDCARD, DimHash, PolicyHash
+from Zorp.engine.policy_hash import CONSUME, WILDCARD, DimHash, PolicyHash, Preset
 
 _ACCEPT = 1
 
@@ -45,8 +45,8 @@ def _accepted(words: str) -> PolicyHash:
     return PolicyHash(dict.fromkeys(words.split(), _ACCEPT))
 
 
-SMTP_REQUESTS = _accepted("HELO MAIL RCPT DATA RSET QUIT NOOP")
-SMTP_REPLIES = _replies(_SMTP_REPLIES)
-ESMTP_REQUESTS = _accepted("EHLO AUTH ETRN STARTTLS")
-ESMTP_REPLIES = _replies(_ESMTP_REPLIES)
-ESMTP_EXTENSIONS = _accepted("PIPELINING SIZE ETRN AUTH 8BITMIME STARTTLS ENHANCEDSTATUSCODES")
+SMTP_REQUESTS = Preset(_accepted("HELO MAIL RCPT DATA RSET QUIT NOOP"))
+SMTP_REPLIES = Preset(_replies(_SMTP_REPLIES))
+ESMTP_REQUESTS = Preset(_accepted("EHLO AUTH ETRN STARTTLS"), SMTP_REQUESTS)
+ESMTP_REPLIES = Preset(_replies(_ESMTP_REPLIES), SMTP_REPLIES)
+ESMTP_EXTENSIONS = Preset(_accepted("PIPELINING SIZE ETRN AUTH 8BITMIME STARTTLS ENHANCEDSTATUSCODES"))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from Zorp.engine.policy_hash import (
-    CONSUME, LITERAL, WILDCARD, Action, ActionError, DimHash, PolicyHash, parse_action, parse_policy_action,
+    CONSUME, LITERAL, WILDCARD, Action, ActionError, DimHash, PolicyHash, Preset, parse_action, parse_policy_action,
 )
 
 ACCEPT, REJECT, ABORT = 1, 3, 4
@@ -183,6 +183,51 @@ def test_search_equals_the_documented_walk(entries, first, second):
     walk = [*itertools.product([first, ""], consumed), (first,), ("",)]
     expected = next((stored[key] for key in walk if key in stored), None)
     assert DimHash(WILDCARD, CONSUME, entries=entries).search(first, second) == expected
+
+
+# presets
+
+@pytest.fixture
+def presets():
+    """Presets of two layers for reply tables: (lower, upper)."""
+    lower_entries, upper_entries = ftp_response(), ftp_response()
+    lower_entries.update({("MAIL", "250"): ACCEPT, ("*", "4"): REJECT})
+    upper_entries.update({("AUTH", "235"): ACCEPT, ("*", "4"): ACCEPT})
+    lower = Preset(lower_entries)
+    return lower, Preset(upper_entries, lower)
+
+
+def test_preset_and_the_one_upon_it_give_the_entries_of_both(presets):
+    table = ftp_response()
+    for preset in presets:
+        preset.load(table)
+    assert dict(table.items()) == {("MAIL", "250"): ACCEPT, ("*", "4"): ACCEPT, ("AUTH", "235"): ACCEPT}
+    assert table.search("RCPT", "450") == ACCEPT
+
+
+def test_what_one_table_changes_no_other_table_sees(presets):
+    changed, other = ftp_response(), ftp_response()
+    for table in (changed, other):
+        for preset in presets:
+            preset.load(table)
+    changed["MAIL", "250"] = ABORT
+    del changed["AUTH", "235"]
+    changed.update({("QUIT", "2"): REJECT})
+    later = ftp_response()
+    for preset in presets:
+        preset.load(later)
+    assert changed.search("MAIL", "250") == ABORT
+    assert changed.search("AUTH", "235") is None
+    assert dict(other.items()) == dict(later.items())
+    assert (other.search("MAIL", "250"), other.search("QUIT", "221")) == (ACCEPT, None)
+
+
+@pytest.mark.parametrize("before", [{}, {("MAIL", "250"): ABORT}, {("AUTH", "235"): ABORT}], ids=str)
+def test_upper_preset_alone_brings_only_its_own_entries(presets, before):
+    table = ftp_response()
+    table.update(before)
+    presets[1].load(table)
+    assert dict(table.items()) == {**before, ("AUTH", "235"): ACCEPT, ("*", "4"): ACCEPT}
 
 
 # actions
