@@ -51,8 +51,14 @@ __all__ = [
     "getHostByName", "htonl", "inet_aton", "inet_ntoa", "inet_ntop", "inet_pton", "ntohl",
 ]
 
-ntohl = socket.ntohl
-htonl = socket.htonl
+def ntohl(value):
+    """Return a 32-bit number of network byte order in the order of the host; raises OverflowError beyond 32 bits."""
+    return socket.ntohl(value)
+
+
+def htonl(value):
+    """Return a 32-bit number of the host's byte order in network order; raises OverflowError beyond 32 bits."""
+    return socket.htonl(value)
 
 
 # ---------------------------------------------------------------------------- text and numbers

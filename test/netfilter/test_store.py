@@ -1,6 +1,7 @@
 """The state of the packet rules on disk: whole, readable for whoever runs kzorpd, one writer at a time."""
 
 import os
+import tempfile
 
 import pytest
 
@@ -46,26 +47,23 @@ def test_the_second_writer_waits_and_gives_up_in_time(tmp_path):
         second.write(STATE)
 
 
-def test_what_root_writes_is_for_the_owner_of_the_directory(tmp_path):
+def test_what_root_writes_is_for_the_owner_of_the_directory():
     # given a state directory of the user that kzorpd runs as, and a state that root wrote
-    directory = tmp_path / "state"
-    directory.mkdir(mode=0o700)
-    os.chown(directory, NOBODY, NOBODY)
-    for path in (tmp_path, *tmp_path.parents[:2]):
-        path.chmod(0o755)
-    store = Store(str(directory))
-    with store.lock():
-        store.write(STATE)
+    with tempfile.TemporaryDirectory() as directory:         # tmp_path lies in a directory that only root may enter
+        os.chown(directory, NOBODY, NOBODY)
+        store = Store(directory)
+        with store.lock():
+            store.write(STATE)
 
-    # then that user can lock, read and write it
-    def go_on():
-        with store.lock(deadline_s=1):
-            state = store.read()
-            store.write(state.without("a"))
-        return [entry.description.instance for entry in state.entries]
+        # then that user can lock, read and write it
+        def go_on():
+            with store.lock(deadline_s=1):
+                state = store.read()
+                store.write(state.without("a"))
+            return [entry.description.instance for entry in state.entries]
 
-    assert run_unprivileged(go_on) == ["a", "b"]
-    assert [entry.description.instance for entry in store.read().entries] == ["b"]
+        assert run_unprivileged(go_on) == ["a", "b"]
+        assert [entry.description.instance for entry in store.read().entries] == ["b"]
 
 
 def test_a_state_that_cannot_be_written_leaves_the_old_one(tmp_path):
