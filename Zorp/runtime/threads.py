@@ -85,6 +85,7 @@ class ThreadPool:
         self._busy = 0                   # jobs that have a thread, or one that is on its way to them
         self._handed: collections.deque[Callable[[], None]] = collections.deque()   # for waiting threads; in _busy
         self._queue: collections.deque = collections.deque()     # accepted, over the limit; not in _busy
+        self._closing = False            # accepting has stopped: nobody goes into the acceptor any more
         self._when_idle: Callable[[], None] | None = None
         threading.stack_size(max(stack_kib or 0, MIN_STACK_KIB) * 1024)
 
@@ -95,9 +96,17 @@ class ThreadPool:
         self._spawn()
 
     def when_idle(self, callback: Callable[[], None]) -> None:
-        """Call back once no session runs or waits; at once if so already.  Accepting must have stopped."""
+        """Call back once no session runs or waits; perhaps at once.  Accepting must have stopped.
+
+        A thread inside the acceptor may hold a connection that nobody has counted yet: all are
+        called out, and the pool is not idle before the last has come.
+        """
         with self._state_lock:
+            self._closing = True
             self._when_idle = callback
+            inside = self._waiting
+        for _thread in range(inside):
+            self._acceptor.wake()
         self._tell_if_idle()
 
     def refuse_queued(self) -> int:
@@ -133,14 +142,15 @@ class ThreadPool:
             if task is None:
                 with self._state_lock:
                     task = self._take_unlocked()
-                    if task is None and self._waiting >= self._limits.idle_threads:
-                        return
+                    if task is None and (self._closing or self._waiting >= self._limits.idle_threads):
+                        break
                     self._waiting += task is None
             if task is None:
                 task = self._await_client()
             if task is not None:
                 self._do(task)
                 task = None
+        self._tell_if_idle()
 
     def _take_unlocked(self) -> Callable[[], None] | None:
         """The next job that needs no client."""
@@ -253,7 +263,7 @@ class ThreadPool:
     def _tell_if_idle(self) -> None:
         with self._state_lock:
             callback = self._when_idle
-            if callback is None or self._busy or self._queue:
+            if callback is None or self._busy or self._queue or self._waiting:
                 return
             self._when_idle = None
         callback()

@@ -27,6 +27,21 @@ class Clients:
         return self._queue.get()
 
 
+class SlowAcceptor(Clients):
+    """Where the system call has returned and the interpreter is somewhere else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.accepted, self.go_on = threading.Event(), threading.Event()
+
+    def wait(self):
+        connection = super().wait()
+        if connection is not None:
+            self.accepted.set()
+            assert self.go_on.wait(20)
+        return connection
+
+
 class Connection:
     """A client whose delivery starts one job, as a service does."""
 
@@ -184,6 +199,25 @@ def test_the_end_of_the_last_session_is_told_once(clients):
     assert connection.running.wait(5)
     told = threading.Event()
     pool.when_idle(told.set)
+    assert not told.is_set()
+    connection.finish.set()
+    assert told.wait(5)
+
+
+def test_a_client_accepted_at_the_last_moment_is_served_before_the_end():
+    # given a thread that has accepted a client and not yet said so
+    clients = SlowAcceptor()
+    pool = pool_of(clients)
+    connection = Connection(pool)
+    clients.come(connection)
+    assert clients.accepted.wait(5)
+    # when the end is asked for at this moment
+    told = threading.Event()
+    pool.when_idle(told.set)
+    # then the end waits for this client
+    assert not told.is_set()
+    clients.go_on.set()
+    assert connection.running.wait(5)
     assert not told.is_set()
     connection.finish.set()
     assert told.wait(5)
