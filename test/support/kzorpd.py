@@ -82,9 +82,9 @@ class Kzorpd:
 
     def command(self, *arguments: str, program: str = "kzorpd") -> subprocess.CompletedProcess:
         """Run kzorpd or kzorp with these arguments to its end."""
-        return subprocess.run(self._words(program, *arguments), capture_output=True, text=True, timeout=30, check=False)
+        return subprocess.run(self.words(program, *arguments), capture_output=True, text=True, timeout=30, check=False)
 
-    def _words(self, program: str, *arguments: str) -> list[str]:
+    def words(self, program: str, *arguments: str) -> list[str]:
         return ["ip", "netns", "exec", self.namespace.name, sys.executable, str(ROOT / "sbin" / program),
                 "--config-dir", str(self.directory), *arguments]
 
@@ -93,7 +93,7 @@ class Kzorpd:
         mark = self.log.mark()
         with open(self.directory / "kzorpd.log", "ab") as log:
             self.process = subprocess.Popen(
-                self._words("kzorpd", "--no-syslog", "--verbose", "6", *self.arguments, *arguments),
+                self.words("kzorpd", "--no-syslog", "--verbose", "6", *self.arguments, *arguments),
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **(environment or {})})
         self.log.wait_for("core.debug", 6, "Policies have been read", after=mark)
         return self

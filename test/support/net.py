@@ -214,11 +214,12 @@ class Firewall(Namespace):
             self.setup("load")
         return daemon
 
-    def add_zorp(self, policy: str, instance: str = "intra", **values) -> Daemon:
+    def add_zorp(self, policy: str, instance: str = "intra", arguments=(), **values) -> Daemon:
         """Return an instance of this host, not started."""
         directory = self.directory / instance
         directory.mkdir()
-        daemon = Daemon(directory, policy, instance=instance, arguments=("--packet-rules", "administrator"), **values)
+        daemon = Daemon(directory, policy, instance=instance,
+                        arguments=("--packet-rules", "administrator", *arguments), **values)
         daemon.prefix = ("ip", "netns", "exec", self.name)
         self.daemons.append(daemon)
         return daemon
