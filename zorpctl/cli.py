@@ -174,6 +174,10 @@ def _stop_session(host: Host, selection: Selection, options: argparse.Namespace)
     results = list(ask(host, selection, options))
     stopped = [result for result in results if result.ok]
     yield from stopped or results
+def _reload(host: Host, selection: Selection, options: argparse.Namespace) -> Results:
+    return Lifecycle(host).reload(selection.by_instance(), revoke=options.revoke)
+
+
 
 
 def _coredump(host: Host, selection: Selection, options: argparse.Namespace) -> Results:
@@ -189,6 +193,10 @@ def _help(host: Host, selection: Selection, options: argparse.Namespace) -> Resu
 def _status_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-v", "--verbose", action="store_true", help="five lines per process")
     parser.add_argument("--json", action="store_true", help="a JSON array")
+def _reload_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--revoke", action="store_true", help="end running sessions that the new policy refuses")
+
+
 
 
 def _log_options(parser: argparse.ArgumentParser) -> None:
@@ -248,7 +256,7 @@ COMMANDS = {
                        whole_instances="started", touches_daemons=True),
     "force-restart": Command(_lifecycle("restart", forced=True), BOTH, "Restarting {}:", "kill and start",
                              whole_instances="started", touches_daemons=True),
-    "reload": Command(_lifecycle("reload"), WITH_PID_FILE, "Reloading {}:", "load policies again",
+    "reload": Command(_reload, WITH_PID_FILE, "Reloading {}:", "load policies again", options=_reload_options,
                       touches_daemons=True),
     "reload-or-restart": Command(_lifecycle("reload_or_restart"), BOTH, "Reloading or Restarting {}:",
                                  "reload, restart what fails", touches_daemons=True),

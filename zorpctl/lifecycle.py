@@ -182,12 +182,31 @@ class Lifecycle:
         yield from self.start({name: group for name, group in groups.items() if name in self._host.instances},
                               forced=forced)
 
-    def reload(self, groups: dict[str, list[Process]]) -> Iterator[Result]:
-        """Load the policy again in every instance; failures say why."""
+    def reload(self, groups: dict[str, list[Process]], *, revoke: bool = False) -> Iterator[Result]:
+        """Load the policy again in every instance; failures say why.
+
+        revoke: end the sessions of older policies that the new one refuses.
+        """
         for processes in groups.values():
+            if revoke:
+                yield self._reload_and_revoke(processes)
+                continue
             problem = self._reload_instance(processes)
             for process in processes:
                 yield Result(process.name, "Reload successful") if problem is None else failed(process.name, problem)
+
+    @staticmethod
+    def _reload_and_revoke(processes: list[Process]) -> Result:
+        name = processes[0].name
+        if not any(process.is_running() for process in processes):
+            return failed(name, "Process not running")
+        try:
+            with SzigClient(processes[0].socket_path, RELOAD_TIMEOUT_S) as szig:
+                answer = szig.ask("RELOAD REVOKE")
+        except SzigError as problem:
+            return failed(name, str(problem))
+        word, _, text = answer.partition(" ")
+        return Result(name, text) if word == "OK" else failed(name, text)
 
     def _reload_instance(self, processes: list[Process]) -> str | None:
         """Reload one instance (all its processes at once); return what went wrong."""

@@ -45,7 +45,8 @@ def facts(process: Process) -> dict:
     with SzigClient(process.socket_path) as szig:
         values = {node: szig.value(node) for node in (
             "stats.threads_running", "stats.sessions_running", "info.policy.file", "info.policy.file_stamp",
-            "info.policy.reload_stamp", "info.version", "info.pid", "info.policy.generations")}
+            "info.policy.reload_stamp", "info.version", "info.pid", "info.policy.generations",
+            "info.policy.load_started")}
         sessions = _number(values["stats.sessions_running"]) or 0
         has_drained = (_number(values["info.policy.generations"]) or 1) > 1
         draining = max(0, len(_sessions(process, szig)) - sessions) if has_drained else 0
@@ -56,6 +57,7 @@ def facts(process: Process) -> dict:
         "sessions": sessions, "draining_sessions": draining,
         "policy_file": values["info.policy.file"],
         "policy_loaded": _number(values["info.policy.reload_stamp"]),
+        "policy_load_started": _number(values["info.policy.load_started"]) or None,
         "policy_current": is_current(values["info.policy.file"], values["info.policy.file_stamp"]),
         **resources(pid),
     }
@@ -70,6 +72,8 @@ def status(process: Process, verbose: bool) -> Result:
     parts = ["running", *([] if state["policy_current"] else ["policy NOT reloaded"]),
              f"{state['threads']} threads active",
              *([f"{state['draining_sessions']} sessions of older policies"] if state["draining_sessions"] else []),
+             *([f"policy being loaded since {_clock(state['policy_load_started'])}"]
+               if state["policy_load_started"] else []),
              f"pid {state['pid']}"]
     lines = [", ".join(parts)]
     if verbose:

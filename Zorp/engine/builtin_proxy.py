@@ -127,16 +127,19 @@ class RunningProxies:
         with self._proxies_lock:
             return list(self._proxies)
 
-    def stop_session(self, session_id: str) -> int:
+    def stop_session(self, session_id: str, info: str = _STOPPED_BY_ADMINISTRATOR, verdict=None) -> int:
         """Ask every proxy of a session to end and have its summary say why; return their number.
 
-        session_id: of the master session or of one proxy.
+        session_id: of the master session or of one proxy; verdict: of the summary, None: as it is.
         """
         stopped = 0
         for proxy in self.all():
             own_id = proxy._session_id
             if own_id == session_id or own_id.startswith(session_id + "/"):
-                proxy.session.getMasterSession().summary_info = _STOPPED_BY_ADMINISTRATOR
+                master = proxy.session.getMasterSession()
+                master.summary_info = info
+                if verdict is not None:
+                    master.verdict = verdict
                 proxy.request_stop()
                 stopped += 1
         return stopped

@@ -27,6 +27,7 @@ from Zorp.Log import log
 from Zorp.process.line_server import LineClient, LineServer, Patience, listening_socket
 from Zorp.process.timers import Timers
 from Zorp.runtime.pidfile import Directory
+from Zorp.runtime.reloading import Outcome
 from Zorp.runtime.slots import Slot
 
 LINE_BYTES = 131_328
@@ -48,11 +49,11 @@ class Actions(Protocol):
     def stop_session(self, slot: Slot, session_id: str, done: Callable[[str | None], None]) -> None:
         """Stop a session in whichever worker of the slot has it."""
 
-    def reload(self) -> None:
-        """Load the policy again."""
+    def reload(self, revoke: bool = False) -> None:
+        """Load the policy again; revoke: end sessions of older policies that it refuses."""
 
-    def await_reload(self, done: Callable[[bool, str], None]) -> None:
-        """Call done(success, reason) when no reload is under way."""
+    def await_reload(self, done: Callable[[Outcome], None]) -> None:
+        """Call done() when no reload is under way."""
 
     def switch_deadlock_check(self, on: bool | None) -> bool:
         """Switch (None: leave) the deadlock check; return whether it is on."""
@@ -71,6 +72,15 @@ def _changes_something(words: list[str]) -> bool:
     if command == "LOGGING":
         return rest[:1] in (["VINC"], ["VDEC"], ["VSET"], ["SETSPEC"])
     return command == "DEADLOCKCHECK" and rest[:1] in (["ENABLE"], ["DISABLE"])
+
+
+def _with_revocation(outcome: Outcome) -> str:
+    if not outcome.success:
+        return f"FAIL Reload failed; reason='{outcome.reason}'"
+    if outcome.reason:
+        return (f"FAIL Reload successful, not all sessions could be judged; revoked='{outcome.revoked}', "
+                f"reason='{outcome.reason}'")
+    return f"OK Reload successful; revoked='{outcome.revoked}'"
 
 
 class Connection(LineClient):
@@ -141,12 +151,15 @@ class Connection(LineClient):
                 actions.reload()
                 self._answer("OK Reload initiated")
             case ["RESULT"]:
-                actions.await_reload(lambda success, reason: self._answer(
-                    "OK Reload successful" if success else "FAIL Reload failed"))
+                actions.await_reload(lambda outcome: self._answer(
+                    "OK Reload successful" if outcome.success else "FAIL Reload failed"))
             case ["WAIT"]:
                 actions.reload()
-                actions.await_reload(lambda success, reason: self._answer(
-                    "OK Reload successful" if success else f"FAIL Reload failed; reason='{reason}'"))
+                actions.await_reload(lambda outcome: self._answer(
+                    "OK Reload successful" if outcome.success else f"FAIL Reload failed; reason='{outcome.reason}'"))
+            case ["REVOKE"]:
+                actions.reload(revoke=True)
+                actions.await_reload(lambda outcome: self._answer(_with_revocation(outcome)))
             case _:
                 self._answer("FAIL Unknown RELOAD subcommand")
 

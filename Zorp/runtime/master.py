@@ -14,6 +14,11 @@ Theory of operation
     retire and answer with session numbers and counters; then the successors are told to go.
     The listening sockets belong to the master and are open all the time.
 
+    Reloads never overlap; one that is wanted while a load goes on waits for it.  A load that may
+    hang must not hold it for long: it is abandoned --reload-patience seconds after the order.
+    With "revoke", sessions of older policies that the new one refuses are ended after the switch
+    (Zorp.runtime.revocation); the reload has ended when that has.
+
     A worker that ends without having been told to has crashed.  It is started again after a
     second, as often as the restart budget of its slot allows; SIGKILL is a crash like any other,
     because stopping is an order to the master.  A worker that exits with 0 by itself ends the
@@ -43,14 +48,15 @@ from Zorp.process.signals import SignalPipe
 from Zorp.process.timers import Timers
 from Zorp.runtime.channel import Message
 from Zorp.runtime.control import ControlServer
-from Zorp.runtime.daemonise import StartReport, title
+from Zorp.runtime.daemonise import StartReport
 from Zorp.runtime.listeners import ListenError, ListenerTable, ListenSpec, PortStore, port_store_path
 from Zorp.runtime.liveness import Liveness
 from Zorp.runtime.logsetup import LogSetup
 from Zorp.runtime.options import Options
 from Zorp.runtime.pidfile import Directory
 from Zorp.runtime.questions import Done, Questions
-from Zorp.runtime.reloading import Reloads, replaced_program
+from Zorp.runtime.reloading import Outcome, Reloads, replaced_program
+from Zorp.runtime.revocation import Revocation
 from Zorp.runtime.slots import Handle, Load, Purpose, Slot, State
 from Zorp.runtime.supervision import FailureHook, Reporter, RestartBudget
 from Zorp.runtime.worker import EXIT_OK, EXIT_SETUP
@@ -86,6 +92,7 @@ class Master:
         self._loads: list[Load] = []
         self._reloads = Reloads()
         self._generation = 0
+        self._is_revoking = False
         self._stopping = False
         self._exit_status: int | None = None
         self._budgets = {slot: RestartBudget(options.restart_max, options.restart_interval) for slot in slots}
@@ -127,19 +134,31 @@ class Master:
 
     # ---- starting workers
 
-    def _begin_load(self, purpose: Purpose, slots: list[Slot]) -> None:
+    def _begin_load(self, purpose: Purpose, slots: list[Slot], *, revoke: bool = False) -> None:
         self._generation += 1
-        load = Load(purpose, self._generation, list(slots))
+        load = Load(purpose, self._generation, list(slots), revoke=revoke)
         self._loads.append(load)
         for slot in load.slots:
             self._budgets[slot].started()
             slot.successor = self._workers.start(slot, load.generation, purpose is Purpose.INITIAL)
-        load.deadline = self._timers.after(LOAD_DEADLINE_S, lambda: self._load_failed(
-            load, EXIT_SETUP, f"loading took longer than {LOAD_DEADLINE_S:.0f} seconds"))
+        load.deadline = self._timers.after(LOAD_DEADLINE_S, lambda: self._load_died(
+            load, f"loading took longer than {LOAD_DEADLINE_S:.0f} seconds"))
+        self._tell_info()
+
+    def _abandon_later(self, load: Load) -> None:
+        """A newer order waits: a load that hangs must not keep it from being carried out."""
+        patience_s = self._options.reload_patience
+
+        def abandon() -> None:
+            if load.is_reading:
+                self._load_died(load, f"loading was abandoned after {time.time() - load.began:.0f} seconds, "
+                                "because a newer reload waited")
+
+        if load.purpose is not Purpose.INITIAL and load.abandon_timer is None:
+            load.abandon_timer = self._timers.after(patience_s, abandon)
 
     def _let_go(self) -> None:
         """In a new worker: close what is the master's alone."""
-        title.restore()
         self._signals.close()
         self._selector.close()               # before what is registered there: the epoll is shared with the master
         self._listeners.close()
@@ -223,7 +242,7 @@ class Master:
 
     def _switch(self, load: Load) -> None:
         """Every successor is ready: let the predecessors hand over."""
-        load.deadline.cancel()
+        load.cancel_timers()
         for slot in load.slots:
             if slot.serving is not None:
                 load.waiting_for_handover.add(slot)
@@ -235,7 +254,7 @@ class Master:
             self._finish_switch(load)
 
     def _finish_switch(self, load: Load) -> None:
-        load.deadline.cancel()
+        load.cancel_timers()
         self._loads.remove(load)
         for slot in load.slots:
             self._put_into_service(slot)
@@ -243,8 +262,20 @@ class Master:
             self._started()
         elif load.purpose is Purpose.RELOAD:
             self._log_success(load)
-            self._reloads.ended(True, "")
             self._notifier.send("READY=1")
+            if load.revoke:
+                self._is_revoking = True
+                Revocation(self._workers, self._questions, self._timers, self._slots,
+                           max(self._options.reload_patience, 1), self._reloaded)
+            else:
+                self._reloads.ended(Outcome(True))
+        self._tell_info()
+        self._next_reload()
+
+    def _reloaded(self, revoked: int, problem: str) -> None:
+        """The revocation of a reload has ended."""
+        self._is_revoking = False
+        self._reloads.ended(Outcome(True, problem, revoked))
         self._tell_info()
         self._next_reload()
 
@@ -282,8 +313,16 @@ class Master:
         self._liveness.begin(self._notifier)
         self._notifier.send("READY=1")
 
+    def _load_died(self, load: Load, reason: str) -> None:
+        """A load failed without a worker having said why."""
+        log(None, "core.error", 0, "Loading the policy failed; policy_file='%s', generation='%d', error='%s'",
+            (self._options.policy, load.generation, reason))
+        if load.purpose is Purpose.INITIAL and self._options.syslog:
+            self._reporter(f"Loading the policy failed; error='{reason}'")   # who typed the command reads no syslog
+        self._load_failed(load, EXIT_SETUP, reason)
+
     def _load_failed(self, load: Load, status: int, reason: str) -> None:
-        load.deadline.cancel()
+        load.cancel_timers()
         self._loads.remove(load)
         for slot in load.slots:
             failed, slot.successor = slot.successor, None
@@ -304,15 +343,16 @@ class Master:
         for slot in self._slots:                 # whose restart the reload was to replace
             if slot.serving is None and not slot.given_up:
                 self._restart_later(slot)
-        self._reloads.ended(False, reason)
+        self._reloads.ended(Outcome(False, reason))
         self._tell_info()
 
     def _next_reload(self) -> None:
-        if self._reloads.wanted and not self._loads and not self._stopping and self._exit_status is None:
+        is_busy = self._loads or self._is_revoking or self._stopping
+        if self._reloads.wanted and not is_busy and self._exit_status is None:
             self._begin_reload()
 
     def _begin_reload(self) -> None:
-        self._reloads.begun()
+        revoke = self._reloads.begun()
         log(None, "core.info", 0, "Reloading policy; policy_file='%s', instance_name='%s'",
             (self._options.policy, self._options.instance))
         replaced = replaced_program()
@@ -325,14 +365,16 @@ class Master:
             if slot.restart_timer is not None:
                 slot.restart_timer.cancel()
                 slot.restart_timer = None
-        self._begin_load(Purpose.RELOAD, self._slots)
+        self._begin_load(Purpose.RELOAD, self._slots, revoke=revoke)
 
     def _tell_info(self) -> None:
         """Let the workers publish what only the master knows."""
         generations = len({handle.generation for handle in self._workers
                            if handle.state in (State.SERVING, State.DRAINING)})
+        load_started = min((int(load.began) for load in self._loads), default=0)
         for handle in self._serving():
             self._workers.send(handle, "info", leaves={
+                "policy__load_started": load_started,
                 "policy__generations": generations, "reload_failures": self._reloads.failures,
                 "last_error": self._reloads.last_error})
 
@@ -344,7 +386,7 @@ class Master:
     def stop_session(self, slot: Slot, session_id: str, done: Done) -> None:
         self._questions.stop_session(slot, session_id, done)
 
-    def await_reload(self, done: Callable[[bool, str], None]) -> None:
+    def await_reload(self, done: Callable[[Outcome], None]) -> None:
         self._reloads.when_ended(done)
 
     def switch_deadlock_check(self, on: bool | None) -> bool:
@@ -352,10 +394,12 @@ class Master:
             self._liveness.switch(on)
         return self._liveness.enabled
 
-    def reload(self) -> None:
+    def reload(self, revoke: bool = False) -> None:
         """Load the policy again; while a load is under way, once more after it."""
         if not self._stopping:
-            self._reloads.want()
+            self._reloads.want(revoke)
+            for load in self._loads:
+                self._abandon_later(load)
             self._next_reload()
 
     # ---- the end of workers
@@ -367,9 +411,9 @@ class Master:
             self._notifier.send("STOPPING=1")
         self._stopping = True
         for load in self._loads:
-            load.deadline.cancel()
+            load.cancel_timers()
         self._loads.clear()
-        self._reloads.ended(False, "the instance is being stopped")
+        self._reloads.ended(Outcome(False, "the instance is being stopped"))
         for handle in list(self._workers):
             self._workers.end(handle, 0 if urgent else self._options.shutdown_grace)
 
@@ -381,7 +425,7 @@ class Master:
             self._crashed(handle, status)
         elif load is not None and slot.successor is handle:
             slot.successor = None
-            self._load_failed(load, EXIT_SETUP, _how_it_ended(status))
+            self._load_died(load, _how_it_ended(status))
         if slot.crashed is not handle:
             self._listeners.release(handle.serial)
         self._tell_info()

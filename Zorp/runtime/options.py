@@ -85,6 +85,7 @@ class Options:
     deadlock_timeout: int = 60           # negative: no check
     shutdown_grace: int = 0
     drain_timeout: int = 86_400          # how long sessions of a replaced policy may go on
+    reload_patience: int = 10            # how long a load goes on when a newer reload waits
     session_id_format: str = "7"
     packet_rules: str = "auto"           # who sees to packet rules, see Zorp.runtime.packetrules
     action: str = "run"                  # "run", "check", "describe", "version" or the name of a help text
@@ -190,6 +191,8 @@ OPTIONS = (
            "how long a stop waits for sessions (0)", "process"),
     Option("drain-timeout", "", "int", "drain_timeout", (0, 100_000_000), "SEC",
            "how long sessions may go on after a reload (86400)", "process"),
+    Option("reload-patience", "", "int", "reload_patience", (0, 3_600), "SEC",
+           "how long a load goes on when a newer one waits (10)", "process"),
     # of earlier releases, without effect
     Option("crypto-engine", "E", "obsolete_value", ""),
     Option("tproxy", "Y", "obsolete_value", ""),

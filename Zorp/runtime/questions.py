@@ -65,6 +65,15 @@ class Questions:
         if not asked:
             done("FAIL No such session")
 
+    def request(self, handle: Handle, kind: str, done: Done, **fields) -> None:
+        """Send a message of this kind that is answered like a question."""
+        if handle.channel.closed:
+            done(None)
+            return
+        self._asked += 1
+        handle.unanswered[self._asked] = done
+        self._workers.send(handle, kind, number=self._asked, **fields)
+
     @staticmethod
     def answered(handle: Handle, number: int, text: str) -> None:
         """A worker has answered."""
@@ -73,12 +82,7 @@ class Questions:
             done(text)
 
     def _put(self, handle: Handle, line: str, done: Done) -> None:
-        if handle.channel.closed:
-            done(None)
-            return
-        self._asked += 1
-        handle.unanswered[self._asked] = done
-        self._workers.send(handle, "ask", number=self._asked, line=line)
+        self.request(handle, "ask", done, line=line)
 
     def _dump(self, asked: list[Handle], line: str, done: Done) -> None:
         """Answer a DUMP with what all these workers say: session numbers go on over reloads, so no name is twice."""

@@ -9,10 +9,19 @@ from __future__ import annotations
 import pathlib
 import re
 from collections.abc import Callable
+from typing import NamedTuple
 
 import Zorp
 
 _VERSION = re.compile(r'^__version__ = "([^"]+)"', re.MULTILINE)
+
+
+class Outcome(NamedTuple):
+    """How a reload ended."""
+
+    success: bool
+    reason: str = ""                 # of a failure, or why sessions could not be judged
+    revoked: int = 0                 # sessions of older policies that were ended
 
 
 class Reloads:
@@ -22,37 +31,44 @@ class Reloads:
         self.wanted = False
         self.failures = 0
         self.last_error = ""
+        self._is_to_revoke = False       # the wanted one shall end sessions that it refuses
         self._under_way = False
-        self._succeeded = False          # before any reload: failed, as it always was
-        self._waiting: list[Callable[[bool, str], None]] = []
+        self._latest = Outcome(False)    # before any reload: failed, as it always was
+        self._revoked = 0                # since somebody was told
+        self._waiting: list[Callable[[Outcome], None]] = []
 
-    def want(self) -> None:
+    def want(self, revoke: bool) -> None:
         """Somebody asks for a reload."""
         self.wanted = True
+        self._is_to_revoke |= revoke
 
-    def begun(self) -> None:
-        """The wanted one has begun."""
+    def begun(self) -> bool:
+        """The wanted one has begun; return whether it shall end sessions that it refuses."""
+        revoke, self._is_to_revoke = self._is_to_revoke, False
         self.wanted = False
         self._under_way = True
+        return revoke
 
-    def ended(self, success: bool, reason: str) -> None:
+    def ended(self, outcome: Outcome) -> None:
         """The one under way has ended; tell who waits, unless another is wanted already."""
         if self._under_way:
             self._under_way = False
-            self._succeeded = success
-            self.failures += not success
-            self.last_error = reason
+            self.failures += not outcome.success
+            self.last_error = outcome.reason
+            self._revoked += outcome.revoked
+            self._latest = outcome._replace(revoked=self._revoked)
         if not self.wanted:
+            self._revoked = 0
             waiting, self._waiting = self._waiting, []
             for done in waiting:
-                done(self._succeeded, self.last_error)
+                done(self._latest)
 
-    def when_ended(self, done: Callable[[bool, str], None]) -> None:
-        """Call done(success, reason) when no reload is wanted or under way; at once if so."""
+    def when_ended(self, done: Callable[[Outcome], None]) -> None:
+        """Call done() when no reload is wanted or under way; at once if so."""
         if self.wanted or self._under_way:
             self._waiting.append(done)
         else:
-            done(self._succeeded, self.last_error)
+            done(self._latest)
 
 
 def replaced_program() -> str | None:

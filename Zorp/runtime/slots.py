@@ -11,6 +11,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import enum
+import time
 from collections.abc import Callable
 
 from Zorp.process.timers import Timer
@@ -78,5 +79,18 @@ class Load:
     generation: int
     slots: list[Slot]
     deadline: Timer | None = None
+    revoke: bool = False         # sessions of older policies that this one refuses are to be ended
+    began: float = dataclasses.field(default_factory=time.time)      # epoch seconds
+    abandon_timer: Timer | None = None   # runs when a newer order waits
     file_stamp: int = -1         # modification time of the policy file that was loaded, epoch seconds
     waiting_for_handover: set[Slot] = dataclasses.field(default_factory=set)
+
+    @property
+    def is_reading(self) -> bool:
+        """True while a worker still loads the policy."""
+        return any(slot.successor is not None and slot.successor.state is State.LOADING for slot in self.slots)
+
+    def cancel_timers(self) -> None:
+        for timer in (self.deadline, self.abandon_timer):
+            if timer is not None:
+                timer.cancel()

@@ -14,6 +14,7 @@ Theory of operation
                            verbosity change the level
                            info      facts for the `info` branch that only the master knows
                            describe  have the packet rules of this policy put in force
+                           revoke    a step of ending sessions that a newer policy refuses
         to the master      listen    needs a listening socket; the answer carries the descriptor
                            loaded    the policy is loaded and every bind made
                            described the packet rules are in force
@@ -31,10 +32,12 @@ HUP become orders to the master; USR1 and USR2 change the level of this process 
 from __future__ import annotations
 
 import collections
+import contextlib
 import ctypes
 import dataclasses
 import errno
 import gc
+import json
 import os
 import selectors
 import signal
@@ -57,6 +60,7 @@ from Zorp.runtime.admission import Admission
 from Zorp.runtime.answers import Answers
 from Zorp.runtime.binding import BindFailed, Binding
 from Zorp.runtime.channel import Channel, ChannelClosed, Message
+from Zorp.runtime.judgement import STEPS
 from Zorp.runtime.listeners import ListenSpec
 from Zorp.runtime.loader import Loader, LoadFailed
 from Zorp.runtime.logsetup import LogSetup, change_verbosity
@@ -76,6 +80,7 @@ EXIT_SETUP = 1
 EXIT_POLICY = 2
 
 TICK_S = 5.0                     # the rates of the statistics
+_NAMES_PATIENCE_S = 5.0          # for host names of zones, before sessions are judged by them
 CUT_S = 1.0                      # from the order to end to the end, for a session that is cut
 _CUT_INFO = "instance stopped"   # info of its summary line
 _BIND_ATTEMPTS = 10
@@ -121,6 +126,7 @@ class Worker:
         self._terms = 0
         self._sessions_over = False
         self._retired = False
+        self._zone_names: ZoneNames | None = None
         self._packet_rules = PacketRules(options)
         self._loader = Loader(options.policy, options.names, identity.name, identity.is_master)
 
@@ -288,7 +294,8 @@ class Worker:
             statistics.thread_started()
         self._tick()
         if Zone.has_dynamic_subnet:
-            ZoneNames(Zone.zone_subnet_tree).start()
+            self._zone_names = ZoneNames(Zone.zone_subnet_tree)
+            self._zone_names.start()
         self._pool.begin()
         log(None, "core.info", 4, "Accepting connections; process='%s', generation='%d', listeners='%d'",
             (self._identity.name, self._identity.generation, len(listening)))
@@ -321,6 +328,24 @@ class Worker:
             Log.log_exception(None)
             text = "FAIL Internal error"
         self._channel.send("answer", number=message["number"], text=text)
+
+    def _on_revoke(self, message: Message) -> None:
+        """A step of a revocation; in a thread of its own, because the policy may be asked."""
+        threading.Thread(target=self._take_part_in_revocation, args=(message,), name="revocation", daemon=True).start()
+
+    def _take_part_in_revocation(self, message: Message) -> None:
+        try:
+            step = message["step"]
+            if step == "judge" and self._zone_names is not None:
+                self._zone_names.tried_all.wait(_NAMES_PATIENCE_S)
+            if step == "describe":
+                self._refuse_queued()
+            text = json.dumps(STEPS[step](message["sessions"]))
+        except Exception:                # ours: the master goes on without an answer
+            Log.log_exception(None)
+            return
+        with contextlib.suppress(ChannelClosed):
+            self._channel.send("answer", number=message["number"], text=text)
 
     def _on_ping(self, message: Message) -> None:
         self._channel.send("pong")
@@ -356,10 +381,7 @@ class Worker:
 
     def _cut_sessions(self) -> None:
         """Ask what still runs to end now, and give it a moment to write its summary."""
-        refused = self._pool.refuse_queued()
-        if refused:
-            log(None, "core.error", 2, "Connections waiting for a thread refused, the instance stops; count='%d'",
-                (refused,))
+        self._refuse_queued()
         cut = running.all()
         for proxy in cut:
             proxy.session.getMasterSession().summary_info = _CUT_INFO
@@ -369,6 +391,13 @@ class Worker:
             return
         self._timers.after(CUT_S, self._abandon)
         self._pool.when_idle(self._note_sessions_over)
+
+    def _refuse_queued(self) -> None:
+        """Connections that wait for a thread must not begin any more."""
+        refused = self._pool.refuse_queued()
+        if refused:
+            log(None, "core.error", 2, "Connections waiting for a thread refused, this policy ends; count='%d'",
+                (refused,))
 
     def _abandon(self) -> None:
         """What policy code still holds is left behind; the log names it, because it will write no summary."""

@@ -42,6 +42,7 @@ class ZoneNames:
         self._cache = ResolverCache(resolver or DNSResolver(), ttl_floor=TTL_FLOOR_S, ttl_ceiling=TTL_CEILING_S,
                                     stale_seconds=config.options.zone_dns_grace)
         self._stopping = threading.Event()
+        self.tried_all = threading.Event()               # every name has been looked up once
         for hostname in table.hostnames():
             self._cache.watch(hostname)
         self._unknown = set(table.hostnames())           # never resolved so far
@@ -92,6 +93,7 @@ class ZoneNames:
         while not self._stopping.is_set():
             try:
                 wait_s = self.refresh()
+                self.tried_all.set()
             except Exception:                            # a fault of ours: zones stay as they are, we try again
                 log_exception()
                 wait_s = TTL_FLOOR_S
