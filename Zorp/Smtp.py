@@ -56,7 +56,7 @@ from Zorp.smtp_engine import presets, received
 from Zorp.smtp_engine.dialogue import Dialogue
 from Zorp.wire.errors import WireError
 from Zorp.wire.limits import SmtpLimits
-from Zorp.wire.smtp_addresses import comparable_domain, parse_path, path_rules, split_address
+from Zorp.wire.smtp_addresses import common_path, comparable_domain, parse_path, path_rules, split_address
 from Zorp.wire.text import TextError, to_policy, to_wire
 
 SMTP_POLICY = "smtp.policy"
@@ -257,18 +257,21 @@ class AbstractSmtpProxy(Proxy):
         """
         if len(arguments) != 1:
             raise ValueError("Invalid arguments")
-        settings = self._vars
-        rules = path_rules(
-            compat=settings.address_syntax == "compat",
-            brackets_optional=bool(settings.permit_omission_of_angle_brackets),
-            append_domain=to_wire(settings.append_domain), utf8=bool(settings.active_extensions & _UTF8_FLAG),
-            null=True, postmaster=True)
         try:
-            return to_policy(parse_path(to_wire(arguments[0]), rules).address)
+            text = to_wire(arguments[0])
+            return to_policy((common_path(text) or parse_path(text, self._path_rules())).address)
         except TextError:
             raise ValueError("Invalid arguments") from None
         except WireError:
             raise ValueError("Invalid address") from None
+
+    def _path_rules(self):
+        settings = self._vars
+        return path_rules(
+            compat=settings.address_syntax == "compat",
+            brackets_optional=bool(settings.permit_omission_of_angle_brackets),
+            append_domain=to_wire(settings.append_domain), utf8=bool(settings.active_extensions & _UTF8_FLAG),
+            null=True, postmaster=True)
 
 
 class SmtpProxy(AbstractSmtpProxy):

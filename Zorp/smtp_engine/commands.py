@@ -13,7 +13,15 @@ from typing import NoReturn
 
 from Zorp.smtp_engine.decisions import Decisions
 from Zorp.smtp_engine.session import Refusal, SmtpSession, Transaction
-from Zorp.wire.smtp_addresses import Path, PathError, is_helo_argument, parse_path, path_rules
+from Zorp.wire.smtp_addresses import (
+    Path,
+    PathError,
+    PathRules,
+    common_path,
+    is_helo_argument,
+    parse_path,
+    path_rules,
+)
 from Zorp.wire.smtp_commands import CommandError, is_etrn_argument, parse_auth
 from Zorp.wire.smtp_extensions import NEEDS, bits_of, ehlo_keyword, keep_mechanisms, lower_limits, lower_size
 from Zorp.wire.smtp_parameters import ParameterError, Parameters, check_parameters
@@ -141,15 +149,12 @@ class Commands:
 
     def _path(self, verb: str, keyword: bytes, parameter: bytes) -> tuple[Path, Parameters]:
         """Return what stands in a MAIL or RCPT argument; logs and raises Refusal when it does not fit."""
-        variables, active = self._vars, self._session.active
+        active = self._session.active
         if parameter[:len(keyword)].upper() != keyword:
             self._invalid(verb, parameter)
-        rules = path_rules(
-            compat=self._compat, brackets_optional=bool(variables.permit_omission_of_angle_brackets),
-            append_domain=variables.append_domain.encode("latin-1") if variables.append_domain else b"",
-            utf8="SMTPUTF8" in active, null=verb == "MAIL", postmaster=verb == "RCPT")
+        text = parameter[len(keyword):]
         try:
-            path = parse_path(parameter[len(keyword):], rules)
+            path = common_path(text) or parse_path(text, self._rules(verb))
             return path, check_parameters(verb, path.rest, active)
         except PathError as problem:
             for text, fields in problem.problems:
@@ -158,6 +163,13 @@ class Commands:
         except ParameterError as problem:
             self._log("smtp.violation", 2, problem.text, problem.fields)
             self._invalid(verb, parameter, str(problem.reply_code))
+
+    def _rules(self, verb: str) -> PathRules:
+        variables = self._vars
+        return path_rules(
+            compat=self._compat, brackets_optional=bool(variables.permit_omission_of_angle_brackets),
+            append_domain=variables.append_domain.encode("latin-1") if variables.append_domain else b"",
+            utf8="SMTPUTF8" in self._session.active, null=verb == "MAIL", postmaster=verb == "RCPT")
 
     def _report_envelope(self, reply: Reply, what: str, address: str) -> None:
         outcome, tag, level = ("accepted", "smtp.info", 4) if reply.code < 300 else ("rejected", "smtp.error", 3)

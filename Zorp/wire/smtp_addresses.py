@@ -54,9 +54,10 @@ _COMPAT = _Grammar(
     domain=re.compile(rb"#[0-9]*(?![A-Za-z0-9.-])|(?!#)" + _ODD_ATOMS
                       + rb'|\[(?:[^\]"\\\x00-\x1f\x7f]|\\[ -~])*\]'),
 )
-# nearly every path: checked by one expression
-_COMMON = re.compile(rb"<([A-Za-z0-9+_=-]{1,64}(?:\.[A-Za-z0-9+_=-]{1,64}){0,9})@"
-                     rb"([A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63}){0,9})>")
+# nearly every path: good under all rules, its sizes included
+_COMMON = re.compile(rb"<(?=[^@]{1,%d}@)(?=[^>]{1,%d}>)" % (PATH_LIMITS.local_bytes, PATH_LIMITS.path_bytes - 2)
+                     + rb"([A-Za-z0-9+_=-]+(?:\.[A-Za-z0-9+_=-]+)*@"
+                     rb"[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*)>")
 _LITERAL_TAG = re.compile(rb"[A-Za-z0-9-]*[A-Za-z0-9]:[!-Z^-~]+")
 _HELO_NAME = re.compile(rb"[A-Za-z0-9_.\x80-\xff-]+")
 
@@ -99,11 +100,17 @@ class Path(NamedTuple):
     rest: bytes             # everything after the path
 
 
+def common_path(text: bytes) -> Path | None:
+    """Return the path at the beginning of `text` if it is an everyday one, which is a path under all rules."""
+    common = _COMMON.match(text)
+    return None if common is None else Path(common[1], text[common.end():])
+
+
 def parse_path(text: bytes, rules: PathRules) -> Path:
     """Return the path at the beginning of `text`; raises PathError."""
-    common = _COMMON.match(text)
-    if common is not None and common.end() <= PATH_LIMITS.path_bytes and len(common[1]) <= PATH_LIMITS.local_bytes:
-        return Path(text[1:common.end() - 1], text[common.end():])
+    common = common_path(text)
+    if common is not None:
+        return common
     grammar = _COMPAT if rules.compat else _STRICT
     path = text.lstrip(b" ")
     bracketed = path.startswith(b"<")

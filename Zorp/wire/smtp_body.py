@@ -5,8 +5,8 @@ Theory of operation
     five bytes CR LF "." CR LF; the CR LF before the first body byte is the one of the DATA
     command.  Dot stuffing is the same on both sides, so checked blocks go on unmodified and are
     never cut into lines: one search finds the end or the first CR without LF, whichever comes
-    first; two counts tell then that every LF stands in a CR LF.  A tail that may be the beginning of the end (CR, CR LF, CR LF ".", CR LF "." CR) is
-    held back until the next block decides.
+    first; two counts tell then that every LF stands in a CR LF.  A tail that may be the beginning
+    of the end (CR, CR LF, CR LF ".", CR LF "." CR) is held back until the next block decides.
 
     With require_crlf off a LF without CR becomes CR LF, after it has been decided what it was:
     such a LF never ends the data, and a "." that the conversion would put at the beginning of a
