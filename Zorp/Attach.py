@@ -23,9 +23,10 @@ from __future__ import annotations
 import errno
 import socket
 
+from Zorp import Log
 from Zorp.Constants import CORE_DEBUG, CORE_ERROR, ZD_PROTO_UDP
 from Zorp.engine.builtin_proxy import BuiltinProxy
-from Zorp.Log import enabled, log
+from Zorp.Log import log
 from Zorp.SockAddr import SockAddr, SockAddrInetRange, from_sockaddr
 from Zorp.Stream import Stream
 from Zorp.transport.connect import (
@@ -80,14 +81,15 @@ class Attach:
         self._connector = Connector(
             remote.family, self._kind, remote.to_sockaddr(), source=_source(local, local_loose, local_random),
             timeout_ms=timeout, tos=tos, mark=server_socket_mark)
-        if enabled(CORE_DEBUG, 7):
+        if Log.loudest >= 7:
             log(self._session_id, CORE_DEBUG, 7, "Connecting to remote host; protocol='%d', local='%s', remote='%s'",
                 (protocol, self._wish_text(), remote))
 
     def start(self):
         """Connect; return a Stream, or None after logging why not."""
-        log(self._session_id, CORE_DEBUG, 7, "Initiating connection; from='%s', to='%s'",
-            (self._wish_text(), self._remote))
+        if Log.loudest >= 7:
+            log(self._session_id, CORE_DEBUG, 7, "Initiating connection; from='%s', to='%s'",
+                (self._wish_text(), self._remote))
         self._proxy.set_connecting(self)
         try:
             sock, local = self._connector.run()
@@ -98,8 +100,9 @@ class Attach:
             return None
         finally:
             self._proxy.set_connecting(None)
-        self.local = from_sockaddr(sock.family, local)
-        self._log_options()
+        self.local = from_sockaddr(self._remote.family, local)
+        if self._connector.option_failures:
+            self._log_options()
         if isinstance(self._wish, SockAddrInetRange):
             log(self._session_id, CORE_DEBUG, 6,
                 "SockAddrInetRange, successfully bound; min_port='%d', max_port='%d', port='%d'",
@@ -107,9 +110,10 @@ class Attach:
         if self._tos > 0:
             log(self._session_id, CORE_DEBUG, 6, "Setting socket ToS value; fd='%d', tos='%d'",
                 (sock.fileno(), self._tos))
-        log(self._session_id, CORE_DEBUG, 6,
-            "Established connection; protocol='%d', remote='%s', local='%s', dest='%s'",
-            (self._protocol, self._remote, self.local, self._remote))
+        if Log.loudest >= 6:
+            log(self._session_id, CORE_DEBUG, 6,
+                "Established connection; protocol='%d', remote='%s', local='%s', dest='%s'",
+                (self._protocol, self._remote, self.local, self._remote))
         stream = Stream(sock)
         if self._keepalive:
             stream.keepalive = 1

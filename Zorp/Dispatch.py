@@ -29,7 +29,7 @@ import socket
 import threading
 import time
 
-from Zorp import Globals
+from Zorp import Globals, Log
 from Zorp.acceptance.binds import DBSockAddr, DispatchBindType
 from Zorp.acceptance.dispatch_table import NO_SESSION, Dispatch, DispatchParams
 from Zorp.acceptance.instance_numbers import getInstanceId
@@ -236,7 +236,8 @@ class BaseDispatch:
             return None
         try:
             stream.name = session.session_id
-            log(NO_SESSION, CORE_DEBUG, 8, "Connection accepted; client_address='%s'", (client_address,))
+            if Log.loudest >= 8:
+                log(NO_SESSION, CORE_DEBUG, 8, "Connection accepted; client_address='%s'", (client_address,))
             maximum = config.options.max_connections_per_client
             if maximum and not _clients.admit(session, maximum):
                 session.verdict = DENIED_BY_LIMIT
@@ -266,7 +267,8 @@ class BaseDispatch:
     @staticmethod
     def startService(service, session):
         """Start the service: TRUE, or None after the reason was logged and the client's side closed."""
-        log(session.session_id, CORE_SESSION, 5, "Starting service; name='%s'", (service.name,))
+        if Log.loudest >= 5:
+            log(session.session_id, CORE_SESSION, 5, "Starting service; name='%s'", (service.name,))
         try:
             service.startInstance(session)
         except (Exception, SystemExit) as problem:

@@ -57,13 +57,14 @@ class BadLogSpec(ValueError):
 class Filter:
     """Verbosity and log spec: what is written.  Replaced as a whole, never changed."""
 
-    __slots__ = ("_items", "levels", "spec", "verbosity")
+    __slots__ = ("_items", "levels", "loudest", "spec", "verbosity")
 
     def __init__(self, verbosity: int, spec: str) -> None:
         """Raises BadLogSpec; the verbosity is taken as it is."""
         self.verbosity = verbosity
         self.spec = spec
         self._items = parse_spec(spec)
+        self.loudest = max(verbosity, *(level for _pattern, level in self._items), 0)
         self.levels: dict[str, int] = {}
 
     def effective(self, tag: str) -> int:
@@ -124,6 +125,7 @@ def line_of(tag: str, level: int, session: str | None, text: str) -> str:
 
 
 _filter = Filter(DEFAULT_VERBOSITY, DEFAULT_SPEC)
+loudest = _filter.loudest        # nothing above this level is written, whatever its tag: spares hot code a call
 _sink: Sink = _plain_sink
 _throttle: Callable[[str, str], bool] | None = None      # (tag, text) -> may this one be written
 _escape_high = False
@@ -149,8 +151,8 @@ def current_filter() -> Filter:
 
 def set_filter(new: Filter) -> None:
     """Put another verbosity and spec in force, for all threads from their next message on."""
-    global _filter
-    _filter = new
+    global _filter, loudest
+    _filter, loudest = new, new.loudest
 
 
 def is_structured() -> bool:
@@ -181,7 +183,10 @@ def log(sessionid, logclass, verbosity, msg=None, args=None) -> None:
         if _throttle is not None and not _throttle(logclass, msg):
             return
         session = sessionid or thread_session()
-        _sink(logclass, verbosity, _clean(session), _clean(_formatted(msg, args)))
+        text = _formatted(msg, args)
+        if _escape_high or not (session.isprintable() and text.isprintable()):
+            session, text = _clean(session), _clean(text)
+        _sink(logclass, verbosity, session, text)
     except Exception as problem:
         _report_bad_call(sessionid, msg, problem)
 

@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import copy
 
+from Zorp import Log
 from Zorp.acceptance.secondary_sessions import ALL_PROPERTIES, secondary_sessions
 from Zorp.Constants import CORE_DEBUG, CORE_ERROR, FALSE, TRUE, ZD_PROTO_UDP, ZV_ACCEPT
 from Zorp.engine.attributes import ALIAS, ALWAYS, CUSTOM, INT, READ, Attr
@@ -127,7 +128,7 @@ class AbstractPlugProxy(Proxy):
             self._relay = datagrams(self._client, self._server, self._relay_settings(), self._stats_allow)
             self._finish(self._relay.run())
         else:
-            on_mask = self._log_mask if enabled(CORE_DEBUG, 7) else None
+            on_mask = self._log_mask if Log.loudest >= 7 and enabled(CORE_DEBUG, 7) else None
             self._relay = Relay(self._client, self._server, self._relay_settings(), self._stats_allow, on_mask)
             self._finish(self._relay.run())
 

@@ -23,6 +23,7 @@ Deviations
 
 from __future__ import annotations
 
+from Zorp import Log
 from Zorp.acceptance.verdict import (
     ABORTED_BY_POLICY_ACTION,
     ACCEPTED,
@@ -82,7 +83,7 @@ class Proxy(BuiltinProxy):
         self.encryption = None
         if not self.module:
             self.module = self.name
-        if enabled(CORE_SESSION, 5):
+        if Log.loudest >= 5 and enabled(CORE_SESSION, 5):
             log(session.session_id, CORE_SESSION, 5, "Proxy starting; class='%s', proxy='%s'",
                 (self.__class__.__name__, self.name))
         owner = session.owner
@@ -94,7 +95,7 @@ class Proxy(BuiltinProxy):
         if self._session_id:
             if not self._ended:
                 self._announce_end()
-            if enabled(CORE_DEBUG, 7):
+            if Log.loudest >= 7 and enabled(CORE_DEBUG, 7):
                 log(self._session_id, CORE_DEBUG, 7, "Freeing ZProxy instance;")
 
     def __destroy__(self):
@@ -104,7 +105,7 @@ class Proxy(BuiltinProxy):
             session.server_stream.close()
         for name in ("proxy", self.name):
             session.__dict__.pop(name, None)
-        if enabled(CORE_DEBUG, 6):
+        if Log.loudest >= 6 and enabled(CORE_DEBUG, 6):
             log(session.session_id, CORE_DEBUG, 6, "Proxy destroy; class='%s', module='%s'",
                 (self.__class__.__name__, self.name))
         kept = {name: self.__dict__[name] for name in ("session", "_session_id", "_state") if name in self.__dict__}
@@ -113,7 +114,7 @@ class Proxy(BuiltinProxy):
 
     def _announce_end(self):
         super()._announce_end()
-        if enabled(CORE_SESSION, 5):
+        if Log.loudest >= 5 and enabled(CORE_SESSION, 5):
             log(self._session_id, CORE_SESSION, 5, "Proxy ending; class='%s', module='%s'",
                 (self.__class__.__name__, self.name))
 

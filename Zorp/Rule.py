@@ -40,6 +40,7 @@ from Zorp.rules.engine import DIMENSIONS, RuleData, RuleEngine, Traffic
 from Zorp.rules.lint import nets_for_everyone, shadowed
 from Zorp.SockAddr import from_sockaddr
 from Zorp.transport.interfaces import incoming_interface, interfaces
+from Zorp.transport.stream import kind_of
 from Zorp.Util import makeSequence
 from Zorp.Zone import Zone
 from Zorp.zones.table import unmapped_address
@@ -323,7 +324,7 @@ class RuleSet:
 
 def packet_of(sock, remote, local):
     """Return the Packet of an accepted socket; `remote` and `local` are the SockAddrs the session goes by."""
-    protocol = socket.IPPROTO_UDP if sock.type == socket.SOCK_DGRAM else socket.IPPROTO_TCP
+    protocol = socket.IPPROTO_UDP if kind_of(sock) == socket.SOCK_DGRAM else socket.IPPROTO_TCP
     return Packet(int(protocol), remote, local, remote.port, local.port, sock=sock)
 
 

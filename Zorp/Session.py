@@ -35,7 +35,7 @@ import threading
 import time
 from types import MethodType
 
-from Zorp import Globals
+from Zorp import Globals, Log
 from Zorp.acceptance.binds import protocol_name
 from Zorp.acceptance.instance_numbers import getInstanceId
 from Zorp.acceptance.verdict import (
@@ -310,7 +310,7 @@ class MasterSession(AbstractSession):
 
     def _add_values(self, values):
         self.__dict__.update(values)
-        if enabled(CORE_DEBUG, 8):
+        if Log.loudest >= 8 and enabled(CORE_DEBUG, 8):
             for item in values.items():
                 log(self.session_id, CORE_DEBUG, 8, "Added value to the session; name='%s', value='%s'", item)
         address = values.get("server_address")

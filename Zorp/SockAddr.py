@@ -28,6 +28,7 @@ import random
 import re
 import socket
 import struct
+from operator import attrgetter
 
 from Zorp.Constants import CORE_DEBUG, CORE_ERROR, CORE_POLICY
 from Zorp.Exceptions import PolicyError
@@ -189,14 +190,12 @@ class _Internet(SockAddr):
 
     type = property(lambda self: "inet", doc='"inet"')
 
-    @property
-    def port(self):
-        """The port, 0 to 65535."""
-        return self._port
-
-    @port.setter
-    def port(self, value):
+    def _set_port(self, value):
         self._port = checked_port(value)
+
+    # attrgetter: read several times per connection, and so without a call of Python code
+    port = property(attrgetter("_port"), _set_port, doc="The port, 0 to 65535.")
+    family = property(attrgetter("_family"), doc="AF_INET or AF_INET6.")
 
 
 class SockAddrInet(_Internet):
@@ -208,8 +207,7 @@ class SockAddrInet(_Internet):
     """
 
     __slots__ = ()
-
-    family = property(lambda self: AF_INET, doc="AF_INET")
+    _family = AF_INET
 
     def __init__(self, ip=None, port=None, ip_addr=None):
         ip = ip_addr if ip is None else ip
@@ -249,7 +247,7 @@ class SockAddrInet(_Internet):
         self._text = None
 
     def __str__(self):
-        return f"AF_INET({self.ip_s}:{self._port})"
+        return f"AF_INET({self._text or self.ip_s}:{self._port})"
 
     def _identity(self):
         return (AF_INET, self.ip_int, self._port)
@@ -325,8 +323,7 @@ class SockAddrInet6(_Internet):
     """
 
     __slots__ = ("scope_id",)
-
-    family = property(lambda self: AF_INET6, doc="AF_INET6")
+    _family = AF_INET6
 
     def __init__(self, ip=None, port=None, ip_addr=None):
         ip = ip_addr if ip is None else ip

@@ -22,7 +22,7 @@ import os
 import socket
 import time
 
-from Zorp import SockAddr
+from Zorp import Log, SockAddr
 from Zorp.Log import enabled, log
 from Zorp.transport.stream import SocketStream, StreamTimeout
 
@@ -117,7 +117,7 @@ class Stream(SocketStream):
 
     def shutdown(self, how):
         """Half-close as socket.shutdown() does; a connection that is gone already is no error."""
-        if enabled("core.debug", 6):
+        if Log.loudest >= 6 and enabled("core.debug", 6):
             log(self._name, "core.debug", 6, "Shutdown channel; fd='%d', mode='%d'", (self.fd, how))
         super().shutdown(how)
 
@@ -125,7 +125,7 @@ class Stream(SocketStream):
         """Close and account; a second call does nothing."""
         if self.fd < 0:
             return
-        if enabled("core.debug", 6):
+        if Log.loudest >= 6 and enabled("core.debug", 6):
             log(self._name, "core.debug", 6, "Closing stream; type='ZStreamFD'")
         super().close()
         self._account()

@@ -39,7 +39,7 @@ import dataclasses
 import socket
 import threading
 
-from Zorp import Globals
+from Zorp import Globals, Log
 from Zorp.acceptance.binds import BindKey, DBSockAddr, DispatchBindType
 from Zorp.acceptance.datagram_sessions import DatagramSessions
 from Zorp.Constants import (
@@ -127,17 +127,13 @@ class Chain:
         self.bind = bind
         self.params = params
         self.key: BindKey = bind.key()
+        self.protocol = self.key.protocol        # ZD_PROTO_TCP or ZD_PROTO_UDP
         self.addresses: tuple = ()               # real addresses of the listening sockets
         self.entries: tuple[Dispatch, ...] = ()
         self._only_connection = threading.Lock()     # taken for good by the one connection of accept_one
         self.datagrams: DatagramSessions | None = None           # of a UDP chain
         if bind.protocol == ZD_PROTO_UDP:
             self.datagrams = DatagramSessions(transparent=params.transparent or params.mark_tproxy)
-
-    @property
-    def protocol(self) -> int:
-        """ZD_PROTO_TCP or ZD_PROTO_UDP."""
-        return self.key.protocol
 
     def bound(self, addresses) -> None:
         """Remember where the sockets really listen (SockAddr each); called again when that changes."""
@@ -186,7 +182,8 @@ class Chain:
                 return
         fields = (self.protocol, remote, local, destination)
         for entry in self.entries:
-            log(entry.session_id, CORE_DEBUG, 6, "Incoming connection; " + _CONNECTION, fields)
+            if Log.loudest >= 6:
+                log(entry.session_id, CORE_DEBUG, 6, "Incoming connection; " + _CONNECTION, fields)
             result = entry.handler(stream, remote, destination, self.bind)
             if result is NOT_MINE:
                 continue
@@ -205,7 +202,7 @@ class Chain:
         """
         if not self._is_listening_address(local):
             return local
-        original = original_destination(stream.sock)
+        original = original_destination(stream.sock, local.family)
         if original is not None and original != (local.ip_s, local.port):
             return from_sockaddr(local.family, original)
         return None if self.params.transparent else local

@@ -44,6 +44,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from Zorp import Log
 from Zorp.Constants import CORE_DEBUG, CORE_POLICY
 from Zorp.Log import enabled, log
 
@@ -166,7 +167,7 @@ class EngineAttribute:
                 (state == STATE_CONFIG, self.name))
             return self._from_instance(proxy)
         value = self._fetch(proxy)
-        if enabled(CORE_DEBUG, 6):
+        if Log.loudest >= 6 and enabled(CORE_DEBUG, 6):
             log(proxy._session_id, CORE_DEBUG, 6, "Attribute fetched; attribute='%s', value='%s'",
                 (self.name, self.attribute.shown(proxy, value)))
         return value
@@ -182,7 +183,7 @@ class EngineAttribute:
             proxy.__dict__[self.name] = value
         else:
             self._store(proxy, value)
-            if enabled(CORE_DEBUG, 6):
+            if Log.loudest >= 6 and enabled(CORE_DEBUG, 6):
                 log(proxy._session_id, CORE_DEBUG, 6, "Attribute changed; attribute='%s', newvalue='%s'",
                     (self.name, self.attribute.shown(proxy, value)))
 

@@ -45,7 +45,7 @@ import socket
 import threading
 from typing import NoReturn
 
-from Zorp import Globals
+from Zorp import Globals, Log
 from Zorp.acceptance.verdict import ACCEPTED, DENIED_BY_UNKNOWN_FAIL
 from Zorp.Config import config
 from Zorp.Constants import CORE_DEBUG, CORE_ERROR, CORE_INFO, CORE_POLICY
@@ -332,7 +332,7 @@ class BuiltinProxy:
             self._quietly(self._engine_stop)
         for child in stacked:
             self._quietly(child.close)
-        if enabled(CORE_DEBUG, 7):
+        if Log.loudest >= 7 and enabled(CORE_DEBUG, 7):
             log(self._session_id, CORE_DEBUG, 7, "calling __destroy__() event;")
         self._quietly(getattr(self, "__destroy__", None) or _nothing)
         self._state = DESTROYING
@@ -375,7 +375,7 @@ class BuiltinProxy:
         """
         call = call or self._call_event
         methods = self._events_of(family)
-        debug = enabled(CORE_DEBUG, 7)
+        debug = Log.loudest >= 7 and enabled(CORE_DEBUG, 7)
         for event in _FAMILIES[family] if debug else methods:
             if debug:
                 log(self._session_id, CORE_DEBUG, 7, "calling event; %s()", (event,))
@@ -627,7 +627,7 @@ def _usable(stream: Stream) -> bool:
 def _close(stream: Stream, lock) -> None:
     """Close in order; only a peer that must be told to stop sending is reset."""
     in_order = stream.end_reading()
-    if enabled(CORE_DEBUG, 6) and stream.fd >= 0:
+    if Log.loudest >= 6 and enabled(CORE_DEBUG, 6) and stream.fd >= 0:
         log(stream.name, CORE_DEBUG, 6, "Shutdown channel; fd='%d', mode='%d'", (stream.fd, socket.SHUT_RDWR))
     with lock:
         if in_order:

@@ -16,7 +16,7 @@ Theory of operation
 
 Threads
     Any thread may log.  _line_lock guards the waiting line and the socket; with nothing waiting a
-    datagram goes out without it.
+    datagram, and a line for a file or terminal, go out without it.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Formatter:
         self._host = socket.gethostname() or "-"
         self._syslog_date = _Clock("%b %e %H:%M:%S")
         self._plain_date = _Clock("%b %d %H:%M:%S")
-        self._text_of = getattr(self, f"_{form}")
+        self._text_of = self.plain = getattr(self, f"_{form}")     # plain: the line for standard error
         self.classic = form == "classic"
 
     def syslog(self, tag: str, level: int, session: str | None, text: str) -> str:
@@ -99,10 +99,6 @@ class Formatter:
             return (f"<{priority}>{self._syslog_date()} zorp/{self._instance}[{os.getpid()}]: "
                     f"{self._json(tag, level, session, text)}")
         return f"<{priority}>{self._rfc5424(tag, level, session, text)}"
-
-    def plain(self, tag: str, level: int, session: str | None, text: str) -> str:
-        """The line for standard error."""
-        return self._text_of(tag, level, session, text)
 
     def _classic(self, tag, level, session, text) -> str:
         return f"{self._plain_date()} {line_of(tag, level, session, text)}"
@@ -217,8 +213,16 @@ class StderrSink(Sink):
             self._poller.register(descriptor, select.POLLOUT)
 
     def __call__(self, tag: str, level: int, session: str | None, text: str) -> None:
-        line = self._formatter.plain(tag, level, session, text)
-        self._send((line + "\n").encode("utf-8", "backslashreplace"))
+        packet = (self._formatter.plain(tag, level, session, text) + "\n").encode("utf-8", "backslashreplace")
+        if self._poller is None and not self._line:
+            try:
+                taken = os.write(self._descriptor_number, packet)
+            except OSError:
+                taken = 0                # _send() finds out what is wrong
+            if taken == len(packet):
+                return
+            packet = packet[taken:]
+        self._send(packet)
 
     def _descriptor(self) -> int | None:
         return self._descriptor_number

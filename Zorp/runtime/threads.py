@@ -30,6 +30,7 @@ import functools
 import threading
 from collections.abc import Callable
 
+from Zorp import Log
 from Zorp.Log import log, log_exception
 from Zorp.runtime.admission import Admission
 
@@ -249,13 +250,15 @@ class ThreadPool:
         thread.name = name
         if self._events is not None:
             self._events.thread_started()
-        log(name, "core.debug", 6, "thread starting;")
+        if Log.loudest >= 6:
+            log(name, "core.debug", 6, "thread starting;")
         try:
             job()
         except BaseException:
             log_exception(name)
         finally:
-            log(name, "core.debug", 6, "thread exiting;")
+            if Log.loudest >= 6:
+                log(name, "core.debug", 6, "thread exiting;")
             thread.name = "idle"
             if self._events is not None:
                 self._events.thread_stopped()

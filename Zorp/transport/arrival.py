@@ -17,11 +17,11 @@ _ASK = {                               # family: level, length of the answer, wh
 _PORT = slice(2, 4)
 
 
-def original_destination(sock: socket.socket) -> tuple[str, int] | None:
+def original_destination(sock: socket.socket, family: int) -> tuple[str, int] | None:
     """Return (address text, port) the connection tracking remembers, or None when it knows nothing."""
     try:
-        level, length, address = _ASK[sock.family]
+        level, length, address = _ASK[family]
         raw = sock.getsockopt(level, _SO_ORIGINAL_DST, length)
     except (KeyError, OSError):
         return None
-    return socket.inet_ntop(sock.family, raw[address]), int.from_bytes(raw[_PORT], "big")
+    return socket.inet_ntop(family, raw[address]), int.from_bytes(raw[_PORT], "big")

@@ -55,6 +55,11 @@ def _timeval(milliseconds: int | None) -> bytes:
 _SINK = bytearray(_CHUNK_BYTES)        # what is discarded may be written here, by any thread
 
 
+def kind_of(sock: socket.socket) -> int:
+    """Return SOCK_STREAM, SOCK_DGRAM, ... as a plain number: sock.type builds a member of an enumeration each time."""
+    return super(socket.socket, sock).type
+
+
 def _peer_goes_on(sock: socket.socket) -> bool:
     """True for a TCP connection whose writing end only we have closed."""
     if sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type != socket.SOCK_STREAM:
@@ -171,7 +176,7 @@ class SocketStream:
         try:
             if self._aborted:
                 return not _peer_goes_on(sock)
-            if self.at_eof or sock.type != socket.SOCK_STREAM or not self._discard_once():
+            if self.at_eof or kind_of(sock) != socket.SOCK_STREAM or not self._discard_once():
                 return True
             sock.shutdown(socket.SHUT_WR)
             return self._discard(time.monotonic() + DISCARD_MS / 1000)

@@ -255,7 +255,7 @@ def test_redirected_connection_gets_the_destination_the_kernel_remembers(table, 
     # given connection tracking that remembers a REDIRECT of this connection
     taker = Taker()
     chain = Dispatch("a", bind(5001), 100, taker, {"transparent": transparent}).chain
-    monkeypatch.setattr(module, "original_destination", lambda sock: ("203.0.113.80", 80))
+    monkeypatch.setattr(module, "original_destination", lambda sock, family: ("203.0.113.80", 80))
     # when it arrives at the listener's own address and port
     deliver(chain, local=SockAddrInet("127.0.0.1", 5001))
     # then the policy sees where the client wanted to go
@@ -265,7 +265,7 @@ def test_redirected_connection_gets_the_destination_the_kernel_remembers(table, 
 def test_diverted_connection_never_asks_connection_tracking(table, monkeypatch):
     taker = Taker()
     chain = Dispatch("a", bind(5001), 100, taker, {"transparent": True}).chain
-    monkeypatch.setattr(module, "original_destination", lambda sock: ("10.66.66.66", 66))
+    monkeypatch.setattr(module, "original_destination", lambda sock, family: ("10.66.66.66", 66))
     deliver(chain, local=SockAddrInet("203.0.113.80", 80))
     assert str(taker.connections[0][2]) == "AF_INET(203.0.113.80:80)"
 

@@ -22,6 +22,8 @@ import pytest
 
 DEADLINE_S = 10.0
 
+_LOUDEST = 10                    # everything counts as enabled
+
 
 class Message(NamedTuple):
     """One call of log()."""
@@ -108,11 +110,14 @@ def captured_log():
         logged.add(sessionid, logclass, verbosity, msg, args)
 
     fake = {"log": log, "enabled": lambda tag, level: True}
+    loudest = log_module.loudest
     _replace(real, fake)
+    log_module.loudest = _LOUDEST
     try:
         yield logged
     finally:
         _replace(fake, real)
+        log_module.loudest = loudest
 
 
 def _replace(old, new):
