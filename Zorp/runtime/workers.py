@@ -88,7 +88,7 @@ class Workers:
         status = EXIT_SETUP
         try:
             die_with_parent(master_pid)
-            title.show_worker(identity.name, identity.is_master)
+            title.restore()
             os.setpgid(0, 0)                 # a terminal's ^C is the master's business
             self._let_go()
             ours.close()
