@@ -45,16 +45,11 @@ firewall_name = "zorp"           # old policies assign it; nothing reads it
 
 
 def init(names, virtual_name="", is_master=1):
-    """Call the policy's function of every instance name; return TRUE, or FALSE when one is missing."""
+    """Call the policy's function of every instance name; return TRUE.  PolicyError names one that is missing."""
     if not Globals.parsing:
         with policy_load.loading(names, virtual_name):
             return init(names, virtual_name, is_master)
-    policy = sys.modules["__main__"]
-    functions = [getattr(policy, name, None) for name in names]
-    if not all(functions):
-        log(None, CORE_ERROR, 0, "Instance definition not found in policy; instance='%s'", (names,))
-        return FALSE
-    for function in functions:
+    for function in policy_load.instance_functions(sys.modules["__main__"], names):
         function()
     return TRUE
 

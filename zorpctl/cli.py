@@ -98,7 +98,7 @@ def _szig(host: Host, selection: Selection, options: argparse.Namespace) -> Resu
             yield Result("", f"Process {process.name}: not running")
             continue
         try:
-            yield queries.walk(process, options.root)
+            yield from queries.walk(process, options.root)
         except SzigError as refusal:
             yield failed(process.name, str(refusal))
 
@@ -126,10 +126,8 @@ def _check(host: Host, selection: Selection, options: argparse.Namespace) -> Res
             continue
         command = [word for word in lifecycle.command(instance) if word not in ("--foreground", "-F")]
         status = subprocess.run([*command, "--check-policy"], check=False).returncode
-        if status:
+        if status:                       # else zorp has said that it is usable
             yield failed(name, f"Policy is not usable (rc='{status}')")
-        else:
-            yield Result(name, "Policy is correct")
 
 
 def _exec(host: Host, selection: Selection, options: argparse.Namespace) -> Results:
@@ -174,10 +172,10 @@ def _stop_session(host: Host, selection: Selection, options: argparse.Namespace)
     results = list(ask(host, selection, options))
     stopped = [result for result in results if result.ok]
     yield from stopped or results
+
+
 def _reload(host: Host, selection: Selection, options: argparse.Namespace) -> Results:
     return Lifecycle(host).reload(selection.by_instance(), revoke=options.revoke)
-
-
 
 
 def _coredump(host: Host, selection: Selection, options: argparse.Namespace) -> Results:
@@ -191,12 +189,12 @@ def _help(host: Host, selection: Selection, options: argparse.Namespace) -> Resu
 # ---- options of single commands
 
 def _status_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-v", "--verbose", action="store_true", help="five lines per process")
+    parser.add_argument("-v", "--verbose", action="store_true", help="six lines per process")
     parser.add_argument("--json", action="store_true", help="a JSON array")
+
+
 def _reload_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revoke", action="store_true", help="end running sessions that the new policy refuses")
-
-
 
 
 def _log_options(parser: argparse.ArgumentParser) -> None:

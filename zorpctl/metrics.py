@@ -14,7 +14,8 @@ Theory of operation
     serves all instances, and it can crash alone.  It listens on loopback addresses or a unix
     socket (mode 0660) only, answers one client after the other, and gives each few seconds.
 
-The text is made by prometheus-client, which is optional: pip install 'zorp[metrics]'.
+The text is made by prometheus-client, which is optional: pip install prometheus-client, or
+'.[metrics]' in the source tree.
 """
 
 from __future__ import annotations
@@ -138,7 +139,8 @@ def _number(text: str | None) -> float | None:
 
 def _registry(processes: Callable[[], list[Process]]):
     if prometheus_client is None:
-        raise MetricsError("prometheus-client is not installed: pip install 'zorp[metrics]'")
+        raise MetricsError("prometheus-client is not installed: pip install prometheus-client, or '.[metrics]' "
+                           "in the source tree of zorp")
     registry = prometheus_client.CollectorRegistry(auto_describe=False)
     registry.register(Collector(processes))
     return registry

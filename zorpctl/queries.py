@@ -64,7 +64,7 @@ def facts(process: Process) -> dict:
 
 
 def status(process: Process, verbose: bool) -> Result:
-    """Return the line, or with `verbose` the five lines, of `zorpctl status`."""
+    """Return the line, or with `verbose` the six lines, of `zorpctl status`."""
     problem = not_running(process)
     if problem is not None:
         return problem
@@ -83,6 +83,7 @@ def status(process: Process, verbose: bool) -> Result:
             f"cpu: real={_minutes(state['cpu_user_s'] + state['cpu_system_s'])}, "
             f"user={_minutes(state['cpu_user_s'])}, sys={_minutes(state['cpu_system_s'])}",
             f"memory: vsz={state['vsz_kib']}kB, rss={state['rss_kib']}kB",
+            f"sessions: running={state['sessions']}, of older policies={state['draining_sessions']}",
         ]
     return Result(process.name, "\n".join(lines))
 
@@ -148,11 +149,23 @@ def _with_records(spec: str) -> str:
 
 # ---- statistics tree, sessions
 
-def walk(process: Process, root: str) -> Result:
-    """Return every node below `root`, sorted, depth first."""
+def walk(process: Process, root: str) -> Iterator[Result]:
+    """Return every node below `root`, sorted, depth first; a warning when there is no such node."""
     with SzigClient(process.socket_path) as szig:
         nodes = szig.dump(root)
-    return Result("", "\n".join([f"Process {process.name}: walking", *(f"{name}: {value}" for name, value in nodes)]))
+        exists = len(nodes) != 1 or nodes[0][1] != "None" or _is_node(szig, root)
+    yield Result("", "\n".join([f"Process {process.name}: walking", *(f"{name}: {value}" for name, value in nodes)]))
+    if not exists:
+        yield Result(process.name, f"There is no node {root} now", warning=True)
+
+
+def _is_node(szig: SzigClient, name: str) -> bool:
+    """Whether a node without value exists: the protocol answers None for both."""
+    parent = name.rpartition(".")[0]
+    child = szig.ask(f"GETCHILD {parent}")
+    while child not in (name, "None"):
+        child = szig.ask(f"GETSBLNG {child}")
+    return child == name
 
 
 def connections(process: Process) -> list[dict[str, str]]:

@@ -8,11 +8,16 @@ policy can tell is checked: names that were used before they were defined.
 from __future__ import annotations
 
 import contextlib
+import types
+from collections.abc import Callable
 
 from Zorp import Globals
 from Zorp.Config import take_unknown_options
-from Zorp.Constants import CORE_POLICY
+from Zorp.Constants import CORE_ERROR, CORE_POLICY
+from Zorp.Exceptions import PolicyError
 from Zorp.Log import log
+
+_HOOKS = frozenset({"init", "deinit", "cleanup", "purge"})       # functions of a policy that are no instances
 
 
 @contextlib.contextmanager
@@ -31,6 +36,20 @@ def loading(names, virtual_name=""):
     finally:
         Globals.parsing = False
     _check_references()
+
+
+def instance_functions(policy: types.ModuleType, names) -> list[Callable]:
+    """Return what the policy calls by the names of its instances.  PolicyError names one that is missing."""
+    missing = next((name for name in names if not hasattr(policy, name)), None)
+    if missing is None:
+        return [getattr(policy, name) for name in names]
+    log(None, CORE_ERROR, 0, "Instance definition not found in policy; instance='%s'", (missing,))
+    lines = {name: value.__code__.co_firstlineno for name, value in vars(policy).items()
+             if isinstance(value, types.FunctionType) and value.__module__ == policy.__name__ and name not in _HOOKS}
+    found = ", ".join(f"{name} (line {line})" for name, line in sorted(lines.items(), key=lambda item: item[1]))
+    raise PolicyError(f"No function for instance '{missing}'", place=policy.__file__,
+                      remedy=f"define it, or name one of these with --as: {found}" if found else
+                      f"the policy has no function; define one, 'def {missing}():'")
 
 
 def _check_references():

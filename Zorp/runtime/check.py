@@ -70,7 +70,9 @@ def _rehearse(loader: Loader) -> int:
 
 def _load_unprivileged(options: Options) -> Loader | int:
     """Return the loader of the policy, or the exit status when it cannot be loaded."""
-    options = dataclasses.replace(options, syslog=False, mode=Mode.FOREGROUND)
+    options = dataclasses.replace(
+        options, syslog=False, mode=Mode.FOREGROUND,
+        log_spec="" if options.log_spec == Log.DEFAULT_SPEC else options.log_spec)   # there is nothing to account for
     try:
         LogSetup(options)
         privileges.drop(dataclasses.replace(privileges.prepare(options), capabilities=0))

@@ -112,27 +112,28 @@ def silence() -> None:
 
 
 class ProcessTitle:
-    """The command line that the process list shows: replaced in the master, put back in a worker."""
+    """The command line that the process list shows: who is who among the processes of an instance."""
 
     def __init__(self) -> None:
         with open("/proc/self/stat", encoding="ascii", errors="replace") as stat:
             fields = stat.read().rpartition(")")[2].split()
         self._start, end = int(fields[_ARG_START]), int(fields[_ARG_END])
         self._room = end - self._start if self._start else 0
-        self._original = ctypes.string_at(self._start, self._room) if self._room > 1 else b""
 
-    def replace(self, text: str) -> None:
-        """Show this, cut to the room that the command line took."""
-        if self._original:
-            self._show(text.encode()[:self._room - 1])
+    def show(self, *words: str) -> None:
+        """Show these words, cut to the room that the command line took."""
+        if self._room > 1:
+            text = "\0".join(words).encode("utf-8", "surrogateescape")
+            ctypes.memmove(self._start, text[:self._room - 1].ljust(self._room, b"\0"), self._room)
 
-    def restore(self) -> None:
-        """Show the command line again."""
-        if self._original:
-            self._show(self._original)
+    def show_master(self, name: str) -> None:
+        """Show the supervisor of an instance."""
+        self.show(f"zorp: supervising {name}")
 
-    def _show(self, text: bytes) -> None:
-        ctypes.memmove(self._start, text.ljust(self._room, b"\0"), self._room)
+    def show_worker(self, name: str, is_master: bool) -> None:
+        """Show a worker with the whole command line, as it would be if it were started by itself."""
+        role = ["--master" if is_master else "--slave", name] if "#" in name else []
+        self.show("zorp", *role, *sys.argv[1:])
 
 
 title = ProcessTitle()

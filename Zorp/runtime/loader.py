@@ -104,7 +104,7 @@ class Loader:
         try:
             found(*arguments[:_positional_count(found, len(arguments))])
         except Exception as problem:
-            for line in _policy_traceback(problem):
+            for line in self._traceback(problem):
                 log(None, "core.error", 0, "Traceback: %s", (line,))
 
     def _read(self) -> str:
@@ -173,10 +173,17 @@ class Loader:
         if isinstance(problem, SyntaxError):
             return Complaint(f"{place}: {problem.msg}; correct this line, policies are Python 3 "
                              "and those of Python 2 are not translated",
-                             tuple(traceback.format_exception_only(problem)))
+                             tuple(_lines(traceback.format_exception_only(problem))))
         text = str(problem) or "no further text"
         return Complaint(f"{place}: {type(problem).__name__}: {text}; {_remedy(problem)}",
-                         tuple(_policy_traceback(problem)))
+                         tuple(self._traceback(problem)))
+
+    def _traceback(self, problem: BaseException) -> list[str]:
+        """Return the traceback from the first line of the policy on, without what led there, a line each."""
+        steps = traceback.TracebackException.from_exception(problem)
+        first = next((index for index, step in enumerate(steps.stack) if self.is_policy_file(step.filename)), 0)
+        steps.stack = traceback.StackSummary.from_list(steps.stack[first:])
+        return _lines(steps.format())
 
     def _place_of(self, problem: BaseException) -> str:
         if isinstance(problem, SyntaxError) and problem.filename and self.is_policy_file(problem.filename):
@@ -229,9 +236,5 @@ def _positional_count(function, most: int) -> int:
     return min(most, sum(parameter.kind in kinds for parameter in parameters))
 
 
-def _policy_traceback(problem: BaseException) -> list[str]:
-    """The traceback from the policy on, without the frames of the loader, a line each."""
-    steps = traceback.TracebackException.from_exception(problem)
-    steps.stack = traceback.StackSummary.from_list(
-        [step for step in steps.stack if step.filename != os.path.abspath(__file__)])
-    return [line for text in steps.format() for line in text.rstrip("\n").split("\n")]
+def _lines(texts) -> list[str]:
+    return [line for text in texts for line in text.rstrip("\n").split("\n")]

@@ -96,8 +96,7 @@ def _set_up(options: Options, report: daemonise.StartReport) -> Master:
     for option in options.obsolete:
         log(None, "core.error", 2, "Obsolete command line option ignored; option='%s'", (option,))
     warn_about_shadowed_items()
-    if options.mode.detached:
-        daemonise.title.replace(f"supervising {options.process_names[0]}")
+    daemonise.title.show_master(options.process_names[0])
     return Master(options, slots, directory, log_setup, reporter, notifier, report)
 
 

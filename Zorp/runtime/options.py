@@ -231,7 +231,8 @@ class _Parser:
                 self._rest.insert(0, argument)
                 break
         if self._rest:
-            raise UsageError(f"{self._name}: Invalid arguments.")
+            raise UsageError(f"{self._name}: Invalid arguments.\n{self._name}: '{self._rest[0]}' is neither an option "
+                             "nor the value of one; options begin with - or --")
         return self._finish()
 
     @property

@@ -60,6 +60,7 @@ from Zorp.runtime.admission import Admission
 from Zorp.runtime.answers import Answers
 from Zorp.runtime.binding import BindFailed, Binding
 from Zorp.runtime.channel import Channel, ChannelClosed, Message
+from Zorp.runtime.daemonise import title
 from Zorp.runtime.judgement import STEPS
 from Zorp.runtime.listeners import ListenSpec
 from Zorp.runtime.loader import Loader, LoadFailed
@@ -132,6 +133,7 @@ class Worker:
 
     def run(self) -> int:
         """Live; return the exit status."""
+        title.show_worker(self._identity.name, self._identity.is_master)
         self._signals = SignalPipe(_SIGNALS)
         self._log_setup.after_fork()
         sys.stdout.reconfigure(line_buffering=True)

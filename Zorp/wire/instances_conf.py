@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from Zorp.wire.zorpctl_conf import ZorpctlConf
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
+_FUNCTION_NAME = re.compile(r"[A-Za-z0-9_]+")
+_OTHER_FUNCTION = re.compile(r"--as(=|$)|-a")
 _MOST_PROCESSES = 1024
 
 # long and short spelling of zorpctl's own options, and whether a value follows
@@ -103,6 +105,12 @@ def parse(text: str, conf: ZorpctlConf) -> tuple[list[InstanceLine], list[Proble
 def _instance(line: str, number: int, conf: ZorpctlConf, problems: list[Problem]) -> InstanceLine:
     name, words = _split(line)
     separator = words.index("--") if "--" in words else len(words)
+    if separator and not words[0].startswith("-"):
+        raise _LineError(f"Invalid arguments at instance {name}: '{words[0]}' is not an option; "
+                         "options begin with - or --, such as --policy FILE")
+    if not _FUNCTION_NAME.fullmatch(name) and not any(_OTHER_FUNCTION.match(word) for word in words[:separator]):
+        problems.append(Problem(number, f"{name} cannot be the name of a function in the policy; use letters, digits "
+                                        "and _, or name the function with --as", fatal=False))
     zorp_args, moved = _sort_out(words[:separator], number, problems)
     settings = {"auto_restart": conf.auto_restart}
     _read_options([*words[separator + 1:], *moved, *conf.zorpctl_append_args], settings, name, number, problems)

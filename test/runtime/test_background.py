@@ -35,9 +35,9 @@ def test_the_command_returns_0_when_the_instance_serves(detached, syslog):
     assert daemon.connect().recv(100).startswith(b"hello")
     # and the master calls itself a supervisor
     command = pathlib.Path(f"/proc/{daemon.pid}/cmdline").read_bytes().rstrip(b"\0")
-    assert command == b"supervising intra"
+    assert command == b"zorp: supervising intra"
     # while the worker shows the command line
-    assert b"--policy\0" in pathlib.Path(f"/proc/{daemon.worker_pid()}/cmdline").read_bytes()
+    assert b"zorp\0--as\0intra\0--policy\0" in pathlib.Path(f"/proc/{daemon.worker_pid()}/cmdline").read_bytes()
 
 
 def test_the_command_returns_2_for_a_broken_policy(detached, syslog):

@@ -50,6 +50,24 @@ def test_the_place_is_the_last_line_of_the_policy_before_our_code(zorp):
     assert f"{daemon.policy}:3: Expected SockAddr" in daemon.log.text()
 
 
+def test_the_traceback_begins_in_the_policy(zorp):
+    policy = "from Zorp.Core import *\ndef helper():\n    return None.foo\ndef intra():\n    helper()\n"
+    daemon = zorp(policy, start=False)
+    daemon.run()
+    steps = [line.raw.partition("Traceback: ")[2] for line in daemon.log.find("core.error", 0)
+             if "Traceback: " in line.raw]
+    places = [step.strip().rpartition(",")[0] for step in steps if step.startswith("  File")]
+    assert steps[0] == "Traceback (most recent call last):"
+    assert places == [f'File "{daemon.policy}", line 5', f'File "{daemon.policy}", line 3']
+
+
+def test_a_syntax_error_is_shown_line_by_line(zorp):
+    daemon = zorp("x = 1\ny = = 2\n", start=False)
+    daemon.run()
+    assert "<0A>" not in daemon.log.text()
+    assert "Traceback:     y = = 2" in daemon.log.text()
+
+
 def test_an_unreadable_policy(zorp):
     daemon = zorp("", start=False)
     daemon.policy.unlink()

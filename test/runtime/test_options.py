@@ -26,8 +26,10 @@ REFUSED = {
     "value missing": (["--as", "intra", "-p"], "intra: Missing argument for -p"),
     "not a number": (["--as", "intra", "-vx"], "intra: Cannot parse integer value 'x' for -v"),
     "bad mode": (["--process-mode", "x"], "zorp: Error parsing process-mode argument"),
-    "positional": (["--as", "intra", "word"], "intra: Invalid arguments."),
-    "positional after the end": (["--as", "intra", "--", "-F"], "intra: Invalid arguments."),
+    "positional": (["--as", "intra", "word"], "intra: Invalid arguments.\nintra: 'word' is neither an option nor "
+                   "the value of one; options begin with - or --"),
+    "positional after the end": (["--as", "intra", "--", "-F"], "intra: Invalid arguments.\nintra: '-F' is neither an "
+                                 "option nor the value of one; options begin with - or --"),
 }
 
 OBSOLETE = {

@@ -216,7 +216,7 @@ def test_refusals_are_reported_once_per_second(capsys):
 
 def test_the_process_title_is_cut_to_its_room():
     program = ("import sys; sys.path.insert(0, sys.argv[1]); from Zorp.runtime.daemonise import title;"
-               "title.replace('supervising ' + 'x' * 10000);"
+               "title.show('supervising ' + 'x' * 10000);"
                "print(open('/proc/self/cmdline').read().rstrip(chr(0))[:20])")
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     shown = subprocess.run([sys.executable, "-c", program, root], capture_output=True, text=True, timeout=20)

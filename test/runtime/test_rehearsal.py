@@ -73,3 +73,4 @@ GOOD = {
 def test_what_may_be_right_with_a_client_is_not_refused(check, line):
     status, output = check(line)
     assert (status, "Policy is usable" in output) == (0, True), output
+    assert "accounting" not in output

@@ -34,10 +34,12 @@ def test_verbosity_reaches_the_log(zorp, arguments):
 
 def test_a_name_that_the_policy_does_not_define(zorp):
     # given a policy with one instance; when another is started
-    daemon = zorp("from Zorp.Core import *\ndef intra(): pass\n", instance="nosuch", start=False)
+    daemon = zorp("from Zorp.Core import *\ndef intra(): pass\ndef inter(): pass\n", instance="nosuch", start=False)
     # then it ends with 2, and the log says why
     assert daemon.run() == 2
-    assert "nosuch" in daemon.log.wait_for("core.error", 0, "Instance definition not found in policy").raw
+    assert daemon.log.find("core.error", 0, "Instance definition not found in policy", instance="nosuch")
+    assert (f"{daemon.policy}: No function for instance 'nosuch'; define it, or name one of these with --as: "
+            "intra (line 2), inter (line 3)") in daemon.log.text()
     assert daemon.log.find("core.error", 0, "Error initializing policy")
     assert daemon.log.find("core.error", 0, "Error loading initial policy, exiting")
 

@@ -1,10 +1,22 @@
 """Several workers side by side: --num-of-processes."""
 
 import os
+import pathlib
 import signal
 
 from test.runtime.policies import ECHO
 from test.support.daemon import wait_until
+
+
+def test_the_process_list_tells_who_is_who(zorp):
+    daemon = zorp(ECHO, arguments=["--num-of-processes", "2"])
+
+    def words(pid):
+        return pathlib.Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0").split("\0")
+
+    assert words(daemon.pid) == ["zorp: supervising intra#0"]
+    assert words(daemon.worker_pid(0))[:5] == ["zorp", "--master", "intra#0", "--as", "intra"]
+    assert words(daemon.worker_pid(1))[:5] == ["zorp", "--slave", "intra#1", "--as", "intra"]
 
 
 def test_two_workers_share_the_port_and_have_their_own_names(zorp):

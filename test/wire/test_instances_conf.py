@@ -48,6 +48,7 @@ REFUSED = {
     "number": ("a -- -P none", "needs a number"),
     "no number": ("a -- --num-of-processes", "needs a number"),
     "zero processes": ("a -- -P 0", "needs a number"),
+    "no option": ("mail2 policy /x", "conf:2: Invalid arguments at instance mail2: 'policy' is not an option"),
 }
 
 
@@ -57,6 +58,15 @@ def test_a_bad_line_is_named_and_the_others_stay(line, text):
     assert [instance.name for instance in instances] == ["good", "fine"]
     assert [(problem.line_number, problem.fatal) for problem in problems] == [(2, True)]
     assert text in str(problems[0])
+
+
+@pytest.mark.parametrize(("line", "count"), [
+    ("mail-2 -p /x", 1), ("mail-2 -p /x --as mail", 0), ("mail.2 --as=mail", 0), ("mail.2 -amail", 0), ("mail_2", 0)])
+def test_a_name_that_no_function_can_have_is_warned_of(line, count):
+    instances, problems = instances_conf.parse(line, DEFAULTS)
+    assert len(instances) == 1
+    assert [(problem.fatal, "cannot be the name of a function" in problem.text) for problem in problems] == \
+        [(False, True)] * count
 
 
 def test_same_name_twice_refuses_both_and_names_both_lines():

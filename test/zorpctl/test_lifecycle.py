@@ -291,7 +291,7 @@ def test_check_loads_policies_without_serving(host):
     host.instance("bad", BROKEN)
     outcome = host.zorpctl("check")
     assert outcome.status == 1
-    assert "good: Policy is correct" in outcome.out
+    assert "good: Policy is usable;" in outcome.out
     assert "bad: Policy is not usable (rc='2')" in outcome.err
     assert "bad.py:3" in outcome.out + outcome.err
     assert not serves(port)

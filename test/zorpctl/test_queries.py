@@ -36,12 +36,13 @@ def session(host):
     return client
 
 
-def test_verbose_status_has_five_lines(intra):
+def test_verbose_status_has_six_lines(intra):
     lines = intra.zorpctl("status", "-v").out.splitlines()
     pid = intra.process("intra#0").worker_pid()
     assert re.fullmatch(rf"intra#0: running, \d+ threads active, pid {pid}", lines[0])
-    assert [line.split(":")[0] for line in lines[1:]] == ["started at", "policy", "cpu", "memory"]
+    assert [line.split(":")[0] for line in lines[1:]] == ["started at", "policy", "cpu", "memory", "sessions"]
     assert re.fullmatch(r"memory: vsz=\d+kB, rss=\d+kB", lines[4])
+    assert lines[5] == "sessions: running=0, of older policies=0"
 
 
 def test_status_as_json(intra):
@@ -85,6 +86,15 @@ def test_the_tree_shows_an_open_session(intra):
     assert lines[0] == "Process intra#0: walking"
     assert any(re.fullmatch(r"conns\.intra_plug\.0\.0\.0\.client_address: AF_INET\(127\.0\.0\.1:\d+\)", line)
                for line in lines)
+
+
+@pytest.mark.parametrize(("node", "warned"), [
+    ("nonsense", True), ("conns.nonsense.1", True), ("conns", False), ("stats.audit_running", False),
+    ("info.policy", False), ("zorp.stats", False)])
+def test_a_node_that_does_not_exist_is_warned_of(intra, node, warned):
+    outcome = intra.zorpctl("szig", "-r", node)
+    assert outcome.out.startswith(f"Process intra#0: walking\n{node}: None\n")
+    assert ("There is no node" in outcome.err, outcome.status) == (warned, 0)
 
 
 def test_one_session_is_ended(intra):
