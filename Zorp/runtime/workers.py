@@ -26,7 +26,6 @@ from Zorp.Log import log
 from Zorp.process.timers import Timers
 from Zorp.runtime import channel as channels
 from Zorp.runtime.channel import ChannelClosed, Message
-from Zorp.runtime.daemonise import title
 from Zorp.runtime.logsetup import LogSetup
 from Zorp.runtime.options import Options
 from Zorp.runtime.slots import Handle, Slot, State
@@ -88,7 +87,6 @@ class Workers:
         status = EXIT_SETUP
         try:
             die_with_parent(master_pid)
-            title.restore()
             os.setpgid(0, 0)                 # a terminal's ^C is the master's business
             self._let_go()
             ours.close()
