@@ -318,7 +318,8 @@ def _warn_deprecated(cls, instead):
     """Say once per class that there is a better one."""
     if cls.deprecated_warning:
         cls.deprecated_warning = False
-        log(None, CORE_DEBUG, 3, "Use of %s class is deprecated, %s should be used instead.", (cls.__name__, instead))
+        log(None, CORE_DEBUG, 3, "Use of %s class is deprecated, %s should be used instead.; place='%s'",
+            (cls.__name__, instead, policy_caller()))
 
 
 # ---------------------------------------------------------------------------- dispatchers of policies

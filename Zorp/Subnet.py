@@ -393,7 +393,8 @@ def _invalid(text):
 def _warn_of_old_name():
     if InetDomain.deprecated_warning:
         InetDomain.deprecated_warning = FALSE
-        log(None, CORE_DEBUG, 3, "Use of InetDomain class is deprecated, InetSubnet should be used instead.")
+        log(None, CORE_DEBUG, 3,
+            "Use of InetDomain class is deprecated, InetSubnet should be used instead.; place='%s'", (policy_caller(),))
 
 
 # ---------------------------------------------------------------------------- functions of old policies

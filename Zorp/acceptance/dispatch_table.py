@@ -52,6 +52,7 @@ from Zorp.Constants import (
 )
 from Zorp.Exceptions import PolicyError
 from Zorp.language import arguments
+from Zorp.language.caller import policy_caller
 from Zorp.Log import log, log_exception
 from Zorp.SockAddr import from_sockaddr
 from Zorp.Stream import Stream
@@ -126,6 +127,7 @@ class Chain:
     def __init__(self, bind: DispatchBindType, params: DispatchParams) -> None:
         self.bind = bind
         self.params = params
+        self.declared_at = "" if params.rule_chain else str(policy_caller())     # file:line of the first registration
         self.key: BindKey = bind.key()
         self.protocol = self.key.protocol        # ZD_PROTO_TCP or ZD_PROTO_UDP
         self.addresses: tuple = ()               # real addresses of the listening sockets

@@ -26,13 +26,27 @@ from Zorp.runtime.listeners import ListenSpec
 from Zorp.SockAddr import SockAddrInet, from_sockaddr
 from Zorp.transport.interfaces import Snapshot, take_snapshot
 
+_REMEDIES = {
+    os.strerror(errno.EADDRINUSE): "stop what listens there ('ss -ltnup' shows it), or bind to another port",
+    os.strerror(errno.EADDRNOTAVAIL): "bind to an address of this host",
+    os.strerror(errno.EACCES): "ports below 1024 need the capability cap_net_bind_service",
+}
+
 
 class BindFailed(Exception):
-    """The master could not open a socket; `step` is the call that failed."""
+    """The master could not open a socket; `step` is the call that failed, `reason` the text for the administrator."""
 
     def __init__(self, step: str, error: str) -> None:
         super().__init__(f"{step}: {error}")
         self.step, self.error = step, error
+        self.reason = f"Error binding to interface; error='{error}'"
+
+    def at(self, chain) -> None:
+        """Say which bind of the policy it was."""
+        place = f"{chain.declared_at}: " if chain.declared_at else ""
+        remedy = _REMEDIES.get(self.error)
+        self.reason = (f"{place}Error binding to interface; bind='{chain.bind.format()}', error='{self.error}'"
+                       + (f"; {remedy}" if remedy else ""))
 
 
 @dataclasses.dataclass(eq=False)
@@ -117,6 +131,7 @@ class Binding:
         except BindFailed as problem:
             if dynamic and problem.error == os.strerror(errno.EADDRNOTAVAIL):
                 return False                         # gone again; the next change tells
+            problem.at(bound.chain)
             _log_failure(bound.chain, problem)
             raise
         self._by_key[spec.key] = bound
@@ -155,5 +170,5 @@ def _log_failure(chain, problem: BindFailed) -> None:
     else:
         log(None, "core.error", 3, "%s() failed; bind='%s', error='%s'",
             (problem.step, chain.bind.format(), problem.error))
-    log(None, "core.error", 0, "Error binding to interface; bind='%s', error='%s'",
-        (chain.bind.format(), problem.error))
+    log(None, "core.error", 0, "Error binding to interface; bind='%s', error='%s', place='%s'",
+        (chain.bind.format(), problem.error, chain.declared_at))

@@ -162,7 +162,7 @@ class Worker:
             self._give_up(str(failure))
             return False
         except BindFailed as failure:            # in the log already
-            self._give_up(f"Error binding to interface; error='{failure.error}'")
+            self._give_up(failure.reason)
             return False
         except RulesRefused as refusal:
             self._refused(refusal)

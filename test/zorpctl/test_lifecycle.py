@@ -65,6 +65,18 @@ def test_a_broken_policy_is_reported_at_once(host):
     assert time.monotonic() - before < 9                  # START_WAIT_TIMEOUT is 10
 
 
+def test_a_port_that_is_taken_is_named_with_its_place(host):
+    # given an instance whose port somebody else has
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        host.instance("intra", PLUG.replace("$port", str(port)))
+        # when it is started, then the command says which dispatcher it is, and what to do
+        outcome = host.zorpctl("start", "intra")
+    assert outcome.status == 1
+    assert (f"intra#0: {host.etc}/intra.py:10: Error binding to interface; "
+            f"bind='SA(proto=1,addr=AF_INET(127.0.0.1:{port}))', error='Address already in use'; stop what listens there") in outcome.err
+
+
 def test_several_processes(host):
     # given three processes of one instance
     host.instance("intra", zorpctl_args="--num-of-processes 3")
