@@ -172,9 +172,8 @@ class Commands:
             utf8="SMTPUTF8" in self._session.active, null=verb == "MAIL", postmaster=verb == "RCPT")
 
     def _report_envelope(self, reply: Reply, what: str, address: str) -> None:
-        outcome, tag, level = ("accepted", "smtp.info", 4) if reply.code < 300 else ("rejected", "smtp.error", 3)
-        self._log(tag, level, f"Server {outcome} the {what}; {what}='%s', response='%s', response_param='%s'",
-                  (address, reply.digits, reply.text))
+        tag, level, text = _ENVELOPE_LINES[what, reply.code < 300]
+        self._log(tag, level, text, (address, reply.digits, reply.text))
 
     # the rest
 
@@ -236,6 +235,11 @@ class Commands:
         raise Refusal(code)
 
 
+_ENVELOPE_LINES = {                 # what, whether the server accepted it
+    (what, accepted): (tag, level, f"Server {outcome} the {what}; {what}='%s', response='%s', response_param='%s'")
+    for accepted, outcome, tag, level in ((True, "accepted", "smtp.info", 4), (False, "rejected", "smtp.error", 3))
+    for what in ("sender", "recipient")
+}
 # by verb
 CHECKS = {name[3:]: method for name, method in vars(Commands).items() if name.startswith("do_")}
 FINISHES = {name[5:]: method for name, method in vars(Commands).items() if name.startswith("done_")}

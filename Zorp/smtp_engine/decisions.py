@@ -101,12 +101,12 @@ class Decisions:
         return REJECT
 
     def _ask_about_request(self, command: Command, action) -> Command:
-        variables, (verb, parameter) = self._vars, command
+        variables, verb = self._vars, command.verb
         try:
             callback = parse_policy_action(action)
         except ActionError:
             raise self._unusable("Error in request policy; request='%s'", verb) from None
-        before = variables.request_cmd, variables.request_param = verb, to_policy(parameter)
+        before = variables.request_cmd, variables.request_param
         verdict = self._call(callback, *before)
         if not isinstance(verdict, int):
             raise self._no_verdict("The verdict returned by the policy is not an int; request='%s'", verb)

@@ -9,6 +9,7 @@ SessionOver, a lost side or a server that sends no replies ends the session.
 from __future__ import annotations
 
 from Zorp.engine.builtin_proxy import PolicyCallFailed
+from Zorp.Log import current_filter
 from Zorp.smtp_engine.authentication import SaslDialogue
 from Zorp.smtp_engine.commands import CHECKS, FINISHES, Commands
 from Zorp.smtp_engine.decisions import Decisions
@@ -128,7 +129,8 @@ class Dialogue:
     def _read_command(self) -> Command:
         """Return the client's next command; raises Refusal when it is none, SideLost when there is none."""
         session = self._session
-        session.look_at_verbosity()
+        if current_filter() is not session.filter:
+            session.look_at_verbosity()
         if session.tracing:
             self._trace("Fetching request;")
         line = session.client.read_line()

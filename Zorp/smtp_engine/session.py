@@ -82,16 +82,13 @@ class SmtpSession:
         self.transaction = Transaction()
         self.errors = 0
         self.authenticated = False
-        self._filter = None
         self.look_at_verbosity()
 
     def look_at_verbosity(self) -> None:
-        """Find out, once per command, what would be logged: steps (`tracing`), requests and replies (`dumping`)."""
-        present = current_filter()
-        if present is not self._filter:
-            self._filter = present
-            self.tracing = enabled("smtp.debug", 6)
-            self.dumping = enabled("smtp.request", 7) or enabled("smtp.response", 7)
+        """Find out what would be logged now: steps (`tracing`), requests and replies (`dumping`)."""
+        self.filter = current_filter()
+        self.tracing = enabled("smtp.debug", 6)
+        self.dumping = enabled("smtp.request", 7) or enabled("smtp.response", 7)
 
     def trace(self, text: str) -> None:
         """Log one step at smtp.debug(6)."""

@@ -196,7 +196,7 @@ class ServerSide(_Side):
 
     def speaks(self) -> bool:
         """Tell, without waiting, whether the server said something that nobody asked for, or hung up."""
-        return self._replies.pending or bool(self._poll.poll(0))
+        return bool(self._lines.buffered or self._replies.unfinished or self._poll.poll(0))
 
     def unasked(self) -> Reply | None:
         """Return the reply that nobody asked for, None when what came is no complete reply.  Raises SideLost."""

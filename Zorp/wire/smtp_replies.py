@@ -2,7 +2,7 @@
 
 Theory of operation
     The caller feeds the LineReader and asks next_reply() until that answers None, "more bytes
-    needed".  Lines wait in _texts for the line without "-".  Wrong input raises ReplyError or
+    needed".  Lines wait in `unfinished` for the line without "-".  Wrong input raises ReplyError or
     LineError; the reader is spent afterwards.
 
     Text is cleaned while it is read: control bytes other than TAB, and bytes above 0x7E unless
@@ -91,18 +91,13 @@ class ReplyReader:
         self._on_cut = on_cut
         self._at_once_bytes = min(_REMEMBERED_BYTES, limits.reply_line_bytes, limits.line_bytes - 2)
         self._code = b""
-        self._texts: list[bytes] = []
+        self.unfinished: list[bytes] = []          # texts of the reply whose last line has not come
         self._bytes = 0
         self.eight_bit = False
 
-    @property
-    def pending(self) -> bool:
-        """True when bytes wait that belong to no reply handed out yet."""
-        return bool(self._texts or self._lines.buffered)
-
     def reply_in(self, data: bytes) -> Reply | None:
         """Add received bytes and return the next reply, None when it is not complete yet; raises WireError."""
-        if len(data) <= self._at_once_bytes and not self._texts and not self._lines.buffered:
+        if len(data) <= self._at_once_bytes and not self.unfinished and not self._lines.buffered:
             reply = _one_line(data, self.eight_bit)
             if reply is not None:
                 return reply
@@ -125,19 +120,19 @@ class ReplyReader:
         if parts is None:
             raise self._misformed(line)
         code, mark, text = parts.groups(b"")
-        if self._texts and code != self._code:
+        if self.unfinished and code != self._code:
             raise ReplyError("Invalid SMTP reply, reply code changed; response='%s', line='%s'",
                              to_policy(self._code), to_policy(line))
         self._bytes += len(line)
-        if len(self._texts) >= limits.reply_lines or self._bytes > limits.reply_bytes:
+        if len(self.unfinished) >= limits.reply_lines or self._bytes > limits.reply_bytes:
             raise ReplyError("Response too long; line='%s', lines='%d', bytes='%d'",
-                             to_policy(line), len(self._texts) + 1, self._bytes)
-        self._texts.append(clean_text(text, eight_bit=self.eight_bit))
+                             to_policy(line), len(self.unfinished) + 1, self._bytes)
+        self.unfinished.append(clean_text(text, eight_bit=self.eight_bit))
         if mark == b"-":
             self._code = code
             return None
-        reply = Reply(int(code), tuple(self._texts))
-        self._texts.clear()
+        reply = Reply(int(code), tuple(self.unfinished))
+        self.unfinished.clear()
         self._bytes = 0
         return reply
 

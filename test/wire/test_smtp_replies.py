@@ -92,7 +92,7 @@ def test_bytes_behind_a_reply_are_noticed():
     reader = ReplyReader(lines, LIMITS)
     lines.feed(b"250 a\r\n250 ")
     assert reader.next_reply() is not None
-    assert reader.pending
+    assert lines.pending
 
 
 def test_reply_is_written_as_it_was_read():
