@@ -2,12 +2,16 @@
 
 An SMTP server (aiosmtpd) stands for the protected mail server, `zorp` runs the policy beside
 this file, and smtplib is the client.  Everything happens on 127.0.0.1 and needs no privilege.
+
+Root sees the transparent firewall as well (transparent.py).  It runs below `unshare`, in namespaces
+of its own, also for processes and mounts: whatever happens, they end with it.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import signal
 import smtplib
 import socket
 import subprocess
@@ -43,33 +47,36 @@ class Origin:
         return "250 2.0.0 taken by the origin server"
 
 
-class Firewall:
-    """A `zorp` process in the foreground, and the lines it has logged."""
+class Program:
+    """A program of the firewall in the foreground, and the lines it has logged."""
 
-    def __init__(self, client_port: int, origin_port: int, directory: str) -> None:
-        zorp = shutil.which("zorp", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-        environment = dict(os.environ, DEMO_CLIENT_PORT=str(client_port), DEMO_ORIGIN_PORT=str(origin_port))
-        self.command = [zorp, "--as", "demo", "--policy", str(HERE / "policy.py"), "--foreground", "--no-syslog",
-                        "--verbose", "4", "--pid-dir", directory]
+    def __init__(self, command: list[str], environment: dict[str, str] | None = None) -> None:
         self.lines: list[str] = []
-        self.process = subprocess.Popen(self.command, stderr=subprocess.PIPE, text=True, env=environment)
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True,
+                                        env={**os.environ, **(environment or {})})
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
         self.lines.extend(iter(self.process.stderr.readline, ""))
 
-    def wait_for(self, condition, what: str) -> None:
-        """Wait until `condition()` holds; end the demo with the log when it never does."""
+    def wait_for(self, text: str, count: int = 1) -> str:
+        """Return the count-th line with this text; end the demo with the log when it never comes."""
         deadline = time.monotonic() + START_SECONDS
-        while not condition():
+        while len(found := [line for line in self.lines if text in line]) < count:
             if time.monotonic() > deadline or self.process.poll() is not None:
                 self.process.kill()
-                sys.exit(f"The firewall did not {what}. Its log:\n{''.join(self.lines)}")
+                sys.exit(f"The firewall did not log {text!r}. Its log:\n{''.join(self.lines)}")
             time.sleep(0.02)
+        return found[count - 1]
 
     def stop(self) -> None:
         self.process.terminate()
         self.process.wait(timeout=START_SECONDS)
+
+
+def program(name: str) -> str:
+    """Return the path of a program of ours: that of this virtual environment before any other."""
+    return shutil.which(name, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
 
 
 def free_ports(count: int) -> list[int]:
@@ -101,19 +108,22 @@ def main() -> None:
     server = Controller(origin, hostname="127.0.0.1", port=origin_port)
     server.start()
     with tempfile.TemporaryDirectory() as directory:
-        firewall = Firewall(client_port, origin_port, directory)
-        firewall.wait_for(lambda: any("Accepting connections" in line for line in firewall.lines), "start to listen")
+        firewall = Program(
+            [program("zorp"), "--as", "demo", "--policy", str(HERE / "policy.py"), "--foreground", "--no-syslog",
+             "--verbose", "4", "--pid-dir", directory],
+            {"DEMO_CLIENT_PORT": str(client_port), "DEMO_ORIGIN_PORT": str(origin_port)})
+        firewall.wait_for("Accepting connections")
         title("The client sends two mails to the firewall")
         send(client_port, "bob@example.com")
         send(client_port, "victim@elsewhere.example")
-        firewall.wait_for(lambda: sum("Ending proxy instance" in line for line in firewall.lines) >= 2,
-                          "account for the sessions")
+        firewall.wait_for("Ending proxy instance", count=2)
         firewall.stop()
     server.stop()
     show(origin, firewall)
+    show_transparent()
 
 
-def show(origin: Origin, firewall: Firewall) -> None:
+def show(origin: Origin, firewall: Program) -> None:
     title("The origin server received")
     for peer, envelope in origin.mails:
         print(f"from {peer[0]}, MAIL FROM:<{envelope.mail_from}>, RCPT TO:<{'>, <'.join(envelope.rcpt_tos)}>\n")
@@ -126,5 +136,31 @@ def show(origin: Origin, firewall: Firewall) -> None:
     print("one mail delivered, one refused, every step in the log")
 
 
+def show_transparent() -> None:
+    """Show the transparent firewall to those who may see it, and say to others what they miss."""
+    # whichever of the three dies, by whatever signal, takes everything inside with it
+    cage = ["setpriv", "--pdeathsig", "KILL",
+            "unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+    missing = [name for name in ("setpriv", "unshare", "ip", "iptables-restore") if not shutil.which(name, path=path)]
+    title("The transparent firewall")
+    if missing or subprocess.run([*cage, "true"], stderr=subprocess.DEVNULL, check=False).returncode:
+        print("root sees a client, a firewall and a server in networks of their own here, and what each of them sees"
+              + (f"; missing: {' '.join(missing)}" if missing else ""))
+        return
+    cage += [sys.executable, str(HERE / "transparent.py")]
+    with subprocess.Popen(cage, env={**os.environ, "PATH": path}) as demo:
+        try:
+            demo.wait()
+        finally:
+            demo.kill()
+    if demo.returncode:
+        sys.exit("the transparent firewall failed")
+
+
 if __name__ == "__main__":
-    main()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("interrupted"))
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
