@@ -26,7 +26,7 @@ from typing import NamedTuple
 PIPE_BYTES = 524_288             # measured: 256 KiB cost 10 % more CPU per GB, 1 MiB no less
 LEAST_PIPE_BYTES = 65_536        # smaller ones are slower than copying
 MOST_PIPES = 64                  # of PIPE_BYTES: half of what a user may have by default
-_MOST_IDLE = 16
+MOST_IDLE = 16
 _PAUSE_S = 1.0                   # between attempts after the host refused
 
 
@@ -65,7 +65,7 @@ class PipePool:
     def give_back(self, pipe: Pipe) -> None:
         """Take back an empty pipe."""
         with self._pipes_lock:
-            if len(self._idle) < _MOST_IDLE:
+            if len(self._idle) < MOST_IDLE:
                 self._idle.append(pipe)
                 return
         self.discard(pipe)
