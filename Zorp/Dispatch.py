@@ -503,7 +503,7 @@ class NDimensionDispatcher(Dispatcher):
     def getService(self, session):
         """Return the service of the rule that fits best, None when none does."""
         packet = packet_of(session.client_stream.sock, session.client_address, session.client_local)
-        decision = self._rule_set.evaluate(packet)
+        decision = self._rule_set.evaluate(packet, session.client_zone)
         if decision is None:
             log(NO_SESSION, CORE_POLICY, 2, "No applicable service found; bindto='%s'", (self._bind_text,))
             return None

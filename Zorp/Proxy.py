@@ -127,7 +127,8 @@ class Proxy(BuiltinProxy):
             raise AAException("Authentication is not built in this release")
         if master.protocol == ZD_PROTO_UDP and self.timeout > _LONGEST_UDP_TIMEOUT_MS:
             self.timeout = _LONGEST_UDP_TIMEOUT_MS
-        self.language = config.options.language
+        if config.options.language != self._vars.language:
+            self.language = config.options.language
         self.encryption_policy = None
 
     def config(self):

@@ -288,12 +288,15 @@ class RuleSet:
         """Return (client zone, server zone) of a packet; None where no zone holds the address."""
         return Zone.lookup(packet.src), Zone.lookup(packet.dst)
 
-    def evaluate(self, packet):
-        """Return the Decision for a Packet; None: no rule matches, nothing may pass."""
+    def evaluate(self, packet, client_zone=None):
+        """Return the Decision for a Packet; None: no rule matches, nothing may pass.
+
+        client_zone: the zone of the packet's source, where it is known already.
+        """
         engine = self._engine
         if engine is None or self._engine_zones != len(Globals.zones):
             engine = self._compile()
-        client_zone, server_zone = Zone.lookup(packet.src), Zone.lookup(packet.dst)
+        client_zone, server_zone = client_zone or Zone.lookup(packet.src), Zone.lookup(packet.dst)
         traffic = _traffic(engine, packet, client_zone, server_zone)
         rule = engine.best(traffic) if traffic is not None else None
         return Decision(rule.service, rule.rule_id, client_zone, server_zone) if rule is not None else None

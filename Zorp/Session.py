@@ -427,6 +427,8 @@ class StackedSession(AbstractSession):
     def __init__(self, owner, chainer=None):
         self.owner = owner
         self.chainer = chainer
+        self.service = owner.service             # these two are asked for at every turn and never change
+        self.secondary_connection_id = owner.secondary_connection_id
         self._master = owner.getMasterSession()
 
     def __getattr__(self, name):

@@ -166,17 +166,20 @@ class Statistics:
     def connection_properties(self, key: ConnectionKey, properties: Mapping) -> bool:
         """Add properties to an open connection; False when there is none."""
         with self._counters_lock:
-            known = self._connections.get(key.service, {}).get(key.instance_id, {}).get(key[2:])
-            if known is None:
-                return False
-            known.update(properties)
-            return True
+            return self._add_properties_locked(key, properties)
+
+    def _add_properties_locked(self, key: ConnectionKey, properties: Mapping) -> bool:
+        known = self._connections.get(key.service, {}).get(key.instance_id, {}).get(key[2:])
+        if known is None:
+            return False
+        known.update(properties)
+        return True
 
     def server_connected(self, key: ConnectionKey, client_zone: str, server_zone: str, properties: Mapping) -> None:
         """The server side stands: properties as above, and one more session between the two zones."""
-        if not self.connection_properties(key, properties):
-            return
         with self._counters_lock:
+            if not self._add_properties_locked(key, properties):
+                return
             counters = self._service_locked(key.service)
             for zones, name in ((counters.outbound_zones, client_zone), (counters.inbound_zones, server_zone)):
                 if name:

@@ -327,7 +327,8 @@ class BuiltinProxy:
         self._state = SHUTTING_DOWN
         client, server, parent, lock, stacked = (
             self._client, self._server, self._parent, self._ends_lock, self._stacked)
-        self._quietly(self._run_events, "shutdown", lambda name: self._quietly(self._call_event, name))
+        if Log.loudest >= 7 or self._events_of("shutdown"):
+            self._quietly(self._run_events, "shutdown", lambda name: self._quietly(self._call_event, name))
         if self._vars is not None:
             self._quietly(self._engine_stop)
         for child in stacked:

@@ -3,7 +3,7 @@
 Theory of operation
     Relay(client, server, settings).run() returns an End.  One poll() watches both sockets; every
     call on them is made with MSG_DONTWAIT, descriptors stay in blocking mode.  Each way is a
-    _Direction: what was read is sent at once; what the peer does not take stays in `_waiting`,
+    _Direction: what was read is sent at once; what the peer does not take stays in `_unsent`,
     and as long as something waits there its source is not read (back pressure).  An idle relay
     holds no buffer and no pipe.
 
@@ -19,7 +19,7 @@ Theory of operation
     first; once a direction has carried LONG_BYTES they go through a pipe (Zorp.transport.pipes)
     and never leave the kernel.  The pipe is empty whenever the source is read, so EAGAIN of the
     source means that there is nothing to read; bytes left in the pipe wait for the sink as those
-    in `_waiting` do, whatever the source has meanwhile.  splice() obeys the mode of a descriptor
+    in `_unsent` do, whatever the source has meanwhile.  splice() obeys the mode of a descriptor
     and no flag of the call, so both sockets are non-blocking from then on until the relay ends.
     Where there is no pipe to be had, or a socket cannot do it, the direction copies.
 
@@ -91,10 +91,13 @@ class _SideFailed(Exception):
 
 
 class _Direction:
-    """One way: from `source` to `sink`.  `bytes` and `reads` count what was read."""
+    """One way: from `source` to `sink`.  `bytes` and `reads` count what was read.
 
-    __slots__ = ("_copies", "_in_pipe", "_pipe", "_read_bytes", "_splices", "_waiting", "at_eof", "bytes", "is_long",
-                 "reads", "sink", "sink_failed", "source", "source_failed")
+    `waiting`: the sink has not taken everything yet, and the source must not be read.
+    """
+
+    __slots__ = ("_copies", "_in_pipe", "_pipe", "_read_bytes", "_splices", "_unsent", "at_eof", "bytes", "is_long",
+                 "reads", "sink", "sink_failed", "source", "source_failed", "waiting")
 
     def __init__(self, source: SocketStream, sink: SocketStream, failures: tuple[End, End], copies: bool,
                  read_bytes: int) -> None:
@@ -102,7 +105,8 @@ class _Direction:
         self.source_failed, self.sink_failed = failures
         self._copies = copies
         self._read_bytes = read_bytes
-        self._waiting: bytes | memoryview = b""
+        self._unsent: bytes | memoryview = b""
+        self.waiting = False
         self.is_long = False             # use_pipes() was called
         self._splices = False            # pipes are used; false again when a socket cannot do that
         self._pipe: Pipe | None = None   # the one that is not empty
@@ -110,11 +114,6 @@ class _Direction:
         self.bytes = 0
         self.reads = 0
         self.at_eof = False
-
-    @property
-    def waiting(self) -> bool:
-        """True while the sink has not taken everything; the source must not be read."""
-        return self._in_pipe > 0 or len(self._waiting) > 0
 
     @property
     def ended(self) -> bool:
@@ -161,7 +160,7 @@ class _Direction:
         if self._in_pipe:
             self._empty_pipe()
         else:
-            self._send(self._waiting)
+            self._send(self._unsent)
 
     def _pump_through(self, pipe: Pipe) -> None:
         """Fill an empty pipe from the source and empty it into the sink."""
@@ -183,7 +182,7 @@ class _Direction:
             self.at_eof = self.source.at_eof = True
             return
         self._count(received)
-        self._pipe, self._in_pipe = pipe, received
+        self._pipe, self._in_pipe, self.waiting = pipe, received, True
         self._empty_pipe()
 
     def _empty_pipe(self) -> None:
@@ -205,7 +204,7 @@ class _Direction:
             self._send(data)
             return
         pipes.give_back(self._pipe)
-        self._pipe = None
+        self._pipe, self.waiting = None, False
 
     def _read_pipe(self) -> bytes:
         """Take everything out of the pipe."""
@@ -231,7 +230,8 @@ class _Direction:
         except OSError:
             raise _SideFailed(self.sink_failed) from None
         self.sink.bytes_sent += sent
-        self._waiting = memoryview(data)[sent:] if sent < len(data) else b""
+        self.waiting = sent < len(data)
+        self._unsent = memoryview(data)[sent:] if self.waiting else b""
 
 
 class Relay:
@@ -370,6 +370,8 @@ class Relay:
 
     def _drain(self) -> End:
         """Send what was read already, for a bounded time, reading nothing any more."""
+        if not (self.to_server.waiting or self.to_client.waiting):
+            return End.FINISHED
         deadline_s = time.monotonic() + DRAIN_MS / 1000
         while waiting := [direction for direction in (self.to_server, self.to_client) if direction.waiting]:
             left_ms = (deadline_s - time.monotonic()) * 1000
