@@ -13,7 +13,7 @@ UNPRIVILEGED = "nobody"
 
 _HAPROXY = """\
 global
-    nbthread 1
+    nbthread {threads}
     maxconn 6000
     {user}
 defaults
@@ -43,24 +43,24 @@ asyncio.run(main())
 """
 
 
-def zorp(policy: str, directory: Path, origin_port: int, *options: str) -> Server:
+def zorp(policy: str, directory: Path, origin_port: int, *options: str, name: str = "bench") -> Server:
     """Return a zorp instance with this policy text; it finds its ports as PORT and ORIGIN."""
     port = free_port()
-    path = directory / "policy.py"
+    path = directory / f"policy{port}.py"
     path.write_text(f"PORT, ORIGIN = {port}, {origin_port}\n{policy}")
     os.chmod(path, 0o644)
     program = shutil.which("zorp", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    command = [program, "--as", "bench", "--policy", str(path), "--foreground", "--no-syslog", "--verbose", "3",
+    command = [program, "--as", name, "--policy", str(path), "--foreground", "--no-syslog", "--verbose", "3",
                "--pid-dir", str(directory), *options]
-    return Server("zorp", command, port, log=directory / "zorp.log")
+    return Server("zorp", command, port, log=directory / f"{name}.log")
 
 
-def haproxy(directory: Path, origin_port: int) -> Server:
-    """Return HAProxy in TCP mode on one thread, splicing where it can."""
+def haproxy(directory: Path, origin_port: int, threads: int = 1) -> Server:
+    """Return HAProxy in TCP mode, splicing where it can."""
     port = free_port()
-    configuration = directory / "haproxy.cfg"
+    configuration = directory / f"haproxy{port}.cfg"
     configuration.write_text(_HAPROXY.format(
-        port=port, origin=origin_port, user=f"user {UNPRIVILEGED}" if os.geteuid() == 0 else ""))
+        port=port, origin=origin_port, threads=threads, user=f"user {UNPRIVILEGED}" if os.geteuid() == 0 else ""))
     return Server("haproxy", ["haproxy", "-db", "-f", str(configuration)], port)
 
 

@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 _BLOCK_BYTES = 1 << 20
 _THREADS = 16
@@ -55,18 +56,31 @@ def fetch(port: int, count: int) -> None:
 _SINK = bytearray(_BLOCK_BYTES)
 
 
+def bulk(port: int, count: int, streams: int) -> float:
+    """Fetch that many bytes, shared among several connections at once; return the seconds until the last one came."""
+    return _in_threads(streams, lambda: fetch(port, count // streams))
+
+
 def short_connections(port: int, connections: int, parallel: int) -> float:
     """Make connections that carry a few bytes each; return the seconds that all of them took."""
+    def work() -> None:
+        for _ in range(connections // parallel):
+            fetch(port, _SHORT_REPLY_BYTES)
+
+    return _in_threads(parallel, work)
+
+
+def _in_threads(number: int, job: Callable[[], None]) -> float:
+    """Run a job in several threads at once; return the seconds, or raise what the first to fail raised."""
     failures = []
 
     def work() -> None:
         try:
-            for _ in range(connections // parallel):
-                fetch(port, _SHORT_REPLY_BYTES)
+            job()
         except Exception as problem:
             failures.append(problem)
 
-    threads = [threading.Thread(target=work) for _ in range(parallel)]
+    threads = [threading.Thread(target=work) for _ in range(number)]
     start = time.monotonic()
     for thread in threads:
         thread.start()
