@@ -1,24 +1,26 @@
-"""Load a policy as an instance would, without listening: zorp --check-policy, zorp --describe.
+"""Load a policy as an instance would, without listening: zorp --check-policy, --describe, --explain.
 
-The file and the functions of the instance run as at a start, in this process, after it has let
-go of every privilege; nothing is bound, nothing is forked, no pid file is touched.  The check
-then runs config() of every proxy class with a stand-in for a session (Zorp.runtime.rehearsal).  Standard
-output gets one line about what was found, or for --describe one line of JSON with what the
-instance wants from the packet filter; standard error gets the log with the complaint.
-Exit status 0: usable; 2: not; 1: the check itself could not be made.
+The file and the functions of the instance run as at a start, in a child that has let go of every
+privilege (Zorp.runtime.isolation); nothing is bound, no pid file is touched.  The check then runs
+config() of every proxy class with a stand-in for a session (Zorp.runtime.rehearsal).  Standard output
+gets what was found: one line, for --describe one line of JSON with what the instance wants from
+the packet filter, for --explain what Zorp.runtime.explain writes.  Standard error gets the log
+with the complaint, and what the policy prints.  Exit status 0: usable; 2: not; 1: the check
+itself could not be made.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Callable
 
 from Zorp import Config, Globals, Log
 from Zorp.Exceptions import PolicyError
 from Zorp.Log import log
 from Zorp.rules.description import DescriptionError, to_json
 from Zorp.rules.description import check as verify
-from Zorp.runtime import privileges
+from Zorp.runtime import isolation, privileges
 from Zorp.runtime.describe import describe
 from Zorp.runtime.loader import Loader, LoadFailed
 from Zorp.runtime.logsetup import LogSetup
@@ -26,37 +28,54 @@ from Zorp.runtime.options import Mode, Options
 from Zorp.runtime.rehearsal import Rehearsal
 from Zorp.runtime.worker import EXIT_OK, EXIT_POLICY, EXIT_SETUP
 
+Result = tuple[int, str]         # exit status, text for standard output
+
 
 def run(options: Options) -> int:
     """Check the policy of these options; return the exit status."""
-    loader = _load_unprivileged(options)
-    status = loader if isinstance(loader, int) else _rehearse(loader)
-    if status == EXIT_OK:
-        print(f"{options.instance}: Policy is usable; policy_file='{options.policy}', "
-              f"services='{len(Globals.services)}', zones='{len(Globals.zones)}', "
-              f"listeners='{len(Globals.dispatch_table.chains())}'")
-    return status
+    return _in_child(options, _check)
 
 
 def print_description(options: Options) -> int:
     """Print what the instance of these options wants from the packet filter, as JSON; return the exit status."""
-    status = load_unprivileged(options)
+    return _in_child(options, _describe)
+
+
+def _in_child(options: Options, work: Callable[[Options, Loader], Result]) -> int:
+    """Load the policy in a child and print what work() finds there; return the exit status."""
+    def load_and_work() -> Result:
+        loader = _load_unprivileged(options)
+        return (loader, "") if isinstance(loader, int) else work(options, loader)
+
+    try:
+        status, text = isolation.in_child(load_and_work)
+    except isolation.NoReport as problem:
+        print(f"{options.instance}: Policy cannot be used, its process ended before the work was done, does it call "
+              f"os._exit() or close descriptors; policy_file='{options.policy}', error='the process {problem}'",
+              file=sys.stderr)
+        return EXIT_POLICY
+    if text:
+        print(text)
+    return status
+
+
+def _check(options: Options, loader: Loader) -> Result:
+    status = _rehearse(loader)
     if status != EXIT_OK:
-        return status
+        return status, ""
+    return EXIT_OK, (f"{options.instance}: Policy is usable; policy_file='{options.policy}', "
+                     f"services='{len(Globals.services)}', zones='{len(Globals.zones)}', "
+                     f"listeners='{len(Globals.dispatch_table.chains())}'")
+
+
+def _describe(options: Options, loader: Loader) -> Result:
     try:
         description = describe(options)
         verify(description)
     except (PolicyError, DescriptionError) as problem:
         log(None, "core.error", 0, "%s: %s", (options.policy, problem))
-        return EXIT_POLICY
-    print(to_json(description))
-    return EXIT_OK
-
-
-def load_unprivileged(options: Options) -> int:
-    """Load the policy into this process, which loses its privileges; return the exit status, 0 when it is loaded."""
-    loader = _load_unprivileged(options)
-    return loader if isinstance(loader, int) else EXIT_OK
+        return EXIT_POLICY, ""
+    return EXIT_OK, to_json(description)
 
 
 def _rehearse(loader: Loader) -> int:

@@ -32,6 +32,7 @@ from Zorp.acceptance.policy_load import loading
 from Zorp.Exceptions import PolicyError
 from Zorp.Log import log
 from Zorp.runtime.borrowed import builtins_for
+from Zorp.runtime.interpreter import Guard
 
 SYSTEM_POLICY_DIR = "/etc/zorp"
 
@@ -84,13 +85,37 @@ class Loader:
         self._is_master = int(is_master)
         self._directories = tuple(dict.fromkeys((os.path.dirname(path), SYSTEM_POLICY_DIR)))
         self._main: types.ModuleType | None = None
+        self._guard = Guard()
 
     def load(self) -> None:
         """Run the file and its init().  Raises LoadFailed."""
         source = self._read()
         self._prepare_interpreter()
-        self._execute(source)
-        self._initialise()
+        with self._guard:
+            self._execute(source)
+            self._initialise()
+            replaced = self._guard.restore()
+        self._check_traces(replaced)
+
+    def _take_back_interpreter(self) -> list[str]:
+        """The policy has failed: nothing of ours may run before this.  Return what builtins it replaced."""
+        replaced = self._guard.restore()
+        self._guard.restore_streams()
+        return replaced
+
+    def _refuse_replaced(self, replaced: list[str]) -> None:
+        if replaced:
+            self._fail(PolicyError(f"The policy replaced builtins of Python: {', '.join(replaced)}",
+                                   remedy="use names of your own; all of Zorp uses the builtins, too"))
+
+    def _check_traces(self, replaced: list[str]) -> None:
+        """Refuse what must not be left behind by a load, or done in it."""
+        self._refuse_replaced(replaced)
+        if self._guard.forks:
+            place = next((f"{step.filename}:{step.lineno}" for step in reversed(self._guard.forks[0])
+                          if self.is_policy_file(step.filename)), f"{self._path}:0")
+            self._fail(PolicyError("The policy made a process while it was loaded", place=place,
+                                   remedy="take os.fork() out; a program can be started with subprocess"))
         if _thread_count() > 1:
             self._fail(PolicyError(
                 "The policy started a thread while it was loaded",
@@ -139,8 +164,10 @@ class Loader:
             self._main.__builtins__ = builtins_for(code, self._path)
             exec(code, self._main.__dict__)
         except BaseException as problem:
+            replaced = self._take_back_interpreter()
             log(None, "core.error", 0, "Error parsing policy file; filename='%s'", (self._path,))
             log(None, "core.error", 0, "Error booting & parsing policy;")
+            self._refuse_replaced(replaced)
             self._fail(problem)
 
     def _initialise(self) -> None:
@@ -149,7 +176,9 @@ class Loader:
             with loading(self._names, self._virtual_name):
                 result = self._call_init(init or Core.init, own=init is not None)
         except BaseException as problem:
+            replaced = self._take_back_interpreter()
             log(None, "core.error", 0, "Error initializing policy;")
+            self._refuse_replaced(replaced)
             self._fail(problem)
         if not isinstance(result, int) or not result:
             log(None, "core.error", 0, "Error initializing policy;")
@@ -166,7 +195,14 @@ class Loader:
         raise LoadFailed(self.explain(problem)) from problem
 
     def explain(self, problem: BaseException) -> Complaint:
-        """Return the complaint for an exception that escaped from the policy."""
+        """Return the complaint for an exception that escaped from the policy, however strange it is."""
+        try:
+            return self._explained(problem)
+        except BaseException:            # the policy's own exception class
+            return Complaint(f"{self._path}:0: an exception was raised that cannot be shown; "
+                             "raise exceptions that have a text")
+
+    def _explained(self, problem: BaseException) -> Complaint:
         place = self._place_of(problem)
         if isinstance(problem, PolicyError):
             return Complaint(f"{getattr(problem, 'place', None) or place}: {problem}")
@@ -174,7 +210,7 @@ class Loader:
             return Complaint(f"{place}: {problem.msg}; correct this line, policies are Python 3 "
                              "and those of Python 2 are not translated",
                              tuple(_lines(traceback.format_exception_only(problem))))
-        text = str(problem) or "no further text"
+        text = _text_of(problem)
         return Complaint(f"{place}: {type(problem).__name__}: {text}; {_remedy(problem)}",
                          tuple(self._traceback(problem)))
 
@@ -204,6 +240,14 @@ class Loader:
 
 
 _OWN_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+
+
+def _text_of(problem: BaseException) -> str:
+    """The text of an exception, whose class may be the policy's."""
+    try:
+        return str(problem) or "no further text"
+    except BaseException:
+        return "its text cannot be shown"
 
 
 def _thread_count() -> int:

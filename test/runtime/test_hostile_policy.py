@@ -1,0 +1,84 @@
+"""Policies that end the process, break the interpreter or raise what cannot be shown: always a reason."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from test.runtime.policies import ECHO
+from test.support.tree import ROOT
+
+GOOD_END = "\nfrom Zorp.Core import *\ndef intra(): pass\n"
+STRANGE = """
+class Strange(Exception):
+    def __str__(self): raise RuntimeError("no text")
+    __repr__ = __str__
+raise Strange
+"""
+HOSTILE = {
+    "ends with success": ("import os\nos._exit(0)\n", "ended with status 0"),
+    "ends in the function": ("import os\nfrom Zorp.Core import *\ndef intra(): os._exit(0)\n", "ended with status 0"),
+    "kills itself": ("import os\nos.kill(os.getpid(), 9)\n", "ended by signal 9"),
+    "has no text": (STRANGE, "Strange: its text cannot be shown"),
+    "deletes a builtin": ("import builtins\ndel builtins.len\n" + GOOD_END, "replaced builtins of Python: len"),
+    "breaks builtins and fails": ("import builtins\nbuiltins.isinstance = builtins.str = None\n1/0\n",
+                                  "replaced builtins of Python: isinstance, str"),
+    "traces": ("import sys\ndef trace(*args): raise ValueError('traced')\nsys.settrace(trace)\ndef f(): pass\nf()\n",
+               "ValueError: traced"),
+    "closes its output": ("import sys\nsys.stdout = sys.stderr = None\nraise KeyError('x')\n", "KeyError: 'x'"),
+    "forks": ("import os\npid = os.fork()\nif pid: os.waitpid(pid, 0)\n" + GOOD_END, "made a process while"),
+    "forbids recursion": ("import sys\nsys.setrecursionlimit(60)\n1/0\n", "ZeroDivisionError"),
+}
+ONLY_CHECKED = {
+    "closes descriptors": ("import os\nos.closerange(0, 200)\n" + GOOD_END, ""),
+    "leaves a thread": ("import threading, time\nthreading.Thread(target=time.sleep, args=(600,)).start()\n"
+                        "raise OSError\n", "OSError"),
+}
+
+
+def check(directory, text, *arguments):
+    path = directory / "policy.py"
+    path.write_text(text)
+    return subprocess.run(
+        [sys.executable, str(ROOT / "sbin/zorp"), "--as", "intra", "--check-policy", str(path), "--user",
+         str(os.getuid()), *arguments], capture_output=True, text=True, timeout=30, check=False)
+
+
+@pytest.mark.parametrize(("text", "reason"), [*HOSTILE.values(), *ONLY_CHECKED.values()],
+                         ids=[*HOSTILE, *ONLY_CHECKED])
+def test_the_check_refuses_with_a_reason(tmp_path, text, reason):
+    checked = check(tmp_path, text)
+    assert (checked.returncode, checked.stdout) == (2, "")
+    assert reason in checked.stderr
+    assert not [line for line in checked.stderr.splitlines() if line.startswith(("Traceback", "  File"))]
+
+
+@pytest.mark.parametrize(("text", "reason"), HOSTILE.values(), ids=HOSTILE)
+def test_a_daemon_that_cannot_load_names_the_reason(zorp, text, reason):
+    # given such a policy; when it is started
+    daemon = zorp(text, start=False)
+    assert daemon.run() in (1, 2)
+    # then the log has the reason, and no bare traceback
+    assert reason.replace("'", "<27>") in daemon.log.text() or reason in daemon.log.text()
+    assert not [line for line in daemon.log.text().splitlines() if line.startswith(("Traceback", "  File"))]
+
+
+def test_a_reload_to_such_a_policy_fails_with_the_reason(zorp):
+    daemon = zorp(ECHO)
+    daemon.write_policy("import os\nos._exit(0)\n")
+    with daemon.control() as control:
+        assert control.ask("RELOAD WAIT") == "FAIL Reload failed; reason='worker ended with status 0 while loading'"
+        assert control.ask("GETVALUE info.last_error") == "worker ended with status 0 while loading"
+
+
+def test_programs_may_be_started_while_a_policy_loads(tmp_path):
+    text = "import os, subprocess\nsubprocess.run(['true'], check=True)\nos.system('true')\n" + GOOD_END
+    checked = check(tmp_path, text)
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_what_a_policy_prints_is_no_result(tmp_path):
+    described = check(tmp_path, "print('{}')\n" + GOOD_END, "--describe")
+    assert described.stdout.startswith('{"version":')
+    assert "{}" in described.stderr
