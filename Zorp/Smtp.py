@@ -326,7 +326,8 @@ class SmtpProxy(AbstractSmtpProxy):
             if self.error_soft:
                 return self._refuse("450", "Cannot verify sender at this time, come back later.")
             return self._refuse("550", "Sender address refused.")
-        proxyLog(self, SMTP_DEBUG, 6, "Sender check successful; email='%s'", (email,))
+        if Log.loudest >= 6:
+            proxyLog(self, SMTP_DEBUG, 6, "Sender check successful; email='%s'", (email,))
         return SMTP_REQ_ACCEPT
 
     def checkRecipient(self, cmd, param):
@@ -343,7 +344,8 @@ class SmtpProxy(AbstractSmtpProxy):
         if self.relay_check and not self.relayCheck(email):
             proxyLog(self, SMTP_POLICY, 3, "Relaying denied; email='%s'", (email,))
             return self._refuse("554", "Relaying denied.")
-        proxyLog(self, SMTP_DEBUG, 6, "Relay check successful; email='%s'", (email,))
+        if Log.loudest >= 6:
+            proxyLog(self, SMTP_DEBUG, 6, "Relay check successful; email='%s'", (email,))
         return self._match_recipient(email)
 
     def _match_recipient(self, email):
@@ -356,7 +358,8 @@ class SmtpProxy(AbstractSmtpProxy):
             if self.error_soft:
                 return self._refuse("450", "Cannot verify recipient at this time, come back later.")
             return self._refuse("554", "Recipient address refused.")
-        proxyLog(self, SMTP_DEBUG, 6, "Recipient check successful; email='%s'", (email,))
+        if Log.loudest >= 6:
+            proxyLog(self, SMTP_DEBUG, 6, "Recipient check successful; email='%s'", (email,))
         return SMTP_REQ_ACCEPT
 
     def _refuse(self, code, info):
@@ -368,12 +371,15 @@ class SmtpProxy(AbstractSmtpProxy):
         """Return TRUE when the client may send to this address."""
         zone = self.session.client_zone
         zones = _names(self.relay_zones)
-        proxyLog(self, SMTP_DEBUG, 7, "Relay check, checking client_zone; client_zone='%s'",
-                 (zone.getName() if zone is not None else None,))
+        if Log.loudest >= 7:
+            proxyLog(self, SMTP_DEBUG, 7, "Relay check, checking client_zone; client_zone='%s'",
+                     (zone.getName() if zone is not None else None,))
         if "*" in zones or self.zoneCheck(zone):
             return TRUE
         local, domain = split_address(email)
-        proxyLog(self, SMTP_DEBUG, 7, "Relay check, checking mail domain; local='%s', domain='%s'", (local, domain))
+        if Log.loudest >= 7:
+            proxyLog(self, SMTP_DEBUG, 7, "Relay check, checking mail domain; local='%s', domain='%s'",
+                     (local, domain))
         if not domain:
             return TRUE if local.lower() == "postmaster" else FALSE
         if _is_listed(comparable_domain(domain), self.relay_domains):
