@@ -13,6 +13,8 @@ Theory of operation
 Limits (config.options): max_udp_sessions of one listener, max_udp_sessions_per_client of one
 sender's address.  Beyond, the session that was idle for longest ends, of all or of that sender,
 if it was idle for a second; else the datagram is dropped.  One log line per second tells of it.
+Nobody is looked for before the moment at which somebody can be idle for so long, so that a flood of
+forged senders costs little more than reading it.
 
 Threads
     arrived() in one thread at a time.  _sessions_lock guards the table and the log's clock; a
@@ -136,6 +138,7 @@ class DatagramSessions:
         self._sessions_lock = threading.Lock()
         self._sessions: dict[tuple, DatagramStream] = {}
         self._per_client: collections.Counter = collections.Counter()
+        self._nobody_idle_until_s: dict[str, float] = {}     # by client's address, "" for all; while there is no room
         self._silent_until_s = 0.0
         self._suppressed = 0
         self._waiting: collections.deque[Datagram] = collections.deque()     # strays; for the thread of arrived()
@@ -194,6 +197,8 @@ class DatagramSessions:
 
     def _remove_locked(self, key: tuple) -> DatagramStream:
         host = key[1][0]
+        for full in (host, ""):
+            self._nobody_idle_until_s.pop(full, None)
         self._per_client[host] -= 1
         if not self._per_client[host]:
             del self._per_client[host]
@@ -205,15 +210,11 @@ class DatagramSessions:
         most, most_of_client = options.max_udp_sessions, options.max_udp_sessions_per_client
         with self._sessions_lock:
             if most_of_client and self._per_client[host] >= most_of_client:
-                keys = [key for key in self._sessions if key[1][0] == host]
-                limit = most_of_client
+                limit, evicted = most_of_client, self._evict_locked(host)
             elif most and len(self._sessions) >= most:
-                keys, limit = self._sessions, most
+                limit, evicted = most, self._evict_locked("")
             else:
                 return True
-            oldest = min(keys, key=lambda key: self._sessions[key].last_active_s)
-            idle = time.monotonic() - self._sessions[oldest].last_active_s >= EVICTED_AFTER_S
-            evicted = self._remove_locked(oldest) if idle else None
             suppressed = self._suppressed_locked()
         if evicted is not None:
             evicted.abort()
@@ -222,6 +223,19 @@ class DatagramSessions:
             log(None, CORE_ERROR, 2, "Too many UDP sessions; client_host='%s', max_sessions='%d', result='%s',"
                 " suppressed='%d'", (host, limit, result, suppressed))
         return evicted is not None
+
+    def _evict_locked(self, host: str) -> DatagramStream | None:
+        """Take out the session that was idle for longest, of one client or ("") of all; None: none for long enough."""
+        now_s = time.monotonic()
+        if now_s < self._nobody_idle_until_s.get(host, 0.0):
+            return None
+        keys = [key for key in self._sessions if key[1][0] == host] if host else self._sessions
+        oldest = min(keys, key=lambda key: self._sessions[key].last_active_s)
+        idle_at_s = self._sessions[oldest].last_active_s + EVICTED_AFTER_S
+        if now_s < idle_at_s:
+            self._nobody_idle_until_s[host] = idle_at_s
+            return None
+        return self._remove_locked(oldest)
 
     def _suppressed_locked(self) -> int | None:
         """Return the number of lines not written when it is time for one, None when it is not."""

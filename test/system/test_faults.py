@@ -263,7 +263,7 @@ def test_servers_that_reset(tried, echo, number, mood):
     worker = tried(verbosity=1)
     echo.be(mood)
     for _ in range(number):
-        with worker.daemon.connect() as sock, contextlib.suppress(ConnectionResetError, BrokenPipeError):
+        with contextlib.suppress(ConnectionResetError, BrokenPipeError), worker.daemon.connect() as sock:
             sock.send(b"x")
             assert sock.recv(1) == b""
     echo.be("echo")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 
 import pytest
 
 from test.support.daemon import DEADLINE_S, free_port, wait_until
+from test.system.test_nothing_grows import descriptors, resident_kib, tree
 
 POLICY = """
     from Zorp.Core import *
@@ -228,6 +230,61 @@ def test_flood_is_reported_once_per_second(receiver):
             probe.sendto(b"x", ("127.0.0.1", daemon.port))
     assert len(daemon.log.find("core.error", 2, "Too many UDP sessions")) <= 3
     assert len(daemon.log.find("core.session", 3, "Starting proxy instance")) <= 7
+
+
+def loopback_sources(number):
+    """Yield so many addresses of this host, all different."""
+    for index in range(number):
+        yield f"127.{1 + index // 65_536}.{index // 256 % 256}.{index % 256}"
+
+
+@pytest.mark.parametrize(("sources", "most"), [
+    pytest.param(3000, 40, id="short"),
+    pytest.param(100_000, 500, id="long", marks=[pytest.mark.soak, pytest.mark.timeout(600)])])
+def test_flood_of_forged_sources_is_bounded(receiver, sources, most):
+    """small-proxies P3."""
+    daemon = receiver("self.timeout = 1500", sessions=most, per_client=0)
+    with client() as first:
+        ask(first, b"x", daemon.port)
+    pid = daemon.worker_pid()
+    before_kib, before_descriptors = resident_kib(pid), descriptors(pid)
+    # when datagrams come from very many senders
+    began_s, running = time.monotonic(), []
+    for number, source in enumerate(loopback_sources(sources)):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as forged:
+            forged.bind((source, 0))
+            forged.sendto(b"x", ("127.0.0.1", daemon.port))
+        if number % (sources // 20) == 0:
+            running.append(int(tree(daemon, "service.dns.sessions_running")))
+    # then no more sessions than permitted are open, beside those that are about to end
+    assert max(running) <= 2 * most
+    assert resident_kib(pid) - before_kib < 8192 + 64 * most
+    # and somebody who means it is served as soon as one of the forged ones is idle
+    with client() as honest:
+        honest.settimeout(0.1)
+
+        def served():
+            with contextlib.suppress(TimeoutError):
+                return ask(honest, b"honest", daemon.port)[0] == b"HONEST"
+
+        wait_until(served, "an answer for an honest client")
+    lines = daemon.log.find("core.error", 2, "Too many UDP sessions")
+    assert 1 <= len(lines) <= time.monotonic() - began_s + 1
+    # and when they were idle for long enough, nothing is left of them
+    wait_until(lambda: tree(daemon, "service.dns.sessions_running") == "0", "the end of all sessions", 30)
+    wait_until(lambda: descriptors(pid) <= before_descriptors + 4, "descriptors as before")
+    started = len(daemon.log.find("core.session", 3, "Starting proxy instance"))
+    wait_until(lambda: len(daemon.log.find("core.summary", 4, "Connection summary")) == started, "all summaries")
+
+
+def test_bytes_of_both_directions_are_accounted(receiver):
+    daemon = receiver("self.timeout = 300")
+    with client() as sock:
+        for size in (1, 1000, 60_000):
+            ask(sock, b"x" * size, daemon.port)
+        daemon.log.wait_for("core.summary", 4, "Connection summary")
+    sides = daemon.log.find("core.accounting", 4, "accounting info")
+    assert [(side.fields["sent"], side.fields["received"]) for side in sides] == [("61001", "61001")] * 2
 
 
 def test_refused_clients_hold_no_session(zorp, server):
