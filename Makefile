@@ -7,7 +7,12 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 JOBS   ?= 3
 
-.PHONY: demo test check bench soak fuzz attributes clean
+PREFIX ?= /usr
+# for packages: make install DESTDIR=/tmp/root PIP_FLAGS='--no-deps --no-build-isolation'
+DESTDIR   ?=
+PIP_FLAGS ?=
+
+.PHONY: demo test check bench soak fuzz attributes install uninstall clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python doc/demo/demo.py
@@ -33,6 +38,9 @@ fuzz: $(VENV)/.test
 
 attributes: $(VENV)/.test
 	$(BIN)/python -m doc.attributes
+
+install uninstall: | $(BIN)/python
+	PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' PIP_FLAGS='$(PIP_FLAGS)' PYTHON='$(BIN)/python' ./install.sh $@
 
 clean:
 	rm -rf $(VENV) build *.egg-info

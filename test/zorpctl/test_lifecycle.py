@@ -74,7 +74,8 @@ def test_a_port_that_is_taken_is_named_with_its_place(host):
         outcome = host.zorpctl("start", "intra")
     assert outcome.status == 1
     assert (f"intra#0: {host.etc}/intra.py:10: Error binding to interface; "
-            f"bind='SA(proto=1,addr=AF_INET(127.0.0.1:{port}))', error='Address already in use'; stop what listens there") in outcome.err
+            f"bind='SA(proto=1,addr=AF_INET(127.0.0.1:{port}))', error='Address already in use'; "
+            "stop what listens there") in outcome.err
 
 
 def test_several_processes(host):
