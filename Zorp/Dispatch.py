@@ -33,7 +33,7 @@ from Zorp import Globals, Log
 from Zorp.acceptance.binds import DBSockAddr, DispatchBindType
 from Zorp.acceptance.dispatch_table import NO_SESSION, Dispatch, DispatchParams
 from Zorp.acceptance.instance_numbers import getInstanceId
-from Zorp.acceptance.verdict import DENIED_BY_LIMIT, DENIED_BY_POLICY, refuse
+from Zorp.acceptance.verdict import DENIED_BY_LIMIT, DENIED_BY_POLICY, conclude, refuse
 from Zorp.Cache import ShiftCache
 from Zorp.Config import config
 from Zorp.Constants import (
@@ -240,7 +240,7 @@ class BaseDispatch:
                 log(NO_SESSION, CORE_DEBUG, 8, "Connection accepted; client_address='%s'", (client_address,))
             maximum = config.options.max_connections_per_client
             if maximum and not _clients.admit(session, maximum):
-                session.verdict = DENIED_BY_LIMIT
+                conclude(session, DENIED_BY_LIMIT)
                 return None
             return self.startService(session.service, session)
         finally:
@@ -254,7 +254,7 @@ class BaseDispatch:
             if service is not None:
                 session.setService(service)
                 return session
-            session.verdict = DENIED_BY_POLICY
+            conclude(session, DENIED_BY_POLICY)
         except (Exception, SystemExit) as problem:
             refuse(session, problem)
         session.release()
@@ -560,7 +560,7 @@ class RuleDispatcher(BaseDispatch):
         session = MasterSession(service, client_stream, client_local, client_listen, client_address, **values)
         if service is not None:
             return session
-        session.verdict = DENIED_BY_POLICY
+        conclude(session, DENIED_BY_POLICY, "no rule for this connection" if decision is None else "")
         client_stream.reset()
         session.release()
         return None

@@ -37,6 +37,7 @@ import copy
 
 from Zorp import Log
 from Zorp.acceptance.secondary_sessions import ALL_PROPERTIES, secondary_sessions
+from Zorp.acceptance.verdict import DENIED_BY_UNKNOWN_FAIL, conclude
 from Zorp.Constants import CORE_DEBUG, CORE_ERROR, FALSE, TRUE, ZD_PROTO_UDP, ZV_ACCEPT
 from Zorp.engine.attributes import ALIAS, ALWAYS, CUSTOM, INT, READ, Attr
 from Zorp.engine.builtin_proxy import WORKING, BuiltinProxy
@@ -193,15 +194,18 @@ class AbstractPlugProxy(Proxy):
         """Relay through what the form describes; nothing passes when it cannot be started."""
         if is_datagram(self._client) or is_datagram(self._server):
             self._log(CORE_ERROR, 3, "Datagrams cannot go through a stacked proxy;")
+            self._not_stacked()
             return
         try:
             stacked = stack_object(self, form)
         except StackingFailed:
             self._log(CORE_ERROR, 3, "Could not start stacked proxy, rejecting transfer;")
             self._content_failed("Could not start stacked proxy")
+            self._not_stacked()
             return
         if stacked.client is None or stacked.server is None:
             self._log(CORE_ERROR, 3, "Stacked proxy leaves no stream to its parent, rejecting transfer;")
+            self._not_stacked()
             return
         self._vars.shutdown_soft = TRUE
         self._relay = through_child(self._client, self._server, stacked.client, stacked.server,
@@ -211,6 +215,9 @@ class AbstractPlugProxy(Proxy):
             stacked.conclude()
             if stacked.verdict.value != ZV_ACCEPT:
                 self._content_failed(stacked.verdict.description)
+
+    def _not_stacked(self):
+        conclude(self.session, DENIED_BY_UNKNOWN_FAIL, "nothing to look at the data")
 
     def _relay_settings(self):
         settings = self._vars

@@ -26,10 +26,11 @@ from __future__ import annotations
 from Zorp import Log
 from Zorp.acceptance.verdict import (
     ABORTED_BY_POLICY_ACTION,
-    ACCEPTED,
     DENIED_BY_CONNECTION_FAIL,
     INVALID_POLICY_CALL,
+    conclude,
     refuse,
+    retract,
 )
 from Zorp.Config import config
 from Zorp.Constants import (
@@ -187,7 +188,7 @@ class Proxy(BuiltinProxy):
     def _connectServerInternal(self):
         """Return what the chainer connected; failures become the verdict and a line of log."""
         session = self.session
-        master = session.getMasterSession()
+        session.server_failure = ""
         try:
             stream = session.chainer.chainParent(session)
         except BaseException as problem:
@@ -196,20 +197,19 @@ class Proxy(BuiltinProxy):
                 self.notifyEvent("core.dac_exception", [])
             return None
         if stream is None:
-            master.verdict = DENIED_BY_CONNECTION_FAIL
-        elif master.verdict == DENIED_BY_CONNECTION_FAIL:
-            master.verdict = ACCEPTED
+            retract(session, DENIED_BY_CONNECTION_FAIL)
+            conclude(session, DENIED_BY_CONNECTION_FAIL, session.server_failure)
         return stream
 
     # verdicts on the whole session
 
     def closedByAbort(self):
         """Called when policy code raised, gave an unusable value, or asked to abort."""
-        self._set_verdict(ABORTED_BY_POLICY_ACTION)
+        conclude(self.session, ABORTED_BY_POLICY_ACTION)
 
     def invalidPolicyCall(self):
         """Called when an entry of a policy table is malformed."""
-        self._set_verdict(INVALID_POLICY_CALL)
+        conclude(self.session, INVALID_POLICY_CALL)
 
     # authentication
 

@@ -34,12 +34,13 @@ import time
 
 from Zorp import Globals
 from Zorp.acceptance.secondary_sessions import secondary_sessions
-from Zorp.acceptance.verdict import DENIED_BY_POLICY
+from Zorp.acceptance.verdict import DENIED_BY_POLICY, conclude
 from Zorp.Chainer import AbstractChainer, ConnectChainer
 from Zorp.Constants import CORE_SESSION, Z_KEEPALIVE_BOTH, Z_KEEPALIVE_CLIENT, Z_KEEPALIVE_NONE
 from Zorp.engine.builtin_proxy import BuiltinProxy
 from Zorp.Exceptions import DACException, LimitException, PolicyError
 from Zorp.language import arguments
+from Zorp.language.caller import policy_caller
 from Zorp.Log import log
 from Zorp.NAT import NATPolicy
 from Zorp.ProxyGroup import ProxyGroup
@@ -123,6 +124,7 @@ class AbstractService:
         if name in Globals.services:
             raise PolicyError(f"Duplicate service: {name}", remedy="give each service its own name")
         self.name = name
+        self.place = policy_caller()             # for explanations
         Globals.services[name] = self
 
     def startInstance(self, session):
@@ -381,7 +383,7 @@ class DenyService(AbstractService):
         session.client_stream.reset()
         if self.logging:
             raise DACException(f"Denied by service '{self.name}'")
-        session.verdict = DENIED_BY_POLICY
+        conclude(session, DENIED_BY_POLICY, f"Denied by service '{self.name}'")
 
     def stopInstance(self, session):
         """Nothing was started."""

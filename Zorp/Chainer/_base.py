@@ -161,7 +161,9 @@ class AbstractChainer:
         stream = attach.start()
         if stream is not None:
             session.server_local = session.getMasterSession().server_local = attach.local
-        elif isinstance(attach.failure, SelfConnection):
+            return stream
+        session.server_failure = attach.failure.strerror
+        if isinstance(attach.failure, SelfConnection):
             _refuse(session, "Server connection leads back to itself", remote)
         return stream
 

@@ -116,6 +116,7 @@ class ConnectChainer(AbstractChainer):
 
 
 def _no_destination(session):
+    session.server_failure = "no destination"
     log(session.session_id, CORE_SESSION, 3, "Server connection failure, no destination;")
 
 

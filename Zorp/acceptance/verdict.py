@@ -2,9 +2,11 @@
 
 Theory of operation
     Every master session carries one ConnectionVerdict, ACCEPTED until something says
-    otherwise; the connection summary prints its name.  Two places turn an exception into a
-    verdict and a line of log: the accepting side (Zorp.Dispatch) and the server connect
-    (Zorp.Proxy).  Both call refuse(), so that one table decides.
+    otherwise, and with it the reason in a few words; the connection summary prints its name,
+    a structured one the reason, too.  Two places turn an exception into a verdict and a line of
+    log: the accepting side (Zorp.Dispatch) and the server connect (Zorp.Proxy).  Both call
+    refuse(), so that one table decides.  What else ends a connection calls conclude(), where
+    the first reason stays.
 
     The table is searched from the top, the first class that fits wins.  An exception outside
     the table is a defect of ours or of the policy: its traceback goes to the log.  The same
@@ -24,6 +26,7 @@ from Zorp.Exceptions import (
     LimitException,
     MACException,
     ZoneException,
+    ZorpException,
 )
 from Zorp.Log import log, log_exception
 
@@ -86,7 +89,7 @@ class Refusal(NamedTuple):
 
     problem: type[BaseException]
     verdict: ConnectionVerdict
-    text: str                    # written at core.policy(1) with info=str(exception)
+    text: str                    # written at core.policy(1) with the exception; "": its traceback is written
 
 
 REFUSALS = (
@@ -99,6 +102,7 @@ REFUSALS = (
             "Attempt to use an unlicensed component, or number of licensed hosts exceeded; info='%s'"),
     Refusal(RuntimeError, DENIED_BY_UNKNOWN_FAIL, "Unexpected runtime error occured; info='%s'"),
 )
+_UNKNOWN = Refusal(BaseException, DENIED_BY_UNKNOWN_FAIL, "")
 
 
 def refuse(session, problem) -> None:
@@ -108,14 +112,42 @@ def refuse(session, problem) -> None:
     its traceback.
     """
     master = session.getMasterSession()
-    for refusal in REFUSALS:
-        if isinstance(problem, refusal.problem):
-            master.verdict = refusal.verdict
-            master.refusal_reason = str(problem)
-            log(session.session_id, CORE_POLICY, 1, refusal.text, (str(problem),))
-            if isinstance(problem, RuntimeError) and type(problem) is not RuntimeError:
-                log_exception(session.session_id)
-            return
-    master.verdict = DENIED_BY_UNKNOWN_FAIL
-    master.refusal_reason = f"{type(problem).__name__}: {problem}"
-    log_exception(session.session_id)
+    refusal = _refusal_of(problem)
+    master.verdict, master.refusal_reason = refusal.verdict, _reason_of(problem)
+    if refusal.text:
+        log(session.session_id, CORE_POLICY, 1, refusal.text, (str(problem),))
+    if not refusal.text or (isinstance(problem, RuntimeError) and type(problem) is not RuntimeError):
+        log_exception(session.session_id)
+
+
+def conclude(session, verdict: ConnectionVerdict, reason: str = "") -> None:
+    """Set verdict and reason in the session's master, unless a reason for the end is known already.
+
+    reason: "": what the verdict says by itself.
+    """
+    master = session.getMasterSession()
+    if master.verdict == ACCEPTED:
+        master.verdict, master.refusal_reason = verdict, reason
+
+
+def conclude_by(session, problem: BaseException) -> None:
+    """conclude() as the table says, for an exception that is logged elsewhere."""
+    conclude(session, _refusal_of(problem).verdict, _reason_of(problem))
+
+
+def retract(session, verdict: ConnectionVerdict) -> None:
+    """Take this verdict back: what it said is no longer so."""
+    master = session.getMasterSession()
+    if master.verdict == verdict:
+        master.verdict, master.refusal_reason = ACCEPTED, ""
+
+
+def _refusal_of(problem: BaseException) -> Refusal:
+    return next((refusal for refusal in REFUSALS if isinstance(problem, refusal.problem)), _UNKNOWN)
+
+
+def _reason_of(problem: BaseException) -> str:
+    """Return what an exception of ours says; of others their class as well, for they were not meant to say it."""
+    if isinstance(problem, ZorpException) or type(problem) is RuntimeError:
+        return str(problem)
+    return f"{type(problem).__name__}: {problem}"

@@ -46,7 +46,15 @@ import threading
 from typing import NoReturn
 
 from Zorp import Globals, Log
-from Zorp.acceptance.verdict import ACCEPTED, DENIED_BY_UNKNOWN_FAIL
+from Zorp.acceptance.verdict import (
+    ABORTED_BY_POLICY_ACTION,
+    DENIED_BY_CONNECTION_FAIL,
+    DENIED_BY_UNKNOWN_FAIL,
+    INVALID_POLICY_CALL,
+    conclude,
+    conclude_by,
+    retract,
+)
 from Zorp.Config import config
 from Zorp.Constants import CORE_DEBUG, CORE_ERROR, CORE_INFO, CORE_POLICY
 from Zorp.engine.attributes import (
@@ -314,13 +322,7 @@ class BuiltinProxy:
         if self._stop_requested and isinstance(problem, OSError):
             return
         log_exception(self._session_id)
-        self._set_verdict(DENIED_BY_UNKNOWN_FAIL)
-
-    def _set_verdict(self, verdict) -> None:
-        """Set the master session's verdict unless a reason for the end is known already."""
-        master = self.session.getMasterSession()
-        if master.verdict == ACCEPTED:
-            master.verdict = verdict
+        conclude(self.session, DENIED_BY_UNKNOWN_FAIL, type(problem).__name__)
 
     def _end(self) -> None:
         """Every step on its own: none may keep the next from running."""
@@ -399,7 +401,7 @@ class BuiltinProxy:
         if isinstance(problem, PolicyCallFailed):
             raise problem                    # of a call within this call; all is said already
         log_policy_exception(self._session_id, problem)
-        self._closed_by_abort()
+        self._closed_by_abort(f"policy code raised {type(problem).__name__}")
         raise PolicyCallFailed from problem
 
     def _call_policy(self, function, *args):
@@ -416,25 +418,27 @@ class BuiltinProxy:
             return int(verdict)
         log(self._session_id, CORE_POLICY, 1, "Policy function returned no verdict; function='%s', type='%s'",
             (getattr(function, "__name__", function), type(verdict).__name__))
-        self._closed_by_abort()
+        self._closed_by_abort("policy code gave no verdict")
         raise PolicyCallFailed
 
-    def _closed_by_abort(self) -> None:
+    def _closed_by_abort(self, reason: str = "") -> None:
         """Tell the policy that its own action ends the session."""
-        self._quietly_notify("closedByAbort")
+        self._quietly_notify("closedByAbort", ABORTED_BY_POLICY_ACTION, reason)
 
     def _invalid_policy_call(self) -> None:
         """Tell the policy that an entry of one of its tables is malformed."""
-        self._quietly_notify("invalidPolicyCall")
+        self._quietly_notify("invalidPolicyCall", INVALID_POLICY_CALL, "")
 
-    def _quietly_notify(self, name: str) -> None:
-        method = getattr(self, name, None)
-        if method is None:
-            return
+    def _quietly_notify(self, name: str, verdict, reason: str) -> None:
+        """Call one of the two notices; a site's own decides on the verdict, unless it fails."""
         try:
-            method()
+            getattr(self, name, _nothing)()
         except BaseException as problem:
             log_policy_exception(self._session_id, problem)
+            conclude(self.session, verdict, reason)
+        master = self.session.getMasterSession()
+        if master.verdict == verdict and not master.refusal_reason:
+            master.refusal_reason = reason
 
     def _log(self, tag, level, msg, args=None) -> None:
         """Log with this proxy's session id; the arguments are formatted only if the line is written."""
@@ -468,14 +472,26 @@ class BuiltinProxy:
             stream = self.connectServer()
         except BaseException as problem:
             log_policy_exception(self._session_id, problem)
+            conclude_by(self.session, problem)
             return False
         if not isinstance(stream, Stream):
+            self._not_connected(stream)
             return False
+        retract(self.session, DENIED_BY_CONNECTION_FAIL)
         self._server, self._server_hint = stream, (host, port)
         if self._stop_requested:
             stream.abort()
             return False
         return True
+
+    def _not_connected(self, answer) -> None:
+        """Conclude what connectServer() meant that gave no stream."""
+        if answer is None:
+            conclude(self.session, DENIED_BY_CONNECTION_FAIL)
+            return
+        self._log(CORE_POLICY, 1, "Policy function returned no stream; function='connectServer', type='%s'",
+                  (type(answer).__name__,))
+        conclude(self.session, INVALID_POLICY_CALL, "connectServer() gave no stream")
 
     def _disconnect_server(self) -> None:
         """Close the server's stream, if any, so that _connect_server() makes a new one."""

@@ -432,18 +432,21 @@ def test_connect_server_that_raises_is_not_connected(serve):
 
     with serve(Raising) as session:
         assert session.client.recv(1) == b""
-        assert session.verdict == "ACCEPTED"
+        assert session.verdict == "DENIED_BY_UNKNOWN_FAIL"
     assert "Traceback: KeyError: 'k'" in session.log.texts("core.error")
 
 
-@pytest.mark.parametrize("answer", [None, 5, "stream"])
-def test_connect_server_must_give_a_stream(serve, answer):
+@pytest.mark.parametrize(("answer", "verdict"), [
+    (None, "DENIED_BY_CONNECTION_FAIL"), (5, "INVALID_POLICY_CALL"), ("stream", "INVALID_POLICY_CALL"),
+])
+def test_connect_server_must_give_a_stream(serve, answer, verdict):
     class Wrong(PlugProxy):
         def connectServer(self):
             return answer
 
     with serve(Wrong) as session:
         assert session.client.recv(1) == b""
+        assert session.verdict == verdict
 
 
 def test_old_call_with_host_and_port_is_accepted(serve):

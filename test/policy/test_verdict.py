@@ -13,6 +13,7 @@ class Session:
 
     session_id = "svc/x:0"
     verdict = ACCEPTED
+    refusal_reason = ""
 
     def getMasterSession(self):
         return self
@@ -52,6 +53,7 @@ def test_table(problem, verdict, text):
     with captured_log() as logged:
         refuse(session, problem)
     assert str(session.verdict) == verdict
+    assert session.refusal_reason == str(problem)
     assert [(m.session, m.tag, m.level, m.text) for m in logged.messages] == [("svc/x:0", "core.policy", 1, text)]
 
 

@@ -12,6 +12,7 @@ import random
 import re
 import types
 
+from Zorp.acceptance.verdict import ACCEPTED
 from Zorp.Smtp import SmtpProxy
 from Zorp.Stream import Stream
 
@@ -168,6 +169,7 @@ class _Session:
     protocol = 1
     client_zone = None
     client_address = None
+    verdict, refusal_reason = ACCEPTED, ""
     service = types.SimpleNamespace(encryption_policy=None)
 
     def __init__(self, client_stream):
