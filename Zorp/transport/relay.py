@@ -168,18 +168,16 @@ class _Direction:
         try:
             received = os.splice(self.source.fileno(), pipe.writer, PIPE_BYTES, flags=_SPLICE_FLAGS)
         except BlockingIOError:
-            return
+            pass
         except OSError as problem:
             if problem.errno not in _CANNOT_SPLICE:
                 raise _SideFailed(self.source_failed) from None
             self._splices = False
-            self._copy()
-            return
         finally:
             if not received:
                 pipes.give_back(pipe)
         if not received:
-            self.at_eof = self.source.at_eof = True
+            self._copy()                 # the end of file, or an urgent byte, which splice() does not get past
             return
         self._count(received)
         self._pipe, self._in_pipe, self.waiting = pipe, received, True

@@ -269,3 +269,23 @@ def test_what_cannot_be_spliced_is_copied(relay, pool, monkeypatch, failing_side
     assert len(refused) == 1
     assert running.near[1].bytes_sent == len(DATA)
     assert open_pipes(pool) == 0
+
+
+def test_an_urgent_byte_is_left_out_and_ends_nothing(pool):
+    """splice() stops before an urgent byte as if the file had ended there."""
+    running = Running(RelaySettings(half_close=True), tcp_pair)
+    try:
+        for _ in range(3):
+            running.make_long()
+            assert running.client.send(b"abc!", socket.MSG_OOB) == 4
+            running.client.sendall(DATA[:100_000])
+            assert received(running.server, 100_003) == b"abc" + DATA[:100_000]
+        running.client.shutdown(socket.SHUT_WR)
+        assert running.server.recv(1) == b""
+        running.server.sendall(b"answer")
+        assert running.client.recv(100) == b"answer"
+        running.server.close()
+        assert running.result() is End.FINISHED
+        assert running.cpu_s < 1
+    finally:
+        running.close()
