@@ -288,7 +288,7 @@ def _ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True, capture_output=True, timeout=30)
 
 
-def _can_make_namespaces() -> bool:
+def can_make_namespaces() -> bool:
     if os.geteuid() != 0:
         return False
     name = f"zorp-{secrets.token_hex(4)}-t"
@@ -308,7 +308,7 @@ def policy(body: str, zones: str = "", **values) -> str:
 @pytest.fixture
 def net(tmp_path):
     """Three namespaces; skipped where they cannot be made."""
-    if not _can_make_namespaces():
+    if not can_make_namespaces():
         pytest.skip("network namespaces need root")
     with Network(tmp_path) as network:
         yield network
