@@ -27,6 +27,7 @@ from Zorp.wire.text import to_policy
 
 WRONG_STATE = "Invalid command in this state"
 NO_SERVER = "Server not available"
+_AUTH, _QUIT = State.AUTH, State.QUIT      # looked at before every command
 _GREETING = "Null"
 _STANDARD_COMMAND_BYTES = 512           # RFC 5321 4.5.3.1.4: what extensions add is added to this
 _ADDED_BYTES = {"MAIL": MAIL_BYTES_ADDED, "RCPT": RCPT_BYTES_ADDED}
@@ -60,7 +61,7 @@ class Dialogue:
                 self._greet()
             else:
                 session.answer(str(variables.unconnected_response_code), NO_SERVER)
-            while session.state.state is not State.QUIT:
+            while session.state.state is not _QUIT:
                 self._step()
         except SessionOver as over:
             self._say_goodbye(over)
@@ -119,7 +120,7 @@ class Dialogue:
         try:
             if session.server is None:
                 self._without_server()
-            elif session.state.state is State.AUTH:
+            elif session.state.state is _AUTH:
                 self._sasl.one_line()
             else:
                 self._perform(self._read_command())

@@ -21,9 +21,6 @@ from Zorp.wire.errors import WireError
 from Zorp.wire.limits import CHUNK_BYTES
 from Zorp.wire.text import to_policy
 
-_COMMAND_7BIT = re.compile(rb"([A-Za-z][A-Za-z0-9]*)(?: +([!-~][ -~]*)?)?")
-_COMMAND_8BIT = re.compile(rb"([A-Za-z][A-Za-z0-9]*)(?: +([!-~\x80-\xff][ -~\x80-\xff]*)?)?")
-_PRINTABLE_7BIT = re.compile(rb"[ -~]*")
 _PRINTABLE_8BIT = re.compile(rb"[ -~\x80-\xff]*")
 _AUTH = re.compile(rb"([A-Za-z0-9_-]{1,20})(?: +([A-Za-z0-9+/]*={0,2}))? *")
 _SASL_LINE = re.compile(rb"[A-Za-z0-9+/]*={0,2}|\*")
@@ -59,15 +56,18 @@ def is_utf8_text(data: bytes) -> bool:
 
 def parse_command(line: bytes, *, utf8: bool = False) -> Command:
     """Return the verb and parameter of a line; raises CommandError."""
-    if utf8 and not line.isascii() and is_utf8_text(line):
-        parts, allowed = _COMMAND_8BIT.fullmatch(line), _PRINTABLE_8BIT
-    else:
-        parts, allowed = _COMMAND_7BIT.fullmatch(line), _PRINTABLE_7BIT
-    if parts is None:
-        raise CommandError("Invalid command verb in request; line='%s'" if allowed.fullmatch(line)
-                           else "Invalid byte in request; line='%s'", to_policy(line))
-    verb, parameter = parts.groups(b"")
-    return Command(verb.decode("ascii").upper(), parameter)
+    verb, _, parameter = line.partition(b" ")
+    if not _is_printable(line, utf8):
+        raise CommandError("Invalid byte in request; line='%s'", to_policy(line))
+    if not verb.isalnum() or verb[:1].isdigit():
+        raise CommandError("Invalid command verb in request; line='%s'", to_policy(line))
+    return Command(verb.decode("ascii").upper(), parameter.lstrip(b" "))
+
+
+def _is_printable(line: bytes, utf8: bool) -> bool:
+    if line.isascii():
+        return line.decode("ascii").isprintable()
+    return utf8 and is_utf8_text(line) and _PRINTABLE_8BIT.fullmatch(line) is not None
 
 
 class Authentication(NamedTuple):

@@ -55,12 +55,14 @@ class Reply:
     wire: bytes = field(init=False, compare=False, repr=False)      # every line ended by CRLF; empty last: bare code
 
     def __post_init__(self) -> None:
-        *first, last = self.texts
-        final = b"%d %b\r\n" % (self.code, last) if last else b"%d\r\n" % self.code
-        derived = object.__setattr__
-        derived(self, "digits", str(self.code))
-        derived(self, "text", to_policy(self.texts[0]))
-        derived(self, "wire", b"".join([*(b"%d-%b\r\n" % (self.code, text) for text in first), final]))
+        code, texts = self.code, self.texts
+        wire = b"%d %b\r\n" % (code, texts[-1]) if texts[-1] else b"%d\r\n" % code
+        if len(texts) > 1:
+            wire = b"".join([b"%d-%b\r\n" % (code, text) for text in texts[:-1]]) + wire
+        derive = object.__setattr__
+        derive(self, "digits", str(code))
+        derive(self, "text", texts[0].decode("latin-1"))
+        derive(self, "wire", wire)
 
 
 def clean_text(text: bytes, *, eight_bit: bool = False) -> bytes:

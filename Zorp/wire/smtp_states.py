@@ -69,6 +69,7 @@ RULES = {
 }
 _NEXT = {(verb, code): state for verb, rule in RULES.items() for code in range(200, 600)
          if (state := rule.next_state(code)) is not None}
+_INITIAL = State.INITIAL
 GREETINGS = frozenset({"HELO", "EHLO"})
 _OTHER = Rule(_NOT_IN_DIALOGUE, {})
 
@@ -88,7 +89,7 @@ class SessionState:
 
     def replied(self, verb: str, code: int) -> None:
         """Move to the state that the server's reply to the verb means."""
-        if self.state is State.INITIAL and verb not in GREETINGS and verb != "QUIT":
+        if self.state is _INITIAL and verb not in GREETINGS and verb != "QUIT":
             return                                  # RSET before any greeting: still not greeted
         self.state = _NEXT.get((verb, code), self.state)
 
