@@ -14,6 +14,10 @@ Theory of operation
     the sessions that wait for them would never end: they may exceed the limit by STACKED_SHARE,
     and fail beyond.
 
+The end
+    After accepting has stopped, when_delivered() tells when every accepted connection has met
+    its dispatcher, when_idle() when the last session is over.
+
 Guarantees
     A job runs exactly once or start() returns False.  What a job raises is logged and ends with
     it.  No thread of the pool keeps the process from exiting.
@@ -56,6 +60,14 @@ class _Verdict(enum.Enum):
     REFUSE = "refuse it"
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Barrier:
+    """Who is told when something is over; is_reached() is asked under the pool's lock."""
+
+    is_reached: Callable[[], bool]
+    callback: Callable[[], None]
+
+
 class _PoolThread(threading.Thread):
     """A thread of the pool; `task` is what it begins with, or None."""
 
@@ -86,8 +98,10 @@ class ThreadPool:
         self._busy = 0                   # jobs that have a thread, or one that is on its way to them
         self._handed: collections.deque[Callable[[], None]] = collections.deque()   # for waiting threads; in _busy
         self._queue: collections.deque = collections.deque()     # accepted, over the limit; not in _busy
+        self._undelivered = 0            # accepted, and no dispatcher has seen them yet; those of the queue, too
         self._closing = False            # accepting has stopped: nobody goes into the acceptor any more
-        self._when_idle: Callable[[], None] | None = None
+        self._refusing = False           # who was accepted at the last moment is not served any more
+        self._barriers: list[_Barrier] = []
         threading.stack_size(max(stack_kib or 0, MIN_STACK_KIB) * 1024)
 
     # ---- called from outside the pool
@@ -96,28 +110,38 @@ class ThreadPool:
         """Start accepting."""
         self._spawn()
 
+    def when_delivered(self, callback: Callable[[], None]) -> None:
+        """Call back once the dispatchers have seen every accepted connection; perhaps at once."""
+        self._wait_for(_Barrier(lambda: not self._undelivered, callback))
+
     def when_idle(self, callback: Callable[[], None]) -> None:
-        """Call back once no session runs or waits; perhaps at once.  Accepting must have stopped.
+        """Call back once no session runs or waits; perhaps at once."""
+        self._wait_for(_Barrier(lambda: not self._busy and not self._queue, callback))
+
+    def _wait_for(self, barrier: _Barrier) -> None:
+        """Accepting must have stopped.
 
         A thread inside the acceptor may hold a connection that nobody has counted yet: all are
-        called out, and the pool is not idle before the last has come.
+        called out, and no barrier is reached before the last has come.
         """
         with self._state_lock:
             self._closing = True
-            self._when_idle = callback
+            self._barriers.append(barrier)
             inside = self._waiting
         for _thread in range(inside):
             self._acceptor.wake()
-        self._tell_if_idle()
+        self._tell_barriers()
 
     def refuse_queued(self) -> int:
         """Close the connections that still wait for a thread; return their number.  Accepting must have stopped."""
         with self._state_lock:
+            self._refusing = True
             refused = list(self._queue)
             self._queue.clear()
+            self._undelivered -= len(refused)
         for accepted in refused:
             accepted.refuse()
-        self._tell_if_idle()
+        self._tell_barriers()
         return len(refused)
 
     @property
@@ -151,7 +175,7 @@ class ThreadPool:
             if task is not None:
                 self._do(task)
                 task = None
-        self._tell_if_idle()
+        self._tell_barriers()
 
     def _take_unlocked(self) -> Callable[[], None] | None:
         """The next job that needs no client."""
@@ -180,20 +204,23 @@ class ThreadPool:
             if self._spawn():
                 return lambda: self._deliver(accepted)
             with self._state_lock:
-                self._busy -= 1          # nobody would wait for clients: refuse this one
+                self._busy -= 1
+                self._undelivered -= 1   # nobody would wait for clients: refuse this one
         self._admission.report_refusal(accepted.remote_host)
         accepted.refuse()
         return None
 
     def _judge_unlocked(self, accepted) -> _Verdict:
-        if not self._admission.enter():
+        if self._refusing or not self._admission.enter():
             return _Verdict.REFUSE
         if self._busy >= self._limits.max_threads:
             if len(self._queue) >= self._limits.max_queued:
                 return _Verdict.REFUSE
             self._queue.append(accepted)
+            self._undelivered += 1
             return _Verdict.QUEUE
         self._busy += 1
+        self._undelivered += 1
         if self._waiting > len(self._handed):
             return _Verdict.SERVE
         return _Verdict.SERVE_AND_SPAWN
@@ -230,9 +257,7 @@ class ThreadPool:
             log_exception(None)
         with self._state_lock:
             self._busy -= 1
-            done = self._when_idle is not None
-        if done:
-            self._tell_if_idle()
+        self._tell_barriers()
 
     def _deliver(self, accepted) -> None:
         thread = threading.current_thread()
@@ -242,6 +267,9 @@ class ThreadPool:
         finally:
             thread.delivering = False
             deferred, thread.deferred = thread.deferred, None
+            with self._state_lock:
+                self._undelivered -= 1
+            self._tell_barriers()
         if deferred is not None:
             self._run(*deferred)
 
@@ -263,10 +291,13 @@ class ThreadPool:
             if self._events is not None:
                 self._events.thread_stopped()
 
-    def _tell_if_idle(self) -> None:
+    def _tell_barriers(self) -> None:
+        if not self._barriers:
+            return
         with self._state_lock:
-            callback = self._when_idle
-            if callback is None or self._busy or self._queue or self._waiting:
+            if self._waiting:
                 return
-            self._when_idle = None
-        callback()
+            reached = [barrier for barrier in self._barriers if barrier.is_reached()]
+            self._barriers = [barrier for barrier in self._barriers if barrier not in reached]
+        for barrier in reached:
+            barrier.callback()

@@ -45,6 +45,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 import Zorp
 from Zorp import Config, Globals, Log
@@ -125,7 +126,7 @@ class Worker:
         self._answers = Answers()
         self._exit_status: int | None = None
         self._terms = 0
-        self._sessions_over = False
+        self._posted: collections.deque[Callable[[], None]] = collections.deque()     # by other threads, for the loop
         self._retired = False
         self._zone_names: ZoneNames | None = None
         self._packet_rules = PacketRules(options)
@@ -172,7 +173,7 @@ class Worker:
     def _give_up(self, reason: str) -> None:
         if self._options.syslog and self._identity.initial:
             print(f"{self._identity.name}: {reason}", file=sys.stderr)   # who typed the command reads no syslog
-        self._loader.call_if_defined("deinit", self._options.names, self._identity.name)
+        self._deinitialise()
         self._channel.send("failed", status=EXIT_POLICY, reason=reason)
 
     def _refused(self, refusal: RulesRefused) -> None:
@@ -257,8 +258,13 @@ class Worker:
     def _woken(self) -> None:
         os.eventfd_read(self._wake)
         self._flusher.flush()
-        if self._sessions_over:
-            self._end()
+        while self._posted:
+            self._posted.popleft()()
+
+    def _post(self, job: Callable[[], None]) -> None:
+        """Any thread: let the loop do this."""
+        self._posted.append(job)
+        self._wake_up()
 
     def _tick(self) -> None:
         self._timers.after(TICK_S, self._tick)
@@ -315,9 +321,12 @@ class Worker:
         self._channel.send("handover", state={
             "numbers": numbers.snapshot(), "statistics": statistics.export_state(),
             "verbosity": present.verbosity, "log_spec": present.spec})
-        self._loader.call_if_defined("deinit", self._options.names, self._identity.name)
         self._retired = True
+        self._pool.when_delivered(lambda: self._post(self._deinitialise))    # it takes the dispatchers away
         self._end_with_sessions(message["within_s"])
+
+    def _deinitialise(self) -> None:
+        self._loader.call_if_defined("deinit", self._options.names, self._identity.name)
 
     def _on_stop(self, message: Message) -> None:
         self._acceptor.stop()
@@ -375,11 +384,11 @@ class Worker:
     # ---- the end
 
     def _end_with_sessions(self, within_s: float) -> None:
+        self._pool.when_idle(lambda: self._post(self._end))
         if within_s <= 0:
             self._cut_sessions()
-            return
-        self._timers.after(within_s, self._cut_sessions)
-        self._pool.when_idle(self._note_sessions_over)
+        else:
+            self._timers.after(within_s, self._cut_sessions)
 
     def _cut_sessions(self) -> None:
         """Ask what still runs to end now, and give it a moment to write its summary."""
@@ -388,11 +397,7 @@ class Worker:
         for proxy in cut:
             proxy.session.getMasterSession().summary_info = _CUT_INFO
             proxy.request_stop()
-        if not cut:
-            self._end()
-            return
         self._timers.after(CUT_S, self._abandon)
-        self._pool.when_idle(self._note_sessions_over)
 
     def _refuse_queued(self) -> None:
         """Connections that wait for a thread must not begin any more."""
@@ -408,12 +413,9 @@ class Worker:
                 "Session abandoned, the instance stops and policy code does not return;")
         self._end()
 
-    def _note_sessions_over(self) -> None:
-        """The thread of the last session calls this."""
-        self._sessions_over = True
-        self._wake_up()
-
     def _end(self) -> None:
+        if self._exit_status is not None:        # told twice: a stop after a reload
+            return
         if not self._retired:            # one generation cleans up, the last
             self._loader.call_if_defined(
                 "cleanup", self._options.names, self._identity.name, int(self._identity.is_master))

@@ -31,6 +31,20 @@ def test_running_sessions_finish_and_new_ones_follow_the_new_policy(zorp):
     wait_until(lambda: len(workers(daemon)) == 1, "the end of the old worker")
 
 
+def test_who_waits_for_a_thread_is_served_by_the_policy_that_accepted(zorp):
+    # given one client that is served and one that waits for its turn
+    daemon = zorp(ECHO, word="old", arguments=["--threads", "1"])
+    served, waiting = daemon.connect(), daemon.connect()
+    assert word_of(served) == "old"
+    daemon.log.wait_for("core.error", 3, "Too many running threads, waiting for one to become free")
+    # when the policy is loaded again, then the one that waits is served when its turn has come
+    daemon.reload(word="new")
+    served.close()
+    assert word_of(waiting) == "old"
+    # and the old policy is told of its end after that
+    daemon.log.wait_for("core.debug", 6, "Deinitialization requested for instance")
+
+
 def workers(daemon) -> list[int]:
     with open(f"/proc/{daemon.pid}/task/{daemon.pid}/children") as children:
         return [int(pid) for pid in children.read().split()]

@@ -223,6 +223,42 @@ def test_a_client_accepted_at_the_last_moment_is_served_before_the_end():
     assert told.wait(5)
 
 
+def test_what_was_accepted_meets_its_dispatcher_before_they_are_told_to_go(clients):
+    # given one session that runs and one connection that waits for its thread
+    pool = pool_of(clients, max_threads=1)
+    running, queued = Connection(pool), Connection(pool)
+    for connection in (running, queued):
+        clients.come(connection)
+    assert running.running.wait(5)
+    wait_until(lambda: pool.busy == 2)
+    # when the end of all deliveries is asked for
+    told = threading.Event()
+    pool.when_delivered(told.set)
+    assert not told.is_set()
+    # then it is told while the last session still runs
+    running.finish.set()
+    assert queued.running.wait(5)
+    assert told.wait(5)
+    queued.finish.set()
+
+
+def test_after_the_refusal_of_the_queue_nobody_is_served():
+    # given a thread that has accepted a client and not yet said so
+    clients = SlowAcceptor()
+    pool = pool_of(clients)
+    connection = Connection(pool)
+    clients.come(connection)
+    assert clients.accepted.wait(5)
+    told = threading.Event()
+    pool.when_idle(told.set)
+    # when sessions are cut at this moment
+    pool.refuse_queued()
+    clients.go_on.set()
+    # then it is refused
+    assert connection.refused.wait(5)
+    assert told.wait(5)
+
+
 def test_five_threads_serve_ten_sessions(zorp):
     # given an instance with five threads, and ten clients at once
     daemon = zorp(ECHO, arguments=["--threads", "5"])
