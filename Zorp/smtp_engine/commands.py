@@ -45,6 +45,7 @@ class Commands:
         self._log = session.log
         self._compat = session.vars.address_syntax == "compat"
         self._mechanisms = frozenset(name.upper() for name in session.vars.auth_mechanisms)
+        self._asked: tuple[str, str] | None = None      # sender and recipient of a MAIL or RCPT without answer
 
     # greeting
 
@@ -114,13 +115,15 @@ class Commands:
 
     def do_MAIL(self, parameter: bytes) -> bytes:
         session = self._session
+        self._asked = to_policy(parameter), ""
         path, parameters = self._path("MAIL", b"FROM:", parameter)
+        self._asked = to_policy(path.address), ""
         if session.limits.message_bytes and parameters.size > session.limits.message_bytes:
             raise Refusal("552", "Message size exceeds fixed limit")
         if not path.address.isascii() and not parameters.utf8:
             raise Refusal("553", "Address needs SMTPUTF8")
         session.transaction = Transaction(utf8=parameters.utf8, binary=parameters.binary)
-        self._vars.sender = to_policy(path.address)
+        self._vars.sender = self._asked[0]
         return _argument(b"From:", path, parameters)
 
     def done_MAIL(self, reply: Reply) -> Reply:
@@ -130,22 +133,34 @@ class Commands:
         return reply
 
     def do_RCPT(self, parameter: bytes) -> bytes:
-        session = self._session
+        session, sender = self._session, self._vars.sender
+        self._asked = sender, to_policy(parameter)
         path, parameters = self._path("RCPT", b"TO:", parameter)
+        self._asked = sender, to_policy(path.address)
         if not path.address.isascii() and not session.transaction.utf8:
             raise Refusal("553", "Address needs SMTPUTF8")
         if session.transaction.recipients >= (session.limits.recipients or _MOST_RECIPIENTS):
             raise Refusal("452", "Too many recipients")
-        self._recipient = to_policy(path.address)
         return _argument(b"To:", path, parameters)
 
     def done_RCPT(self, reply: Reply) -> Reply:
-        self._report_envelope(reply, "recipient", self._recipient)
+        recipient = self._asked[1]
+        self._report_envelope(reply, "recipient", recipient)
         if reply.code < 300:
             self._session.transaction.recipients += 1
+            recipient = recipient.replace(" ", "<20>")          # only a quoted one has any; blanks separate them
             earlier = self._vars.recipients
-            self._vars.recipients = f"{earlier} {self._recipient}" if earlier else self._recipient
+            self._vars.recipients = f"{earlier} {recipient}" if earlier else recipient
         return reply
+
+    def report_refusal(self, code: str, info: str) -> None:
+        """A command is refused: when it is the client's MAIL or RCPT, say whose mail it is, and account for it."""
+        if self._asked is None:
+            return
+        (sender, recipient), self._asked = self._asked, None
+        self._log("smtp.info", 3, "Mail refused; client_address='%s', sender='%s', recipient='%s', response='%s',"
+                  " response_param='%s'", (self._session.proxy.session.client_address, sender, recipient, code, info))
+        self._session.account(sender, recipient, code, info, success=False)
 
     def _path(self, verb: str, keyword: bytes, parameter: bytes) -> tuple[Path, Parameters]:
         """Return what stands in a MAIL or RCPT argument; logs and raises Refusal when it does not fit."""
@@ -174,6 +189,9 @@ class Commands:
     def _report_envelope(self, reply: Reply, what: str, address: str) -> None:
         tag, level, text = _ENVELOPE_LINES[what, reply.code < 300]
         self._log(tag, level, text, (address, reply.digits, reply.text))
+        asked, self._asked = self._asked, None
+        if reply.code >= 400:
+            self._session.account(*asked, reply.digits, reply.text, success=False)
 
     # the rest
 

@@ -125,7 +125,11 @@ class Dialogue:
             else:
                 self._perform(self._read_command())
         except Refusal as refusal:
+            self._commands.report_refusal(refusal.code, refusal.info)
             session.answer_refusal(refusal)
+        except SessionOver as over:
+            self._commands.report_refusal(over.code, over.info)
+            raise
 
     def _read_command(self) -> Command:
         """Return the client's next command; raises Refusal when it is none, SideLost when there is none."""

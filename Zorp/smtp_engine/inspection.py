@@ -117,7 +117,6 @@ class _Message:
         self._child_writes = True        # its server side has not ended
         self._child_held = b""           # a CR at the end of its output so far
         self._passed = False             # the server has got DATA
-        self._bytes = 0                  # of the body so far
         self._too_large = False
         self._idle_s = session.limits.idle_ms / 1000
 
@@ -188,9 +187,9 @@ class _Message:
         except SideLost as lost:
             raise BodyLost(lost) from lost
         passed = self._body.feed(block)
-        self._bytes += len(passed)
-        limit = self._session.limits.message_bytes
-        if limit and self._bytes - (END_LINE_BYTES if self._body.finished else 0) > limit:
+        message, limit = self._session.transaction, self._session.limits.message_bytes
+        message.body_bytes += len(passed) - (END_LINE_BYTES if self._body.finished else 0)
+        if limit and message.body_bytes > limit:
             self._too_large = True
             self._stop_feeding()
         if self._body.finished:

@@ -54,7 +54,7 @@ class Transaction:
     recipients: int = 0             # accepted by the server
     utf8: bool = False              # MAIL had SMTPUTF8
     binary: bool = False            # MAIL had BODY=BINARYMIME
-    chunk_bytes: int = 0            # octets of the BDATs so far
+    body_bytes: int = 0             # octets of the message so far, as the client sent them
     header_sent: bool = False       # our Received line went with the first chunk
 
 
@@ -144,6 +144,12 @@ class SmtpSession:
             raise SessionOver("")
 
     # what is known about the message
+
+    def account(self, sender: str, recipients: str, code: str, info: str, *, success: bool) -> None:
+        """Write the accounting line of a message, or of a sender or recipient that was refused."""
+        self.log("smtp.accounting", 4,
+                 "Accounting; sender='%s', recipient='%s', response='%s', response_param='%s', result='%s'",
+                 (sender, recipients, code, info, "success" if success else "failure"))
 
     def forget_message(self) -> None:
         """The transaction is over: no sender, no recipients."""

@@ -102,13 +102,15 @@ class MessageTransfer:
         """Pass the body on; return False when it was larger than permitted and not completed."""
         session, limit = self._session, self._session.limits.message_bytes
         waiting = header_for(session.proxy) if self._vars.add_received_header else b""
-        pace, total = Pace(self._vars.min_data_rate), 0
+        pace, message = Pace(self._vars.min_data_rate), session.transaction
         while not body.finished:
             block = session.client.read_block()
             pace.check(len(block))
             passed = body.feed(block)
-            total += len(passed)
-            if limit and total - (END_LINE_BYTES if body.finished else 0) > limit:
+            message.body_bytes += len(passed)
+            if body.finished:
+                message.body_bytes -= END_LINE_BYTES
+            if limit and message.body_bytes > limit:
                 self._swallow(body)
                 return False
             if body.finished:
@@ -223,7 +225,7 @@ class MessageTransfer:
             self._drop_octets(chunk.size)
             raise
         self._forward_chunk(chunk, command)
-        self._session.transaction.chunk_bytes += chunk.size
+        self._session.transaction.body_bytes += chunk.size
         self.acknowledge("BDAT", "BDAT LAST" if chunk.last else "BDAT")
 
     def drop_chunk(self, parameter: bytes) -> None:
@@ -250,10 +252,10 @@ class MessageTransfer:
                       ("BDAT", request.verb))
             raise SessionOver
         limit = session.limits.message_bytes
-        if limit and session.transaction.chunk_bytes + chunk.size > limit:
+        if limit and session.transaction.body_bytes + chunk.size > limit:
             self._session.reset_server()
             raise Refusal("552", TOO_LARGE)
-        if session.transaction.header_sent or session.transaction.chunk_bytes:
+        if session.transaction.header_sent or session.transaction.body_bytes:
             return request.line()
         if self.stack_form() is not None:
             self._log("smtp.policy", 3, "BDAT cannot be inspected by a stacked proxy;")
@@ -347,10 +349,11 @@ class MessageTransfer:
 
     def account(self, code: str, info: str, *, success: bool) -> None:
         """Write the accounting line of a message."""
-        variables = self._vars
-        self._log("smtp.accounting", 4,
-                  "Accounting; sender='%s', recipient='%s', response='%s', response_param='%s', result='%s'",
-                  (variables.sender, variables.recipients, code, info, "success" if success else "failure"))
+        session, variables = self._session, self._vars
+        session.account(variables.sender, variables.recipients, code, info, success=success)
+        session.log("smtp.info", 4, "End of message; client_address='%s', recipients='%d', size='%d'",
+                    (session.proxy.session.client_address, session.transaction.recipients,
+                     session.transaction.body_bytes))
 
 
 class Pace:

@@ -85,6 +85,66 @@ def test_05_plain_smtpproxy_relays_for_nobody(mail):
         "Relaying denied; email='b@y.example'",
         "Request not allowed by policy; request='RCPT', verdict='3'",
     ]
+    # and an auditor finds who tried, what became of it, and the failure in the accounts
+    refused, = play.log.texts("smtp.info")[-1:]
+    assert refused.startswith("Mail refused; client_address='AF_INET(127.0.0.1:")
+    assert refused.endswith(
+        "sender='a@x.example', recipient='b@y.example', response='554', response_param='Relaying denied.'")
+    assert play.log.texts("smtp.accounting") == [
+        "Accounting; sender='a@x.example', recipient='b@y.example', response='554', response_param='Relaying denied.', "
+        "result='failure'"]
+
+
+REFUSED = {
+    "by the server": (["S< RCPT To:<b@y.example>", "S> 550 no such user", "C< 550 no such user"],
+                      "b@y.example", "550", "no such user"),
+    "for its form": (["C< 500 Invalid command"], "TO:<b@y.example", "500", "Invalid command"),
+}
+
+
+@pytest.mark.parametrize(("lines", "recipient", "code", "text"), REFUSED.values(), ids=REFUSED)
+def test_every_refused_recipient_is_accounted(mail, lines, recipient, code, text):
+    argument = recipient if recipient.startswith("TO:") else f"TO:<{recipient}>"
+    with mail(open_smtp()) as play:
+        play.greet()
+        play("\n".join(["C> MAIL FROM:<a@x.example>", "S< MAIL From:<a@x.example>", "S> 250 ok", "C< 250 ok",
+                        f"C> RCPT {argument}", *lines]))
+        play.goes_on()
+    accounted, = play.log.texts("smtp.accounting")
+    assert f"recipient='{recipient}', response='{code}', response_param='{text}', result='failure'" in accounted
+
+
+def test_a_blank_inside_a_recipient_does_not_separate_two(mail):
+    with mail(open_smtp()) as play:
+        play.greet()
+        play("""
+            C> MAIL FROM:<a@x.example>
+            S< MAIL From:<a@x.example>
+            S> 250 ok
+            C< 250 ok
+            C> RCPT TO:<"b c"@y.example>
+            S< RCPT To:<"b c"@y.example>
+            S> 250 ok
+            C< 250 ok
+            C> RCPT TO:<d@y.example>
+            S< RCPT To:<d@y.example>
+            S> 250 ok
+            C< 250 ok
+            C> DATA
+            S< DATA
+            S> 354 go
+            C< 354 go
+            C> body
+            C> .
+            S< body
+            S< .
+            S> 250 stored
+            C< 250 stored
+        """)
+        line = play.log.wait_for("Accounting;").text
+        size = play.log.wait_for("End of message;").text
+    assert "recipient='\"b<20>c\"@y.example d@y.example'" in line
+    assert size.endswith("recipients='2', size='6'")
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,7 @@ ONE_MAIL = [
     "Server accepted the recipient; recipient='%s', response='%s', response_param='%s'", COPY,
     *REQUEST, FORWARD, *REPLY, COPY,
     *REPLY, COPY, "Accounting; sender='%s', recipient='%s', response='%s', response_param='%s', result='%s'",
+    "End of message; client_address='%s', recipients='%d', size='%d'",          # ours
     *REQUEST, FORWARD, *REPLY, COPY,
     "Exiting SMTP loop;",
 ]
