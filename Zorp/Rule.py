@@ -34,6 +34,7 @@ from Zorp.Base import BaseZone
 from Zorp.Constants import CORE_DEBUG, CORE_INFO, CORE_POLICY
 from Zorp.Exceptions import PolicyError
 from Zorp.language import arguments
+from Zorp.language.caller import policy_caller
 from Zorp.Log import log
 from Zorp.rules.conditions import ALIASES, PortRange, read_conditions, read_description
 from Zorp.rules.engine import DIMENSIONS, RuleData, RuleEngine, Traffic
@@ -95,12 +96,14 @@ class Rule:
     Raises PolicyError.
     """
 
+    place = None                         # where the policy makes the rule; None: unknown
     dimension_aliases = ALIASES
     valid_dim_names = (*DIMENSIONS, "src_subnet6", "dst_subnet6")
     valid_dimensions = dict.fromkeys(valid_dim_names, True)
 
     def __init__(self, **kw):
         self._read(kw)
+        self.place = policy_caller()
         if Globals.rules is None:
             Globals.rules = RuleSet()
         Globals.rules.add(self)
@@ -306,6 +309,17 @@ class RuleSet:
         engine = self._compile()
         traffic = _traffic(engine, packet, *self.zones_of(packet))
         return engine.ranking(traffic) if traffic is not None else []
+
+    def traffic_of(self, packet):
+        """Return (what the engine sees of a packet, parents of zones); no traffic for what is not IP."""
+        traffic = _traffic(self._compile(), packet, *self.zones_of(packet))
+        return traffic, {name: zone.admin_parent.name if zone.admin_parent is not None else None
+                         for name, zone in Globals.zones.items()}
+
+    def by_id(self, rule_id):
+        """Return the rule of this id; None when there is none."""
+        self.number()
+        return self._by_id.get(rule_id)
 
     def result_for_socket(self, family, fd):
         """Return (client zone, server zone, set name, service, rule id) for a connected socket, names or None.

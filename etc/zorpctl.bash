@@ -1,6 +1,6 @@
 # bash completion for zorpctl(8)                                        -*- shell-script -*-
 
-_zorpctl_commands='authorize check conns coredump deadlockcheck declog exec force-restart force-start force-stop
+_zorpctl_commands='authorize check conns coredump deadlockcheck declog exec explain force-restart force-start force-stop
     gui-status help inclog log metrics reload reload-or-restart restart start status stop stop-session szig version'
 
 # The names in instances.conf, and NAME#k of what runs.
@@ -46,7 +46,8 @@ _zorpctl() {
         authorize)     options='-a --accept -r --reject -i --session -d --description' ;;
         stop-session)  options='-i --session' ;;
         metrics)       options='-l --listen' ;;
-        conns)         options='--json' ;;
+        conns|explain) options='--json' ;;
+        reload)        options='--revoke' ;;
     esac
     if [[ $current == -* ]]; then
         mapfile -t COMPREPLY < <(compgen -W "$options --help" -- "$current")

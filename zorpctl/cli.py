@@ -130,6 +130,18 @@ def _check(host: Host, selection: Selection, options: argparse.Namespace) -> Res
             yield failed(name, f"Policy is not usable (rc='{status}')")
 
 
+def _explain(host: Host, selection: Selection, options: argparse.Namespace) -> Results:
+    name = options.instances[0]
+    instance = host.instances.get(name)
+    if instance is None:
+        yield failed(name, "Not found in instances.conf")
+        return
+    question = [*(["--json"] if options.json else []), "--explain", " ".join(options.words)]
+    words = [word for word in Lifecycle(host).command(instance) if word not in ("--foreground", "-F")]
+    if subprocess.run([*words, *question], check=False).returncode:
+        yield failed(name, "Cannot explain")
+
+
 def _exec(host: Host, selection: Selection, options: argparse.Namespace) -> Results:
     host.refuse_unsafe_configuration()
     names = list(selection.by_instance())
@@ -191,6 +203,13 @@ def _help(host: Host, selection: Selection, options: argparse.Namespace) -> Resu
 def _status_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-v", "--verbose", action="store_true", help="six lines per process")
     parser.add_argument("--json", action="store_true", help="a JSON array")
+
+
+def _explain_options(parser: argparse.ArgumentParser) -> None:
+    _json_option(parser)
+    parser.usage = ("zorpctl explain [--json] INSTANCE tcp|udp CLIENT[:PORT] SERVER:PORT [INTERFACE]\n"
+                    "       zorpctl explain [--json] INSTANCE service NAME")
+    parser.set_defaults(takes_words=True)
 
 
 def _reload_options(parser: argparse.ArgumentParser) -> None:
@@ -275,6 +294,8 @@ COMMANDS = {
     "authorize": Command(_per_process(_authorize), WITH_PID_FILE, help="accept or reject a waiting session",
                          options=_authorize_options),
     "check": Command(_check, CONFIGURED, help="load the policies without serving"),
+    "explain": Command(_explain, CONFIGURED, help="what a policy does with a connection, and why",
+                       options=_explain_options),
     "coredump": Command(_coredump, WITH_PID_FILE, help="how to dump core"),
     "metrics": Command(_metrics, BOTH, help="the state as Prometheus reads it", options=_metrics_options),
     "version": Command(_version, CONFIGURED, help="show the version of zorp"),
@@ -322,6 +343,10 @@ def _run(name: str, arguments: list[str], conf_path: str | None) -> int:
     parser.add_argument("instances", nargs="*", metavar="INSTANCE")
     options = parser.parse_intermixed_args(arguments)
     options.conf_path = conf_path
+    if getattr(options, "takes_words", False):
+        if len(options.instances) < 3:
+            parser.error("name an instance and what to explain")
+        options.instances, options.words = options.instances[:1], options.instances[1:]
     host = Host.read(conf_path)
     _warn(host)
     if name in ("version", "help", "coredump"):

@@ -12,6 +12,7 @@ itself could not be made.
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from collections.abc import Callable
 
@@ -22,6 +23,9 @@ from Zorp.rules.description import DescriptionError, to_json
 from Zorp.rules.description import check as verify
 from Zorp.runtime import isolation, privileges
 from Zorp.runtime.describe import describe
+from Zorp.runtime.explain import QuestionError, read_question
+from Zorp.runtime.explain import explain as answer_to
+from Zorp.runtime.explain import text as text_of
 from Zorp.runtime.loader import Loader, LoadFailed
 from Zorp.runtime.logsetup import LogSetup
 from Zorp.runtime.options import Mode, Options
@@ -57,6 +61,26 @@ def _in_child(options: Options, work: Callable[[Options, Loader], Result]) -> in
     if text:
         print(text)
     return status
+
+
+def explain(options: Options) -> int:
+    """Print what the policy does with the connection of --explain; return the exit status."""
+    try:
+        read_question(options.question)
+    except QuestionError as problem:
+        print(f"{options.instance}: {problem}", file=sys.stderr)
+        return EXIT_SETUP
+    return _in_child(options, _explain)
+
+
+def _explain(options: Options, loader: Loader) -> Result:
+    try:
+        answer = answer_to(read_question(options.question))
+    except QuestionError as problem:
+        print(f"{options.instance}: {problem}", file=sys.stderr)
+        return EXIT_SETUP, ""
+    answer = {"instance": options.instance, "policy_file": options.policy, **answer}
+    return EXIT_OK, json.dumps(answer, indent=1) if options.json else text_of(answer)
 
 
 def _check(options: Options, loader: Loader) -> Result:

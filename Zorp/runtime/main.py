@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     return _LOADING_ACTIONS.get(options.action, _run)(options)
 
 
-_LOADING_ACTIONS = {"check": check.run, "describe": check.print_description}
+_LOADING_ACTIONS = {"check": check.run, "describe": check.print_description, "explain": check.explain}
 
 
 def version_text() -> str:

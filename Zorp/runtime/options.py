@@ -88,7 +88,9 @@ class Options:
     reload_patience: int = 10            # how long a load goes on when a newer reload waits
     session_id_format: str = "7"
     packet_rules: str = "auto"           # who sees to packet rules, see Zorp.runtime.packetrules
-    action: str = "run"                  # "run", "check", "describe", "version" or the name of a help text
+    question: str = ""                   # of --explain
+    json: bool = False                   # its answer as JSON
+    action: str = "run"                  # "run", "check", "describe", "explain", "version" or the name of a help text
     warnings: tuple[str, ...] = ()       # for stderr, before daemonising
     obsolete: tuple[str, ...] = ()       # options that are accepted and have no effect
 
@@ -134,6 +136,9 @@ OPTIONS = (
     Option("check", "", "optional_text", "check_policy"),
     Option("describe", "", "action", "action", "describe", "",
            "load the policy, bind nothing, print what it wants from the packet filter as JSON"),
+    Option("explain", "", "question", "question", None, "QUESTION",
+           'load the policy and say what it does with "tcp CLIENT[:PORT] SERVER:PORT [IFACE]" or "service NAME"'),
+    Option("json", "", "flag", "json", True, "", "the answer to --explain as JSON"),
     Option("version", "V", "action", "action", "version", "", "print the version"),
     Option("help", "h", "action", "action", "main", "", "this text"),
     Option("help-all", "", "action", "action", "all", "", "all options"),
@@ -297,6 +302,10 @@ class _Parser:
         if value is None and self._rest and not self._rest[0].startswith("-"):
             value = self._rest.pop(0)
         self._found[option.field] = value or ""
+
+    def _take_question(self, option: Option, shown: str, value: str) -> None:
+        self._found["question"] = value
+        self._found["action"] = "explain"
 
     def _take_path(self, option: Option, shown: str, value: str) -> None:
         self._found[option.field] = os.path.abspath(value)

@@ -310,6 +310,23 @@ def test_check_loads_policies_without_serving(host):
     assert not serves(port)
 
 
+def test_explain_asks_the_policy_of_the_instance(host):
+    port = host.instance("good")
+    outcome = host.zorpctl("explain", "good", "tcp", "127.0.0.9", f"127.0.0.1:{port}")
+    assert outcome.status == 0, outcome.err
+    assert f"TCP 127.0.0.9:1024 -> 127.0.0.1:{port}, interface unknown" in outcome.out
+    assert host.zorpctl("explain", "good", "service", "nosuch").status == 1
+    assert host.zorpctl("explain", "good").status == 2
+    assert not serves(port)
+
+
+def test_reload_with_revocation_says_how_many_were_ended(host):
+    host.instance("good")
+    assert host.zorpctl("start").status == 0
+    outcome = host.zorpctl("reload", "--revoke", "good")
+    assert (outcome.status, "Reload successful; revoked='0'" in outcome.out) == (0, True)
+
+
 def test_a_missing_instances_conf(host):
     (host.etc / "instances.conf").unlink()
     outcome = host.zorpctl("start")
