@@ -21,7 +21,7 @@ Theory of operation
 
     A session ends by end of file (on one side, or with shutdown_soft on both), by an error, by
     `timeout` milliseconds without a byte, by packetStats(), or by a stop request.  A side that
-    was reset makes the other side reset as well.
+    was reset makes the other side reset as well; a stacked child that broke makes both.
 
 Deviations
     Reads are at least 64 KiB whatever buffer_size says, which matters to datagrams only.
@@ -209,12 +209,8 @@ class AbstractPlugProxy(Proxy):
             return
         self._vars.shutdown_soft = TRUE
         self._relay = through_child(self._client, self._server, stacked.client, stacked.server,
-                                    self._relay_settings(), self._stats_allow)
+                                    self._relay_settings(), self._stats_allow, stacked.has_failed)
         self._finish(self._relay.run())
-        if self._parent is not None:
-            stacked.conclude()
-            if stacked.verdict.value != ZV_ACCEPT:
-                self._content_failed(stacked.verdict.description)
 
     def _not_stacked(self):
         conclude(self.session, DENIED_BY_UNKNOWN_FAIL, "nothing to look at the data")
@@ -250,6 +246,9 @@ class AbstractPlugProxy(Proxy):
             self._reset(self._server)
         elif end is End.SERVER_FAILED:
             self._reset(self._client)
+        elif end is End.CHILD_FAILED:                # an orderly end would say that all has been said
+            self._reset(self._client)
+            self._reset(self._server)
         if end is not End.FINISHED:
             self._content_failed(f"Relay ended; reason='{end.value}'")
 

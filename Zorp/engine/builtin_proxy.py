@@ -516,9 +516,8 @@ class BuiltinProxy:
         """The child with this end of its client side broke; our own parent hears it when we do not judge content."""
         for stacked in self._stacked:
             if stacked.is_joined_to(child_end):
-                if stacked.hears_verdicts:
-                    stacked.verdict.fail(reason)
-                else:
+                stacked.verdict.fail(reason)
+                if not stacked.hears_verdicts:
                     self._content_failed(reason)
 
     def child_judged(self, child_end, verdict: int, description: str) -> None:

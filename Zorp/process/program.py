@@ -45,7 +45,7 @@ from Zorp.transport.cpus import home
 SHELL = "/bin/sh"
 _CONTROL_FD = 3
 _FIRST_FREE_FD = 10              # sources of dup2() must lie above the targets
-_DYING_MS = 20                   # its sockets are closed a moment before its status can be read
+DYING_MS = 20                   # its sockets are closed a moment before its status can be read
 _SIGNALS = range(1, 32)          # those with a name; the others are never ignored or caught here
 
 
@@ -94,7 +94,7 @@ class Program:
 
         A leader that still runs is asked with TERM first and has `grace_s`.  A second call does nothing.
         """
-        self.has_ended(_DYING_MS)
+        self.has_ended(DYING_MS)
         status = self.status()
         with self._reap_lock:
             if self._reaped:

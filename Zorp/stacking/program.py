@@ -34,7 +34,7 @@ import time
 from Zorp.Config import config
 from Zorp.Constants import CORE_DEBUG, CORE_ERROR, Z_ACCEPT, Z_DROP, Z_ERROR, Z_REJECT, ZV_UNSPEC
 from Zorp.Log import log
-from Zorp.process.program import Program
+from Zorp.process.program import DYING_MS, Program
 from Zorp.stacking.content_verdict import ContentVerdict
 from Zorp.wire.stack_control import ControlError, ControlReader, answer
 
@@ -160,6 +160,10 @@ class ProgramWatch:
     def settle(self) -> None:
         """Take in what the program has said so far."""
         self._channel.pump()
+
+    def has_died(self) -> bool:
+        """Tell whether the program has ended badly, also when it is ending right now."""
+        return self._program.has_ended(DYING_MS) and bool(self._program.status())
 
     def conclude(self) -> None:
         """The output has ended: let the program exit, and make its verdict final."""

@@ -49,6 +49,7 @@ from Zorp.Constants import (
     Z_STACK_PROVIDER,
     Z_STACK_PROXY,
     Z_STACK_PROXY_IN_SESSION,
+    ZV_ACCEPT,
 )
 from Zorp.engine.builtin_proxy import BuiltinProxy, log_policy_exception
 from Zorp.Log import log
@@ -151,6 +152,15 @@ class Stacked:
         """The output has ended: make the verdict final.  Waits for the exit of a program, within bounds."""
         if self.watch is not None:
             self.watch.conclude()
+
+    def has_failed(self, is_last: bool) -> bool:
+        """The child has ended an output: tell whether it broke.  is_last: it has no other output any more.
+
+        Waits for the exit of a program that has none, within bounds; otherwise only for one that is dying.
+        """
+        if is_last or (self.watch is not None and self.watch.has_died()):
+            self.conclude()
+        return self.verdict.value != ZV_ACCEPT
 
     def abort(self) -> None:
         """Wake whoever waits for the child; for any thread, never raises."""

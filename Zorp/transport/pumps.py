@@ -137,15 +137,17 @@ class Pumps:
         to_server, to_client: the pumps whose counters tell what the peers sent.
         over: tells whether the relay is over; asked whenever a pump has ended.
         on_stats: called as the settings say; returns False to end the relay.
+        broken: asked before a sink is told that this way has ended in order; True ends the relay.
     """
 
     def __init__(self, pumps: Sequence[Pump], settings: RelaySettings, over: Callable[[], bool],
-                 on_stats: Callable[[], bool] | None) -> None:
+                 on_stats: Callable[[], bool] | None, broken: Callable[[], bool] = lambda: False) -> None:
         self._pumps = pumps
         self.settings = settings
         self.to_server, self.to_client = pumps[0], pumps[1]
         self._over = over
         self._on_stats = on_stats
+        self._broken = broken
         self._touch = getattr(pumps[0].source, "touch", None)        # of a UDP client: it is not idle
         self._started_s = self._last_traffic_s = time.monotonic()
         self._stats_due_s = self._started_s + settings.stats_ms / 1000
@@ -182,6 +184,8 @@ class Pumps:
             if self._stats_are_due(now_s) and not self._stats_allow(now_s):
                 return End.REFUSED
             if any(pump.ended and not pump.told for pump in self._pumps):
+                if self._broken():
+                    return End.CHILD_FAILED
                 self._tell_ends()
                 if self._over():
                     return self._drain()
@@ -259,15 +263,27 @@ def _descriptors(source: SocketStream) -> tuple[int, ...]:
 
 
 def through_child(client: SocketStream, server: SocketStream, child_client: SocketStream, child_server: SocketStream,
-                  settings: RelaySettings, on_stats: Callable[[], bool] | None = None) -> Pumps:
-    """Return the relay of two connections through a child that has the other ends of two more."""
+                  settings: RelaySettings, on_stats: Callable[[], bool] | None = None,
+                  has_failed: Callable[[bool], bool] = lambda is_last: False) -> Pumps:
+    """Return the relay of two connections through a child that has the other ends of two more.
+
+    has_failed: tells, when the child ends one of its outputs, whether it broke; its argument is
+        True when it has ended both.
+    """
     to_child = Pump(client, child_client, (End.CLIENT_FAILED, None), copies=settings.copy_to_server,
                     read_bytes=settings.read_bytes)
     back_to_child = Pump(server, child_server, (End.SERVER_FAILED, None), copies=settings.copy_to_client,
                          read_bytes=settings.read_bytes)
     out = Pump(child_server, server, (None, End.SERVER_FAILED))
     back_out = Pump(child_client, client, (None, End.CLIENT_FAILED))
-    return Pumps((to_child, back_to_child, out, back_out), settings, lambda: out.ended and back_out.ended, on_stats)
+
+    def over() -> bool:
+        return out.ended and back_out.ended
+
+    def broken() -> bool:
+        return (out.ended or back_out.ended) and has_failed(over())
+
+    return Pumps((to_child, back_to_child, out, back_out), settings, over, on_stats, broken)
 
 
 def datagrams(client: SocketStream, server: SocketStream, settings: RelaySettings,

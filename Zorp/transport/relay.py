@@ -64,6 +64,7 @@ class End(enum.Enum):
     CLIENT_FAILED = "client failed"      # reset or another error of the connection
     SERVER_FAILED = "server failed"
     CUT = "cut"                          # one side closed and the other did not take the last bytes
+    CHILD_FAILED = "child failed"        # what sits between the two sides broke
 
 
 # what has ended, as on_mask gives it and the log shows it

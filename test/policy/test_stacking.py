@@ -179,6 +179,69 @@ def test_child_that_crashes_ends_the_session(serve):
         assert session.verdict == "ABORTED_BY_POLICY_ACTION"
 
 
+class Crashing(AnyPyProxy):
+    """Breaks in the middle of what it passes on."""
+
+    def proxyThread(self):
+        self.server_stream.write(self.client_stream.read(3))
+        raise ValueError("broken")
+
+
+class Lying(AnyPyProxy):
+    """Says that all is well, and breaks."""
+
+    def proxyThread(self):
+        self.set_verdict(ZV_ACCEPT, "all is well")
+        self.server_stream.write(self.client_stream.read(3))
+        raise ValueError("broken")
+
+
+HALFWAY = {"proxy crashes": Crashing, "proxy lies": Lying, "program exits": "head -c 3; exit 3",
+           "program is killed": "head -c 3; kill -9 $$",
+           "program lies": r"printf '0 SETVERDICT\n[]Verdict\nZ_ACCEPT\n\n' >&3; head -c 3; exit 1",
+           "program writes rubbish on the control channel": "echo rubbish >&3; head -c 3"}
+
+
+def read_to_the_end(sock):
+    while sock.recv(10):
+        pass
+
+
+@pytest.mark.parametrize("form", HALFWAY.values(), ids=HALFWAY)
+def test_what_a_broken_child_said_does_not_look_complete(serve, form):
+    with serve(stacking(form)) as session:
+        session.client.sendall(b"abcdef")
+        session.client.shutdown(socket.SHUT_WR)
+        for end in (session.server, session.client):
+            with pytest.raises(ConnectionResetError):
+                read_to_the_end(end)
+        session.wait_for_end()
+    assert session.log.find("Stacked proxy failed; reason=")
+
+
+def test_exit_status_may_be_ignored(serve, monkeypatch):
+    monkeypatch.setattr("Zorp.Config.config.options.stack_program_ignore_exit", 1)
+    with serve(stacking("head -c 3; exit 3")) as session:
+        session.client.sendall(b"abc")
+        assert receive_all(session.server) == b"abc"
+        assert session.client.recv(1) == b""
+
+
+class Waiting(AnyPyProxy):
+    """Does nothing but wait for a server that says nothing."""
+
+    def proxyThread(self):
+        self.server_stream.read(1)
+
+
+def test_child_proxy_that_hangs_holds_the_session_no_longer_than_its_timeout(serve):
+    with serve(stacking(Waiting, timeout=200)) as session:
+        session.client.sendall(b"abc")
+        assert receive_all(session.client) == b""
+        assert receive_all(session.server) == b""
+    assert session.log.find("Connection timed out; timeout='200'")
+
+
 def test_child_whose_class_cannot_be_made(serve):
     class Unmakable(PlugProxy):
         def __init__(self, session):
@@ -217,10 +280,6 @@ def test_proxy_that_stacks_itself_without_end_is_stopped(serve):
 
 
 def test_stop_request_reaches_a_child_that_waits(serve):
-    class Waiting(AnyPyProxy):
-        def proxyThread(self):
-            self.server_stream.read(1)
-
     with serve(stacking(Waiting)) as session:
         session.log.wait_for("Proxy starting; class='Waiting'")
         session.server.sendall(b"")

@@ -348,6 +348,20 @@ def test_child_that_hangs_is_killed_after_the_timeout(mail):
         wait_until_gone(mark)
 
 
+def test_child_proxy_that_hangs_fails_the_transfer(mail):
+    class Hanging(AnyPyProxy):
+        def proxyThread(self):
+            Hanging.may_end.recv(1)
+
+    ours, Hanging.may_end = socket.socketpair()
+    with Hanging.may_end, ours, mail(inspected(Hanging, timeout=300)) as play:
+        begin(play)
+        play.client.send(BODY)
+        server_forgets(play, CLOSING)
+        assert play.log.find("Data transfer timed out; timeout='300'")
+        ours.close()                                     # the thread of a proxy is not to be killed
+
+
 @pytest.mark.parametrize("form", [(Z_STACK_PROXY,), (3, None, "x"), 5])
 def test_stacking_that_cannot_start_leaves_no_server(mail, form):
     with mail(inspected(form)) as play:

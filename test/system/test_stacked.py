@@ -12,20 +12,22 @@ from test.support.children import new_mark, processes, wait_until_gone, zombies_
 from test.support.daemon import wait_until
 from test.support.gateway import Server, exchange
 
-POLICY = """
+POLICY = '''
     from Zorp.Core import *
     from Zorp.Plug import *
 
     class Inspected(PlugProxy):
         def config(self):
             PlugProxy.config(self)
-            self.stack_proxy = (Z_STACK_PROGRAM, ": $mark; exec 4<&0; (cat <&4 >&1; kill 0) & cat <&1 >&4; kill 0")
+            self.stack_proxy = (Z_STACK_PROGRAM, """
+                : $mark; trap 'exit 0' TERM; exec 4<&0
+                (cat <&4 >&1; kill 0) & (cat <&1 >&4; kill 0) & wait""")
 
     def intra():
         Zone("all", ["0.0.0.0/0"])
         Service("plug", Inspected, router=DirectedRouter(SockAddrInet("127.0.0.1", $server_port)))
         Dispatcher(DBSockAddr(SockAddrInet("127.0.0.1", $port), ZD_PROTO_TCP), service="plug")
-"""
+'''
 
 
 @pytest.fixture
