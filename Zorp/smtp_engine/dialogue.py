@@ -232,8 +232,7 @@ class Dialogue:
         except OutOfSequence as problem:
             self._log("smtp.violation", 4, problem.text, problem.fields)
             raise Refusal("503", WRONG_STATE) from problem
-        check = CHECKS.get(verb)
-        return parameter if check is None else check(self._commands, parameter)
+        return CHECKS[verb](self._commands, parameter) if verb in CHECKS else parameter
 
     def _forward(self, verb: str, request: Command) -> Reply:
         """Take a request to the server and return its reply."""

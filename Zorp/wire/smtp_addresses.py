@@ -100,8 +100,12 @@ class Path(NamedTuple):
     rest: bytes             # everything after the path
 
 
+@functools.lru_cache(maxsize=256)
 def common_path(text: bytes) -> Path | None:
-    """Return the path at the beginning of `text` if it is an everyday one, which is a path under all rules."""
+    """Return the path at the beginning of `text` if it is an everyday one, which is a path under all rules.
+
+    Remembered, because a policy's functions ask again for what the engine has just read.
+    """
     common = _COMMON.match(text)
     return None if common is None else Path(common[1], text[common.end():])
 
