@@ -24,6 +24,7 @@ import time
 
 from Zorp import Log, SockAddr
 from Zorp.Log import enabled, log
+from Zorp.process import dump
 from Zorp.transport.stream import SocketStream, StreamTimeout
 
 G_IO_STATUS_ERROR = 0
@@ -63,6 +64,8 @@ class Stream(SocketStream):
         self.nul_nonfatal = 0
         self.raw = 0
         self._name = name
+        if dump.is_wanted():
+            dump.watch(self.sock)
 
     @property
     def fd(self):

@@ -124,7 +124,8 @@ class _Direction:
     def use_pipes(self) -> None:
         """Move bytes inside the kernel from now on; both sockets must be non-blocking."""
         self.is_long = True
-        self._splices = self._copies and _SPLICE_FLAGS != 0
+        plain = type(self.source.sock) is type(self.sink.sock) is socket.socket      # others want to see the bytes
+        self._splices = self._copies and plain and _SPLICE_FLAGS != 0
 
     def take_pushed_back(self) -> None:
         """Send what was read from the source before the relay began."""

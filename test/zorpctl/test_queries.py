@@ -17,6 +17,7 @@ import pytest
 
 from test.support.daemon import wait_until
 from test.support.host import ROOT
+from test.support.syslog import SyslogReceiver
 
 
 @pytest.fixture
@@ -202,3 +203,22 @@ def test_names_that_mean_nothing(host):
     unknown = host.zorpctl("status", "nosuch")
     assert (unknown.status, unknown.err.splitlines()[-1]) == (1, "Instance nosuch not found!")
     assert "Instance: intra#x not recognized!" in host.zorpctl("status", "intra#x").err
+
+
+def test_asking_does_not_make_the_log_grow(host):
+    # given an instance with default settings and a log of its own
+    with SyslogReceiver(host.directory / "log.sock") as syslog:
+        host.instance("intra", zorp_args=f"--log-socket {syslog.path}")
+        assert host.zorpctl("start").status == 0
+        syslog.wait_for("Starting up")
+        host.zorpctl("inclog")
+        syslog.wait_for("Changing verbosity level; verbose_level='4'")
+        host.zorpctl("declog")
+        syslog.wait_for("Changing verbosity level; verbose_level='3'")
+        lines = len(syslog.packets)
+        # when it is asked again and again; then the log says nothing until something changes
+        for command in ("status", "gui-status", "szig", "conns", "log", "status"):
+            assert host.zorpctl(command).status == 0
+        host.zorpctl("inclog")
+        syslog.wait_for("Changing verbosity level; verbose_level='4'", count=2)
+        assert [line for line in syslog.packets[lines:] if "LOGGING" not in line and "Changing" not in line] == []
