@@ -183,10 +183,7 @@ def log(sessionid, logclass, verbosity, msg=None, args=None) -> None:
         if _throttle is not None and not _throttle(logclass, msg):
             return
         session = sessionid or thread_session()
-        text = _formatted(msg, args)
-        if _escape_high or not (session.isprintable() and text.isprintable()):
-            session, text = _clean(session), _clean(text)
-        _sink(logclass, verbosity, session, text)
+        _sink(logclass, verbosity, _clean(session), _formatted(msg, args))
     except Exception as problem:
         _report_bad_call(sessionid, msg, problem)
 
@@ -213,11 +210,11 @@ def _report_bad_call(sessionid, msg, problem: Exception) -> None:
     session = str(sessionid or thread_session())
     _sink("core.error", 3, _clean(session),
           _clean(f"Unable to format log message; error='{_value(str(problem), True)}'"))
-    _sink("core.error", 3, _clean(session), _clean(_formatted("%s", (str(msg),))))
+    _sink("core.error", 3, _clean(session), _formatted("%s", (str(msg),)))
 
 
 def _formatted(msg: str, args) -> str:
-    """Return the message with its arguments in it.
+    """Return the message with its arguments in it, fit to be written.
 
     Nearly always the arguments hold nothing that has to be changed, which one look at the whole
     shows: printable ASCII, short, and no quote but those of the text itself.
@@ -226,11 +223,11 @@ def _formatted(msg: str, args) -> str:
         try:
             text = msg % args
         except (TypeError, ValueError):          # bytes for %d and the like
-            return _formatted_one_by_one(msg, args)
+            return _clean(_formatted_one_by_one(msg, args))
         if (text.isascii() and text.isprintable() and len(text) <= VALUE_BYTES
                 and text.count("'") == msg.count("'")):
             return text
-    return _formatted_one_by_one(msg, args)
+    return _clean(_formatted_one_by_one(msg, args))
 
 
 def _formatted_one_by_one(msg: str, args) -> str:

@@ -126,7 +126,7 @@ class Stream(SocketStream):
 
     def close(self):
         """Close and account; a second call does nothing."""
-        if self.fd < 0:
+        if self.sock.fileno() < 0:
             return
         if Log.loudest >= 6 and enabled("core.debug", 6):
             log(self._name, "core.debug", 6, "Closing stream; type='ZStreamFD'")

@@ -31,7 +31,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from Zorp.transport.relay import DRAIN_MS, End, RelaySettings
-from Zorp.transport.stream import SocketStream, kind_of
+from Zorp.transport.stream import SocketStream
 
 DATAGRAM_BYTES = 65_535
 _LARGEST_SENT_BYTES = 65_507     # of UDP over IPv4, RFC 768
@@ -298,4 +298,4 @@ def datagrams(client: SocketStream, server: SocketStream, settings: RelaySetting
 
 def is_datagram(stream: SocketStream) -> bool:
     """True for a datagram socket."""
-    return kind_of(stream.sock) == socket.SOCK_DGRAM
+    return stream.kind == socket.SOCK_DGRAM

@@ -129,8 +129,8 @@ class _Direction:
 
     def take_pushed_back(self) -> None:
         """Send what was read from the source before the relay began."""
-        if self.source.pending:
-            self._send(self.source.recv(self.source.pending))
+        if pending := self.source.pending:
+            self._send(self.source.recv(pending))
 
     def pump(self) -> None:
         """Read once, send at once; call it when the source is readable and nothing waits."""

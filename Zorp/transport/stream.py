@@ -71,7 +71,7 @@ class SocketStream:
     """One connected stream socket; owns the descriptor until close()."""
 
     __slots__ = ("_aborted", "_deadline_set", "_on_close", "_pushed_back", "_timeout_ms", "at_eof", "bytes_recvd",
-                 "bytes_sent", "sock")
+                 "bytes_sent", "kind", "sock")
 
     def __init__(self, sock: socket.socket) -> None:
         if sock.gettimeout() is not None:
@@ -79,6 +79,7 @@ class SocketStream:
         self.sock = sock
         self.bytes_recvd = 0
         self.bytes_sent = 0
+        self.kind = kind_of(sock)
         self.at_eof = False            # the peer's end of file was read
         self._pushed_back = b""
         self._timeout_ms: int | None = None
@@ -176,7 +177,7 @@ class SocketStream:
         try:
             if self._aborted:
                 return not _peer_goes_on(sock)
-            if self.at_eof or kind_of(sock) != socket.SOCK_STREAM or not self._discard_once():
+            if self.at_eof or self.kind != socket.SOCK_STREAM or not self._discard_once():
                 return True
             sock.shutdown(socket.SHUT_WR)
             return self._discard(time.monotonic() + DISCARD_MS / 1000)

@@ -114,10 +114,10 @@ class ZoneTable:
 
     def lookup(self, address):
         """Return the zone of a SockAddr, or of a Subnet's network address; None: no zone holds it."""
-        found = _number(address)
-        if found is None:
+        value = getattr(address, "ip_int", None)
+        if value is None and (value := getattr(address, "network_int", None)) is None:
             return None
-        family, value = found
+        family = address.family
         tables = self._tables or self._compile()
         if family == AF_INET6 and value >> 32 != _MAPPED:
             return tables.resolved_inet6.get(value) or tables.inet6.lookup(value)
