@@ -74,7 +74,9 @@ def _run(options: Options) -> int:
 
 def _set_up(options: Options, report: daemonise.StartReport) -> Master:
     """Bring the process into its final shape.  Raises SetupError."""
-    complaints = [privileges.raise_descriptor_limit(options.fd_limit)]
+    limited = privileges.raise_descriptor_limit(options.fd_limit)
+    is_default = options.fd_limit == Options.fd_limit        # who did not ask for it finds the complaint in the log
+    complaints = [None if is_default else limited]
     if options.enable_core:
         complaints.append(privileges.allow_core_dumps(os.getcwd()))
     log_setup = _set_up_log(options)
@@ -85,7 +87,6 @@ def _set_up(options: Options, report: daemonise.StartReport) -> Master:
         log(None, "core.error", 0, "WATCHDOG_USEC has invalid value; error='%s'", (problem,))
         raise SetupError(f"WATCHDOG_USEC has invalid value; error='{problem}'") from None
     wanted = privileges.prepare(options)
-    complaints.append(wanted.warning)
     directory = _open_directory(options, wanted)
     privileges.drop(wanted)
     for complaint in filter(None, complaints):
@@ -93,6 +94,8 @@ def _set_up(options: Options, report: daemonise.StartReport) -> Master:
     slots = _slots(options, directory)
     log(None, "core.debug", 0, "Starting up; verbose_level='%d', version='%s', startup_id='%d'",
         (options.verbosity, VERSION, int(time.time())))
+    if limited is not None and is_default:
+        log(None, "core.info", 4, "%s", (limited,))
     for option in options.obsolete:
         log(None, "core.error", 2, "Obsolete command line option ignored; option='%s'", (option,))
     warn_about_shadowed_items()

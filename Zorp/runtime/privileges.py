@@ -11,8 +11,8 @@ Theory of operation
     what --caps names beyond them, but never CAP_NET_ADMIN: packet rules are somebody else's job.
     A worker that has loaded its policy lets go of what this policy does not use (give_up()).
 
-Deviation: started by user 0 in the foreground without --user on a host without a user zorp, as
-in a container, the process goes on as user 0 without capabilities beyond those, and says so.
+Started by user 0 it becomes user zorp; where there is none, and --user names no other, it does not
+start.  Only what loads a policy and serves nothing (--check-policy) goes on, without capabilities.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from collections.abc import Callable
 
 from Zorp.Log import log
 from Zorp.process import capabilities
-from Zorp.runtime.options import Mode, Options
+from Zorp.runtime.options import Options
 
 DEFAULT_USER = "zorp"
 _NEEDED = 1 << capabilities.CAP_NET_RAW | 1 << capabilities.CAP_NET_BIND_SERVICE
+_MAKE_USER = "create it with systemd-sysusers or useradd --system"
 _LATE_ENCODINGS = ("idna", "latin-1", "ascii", "utf-8")
 _LOST_FEATURE = {
     capabilities.CAP_NET_RAW: "transparent proxying and marks",
@@ -51,24 +52,24 @@ class Privileges:
     user_name: str | None        # for initgroups()
     root: str | None
     capabilities: int | None     # None: leave them alone
-    warning: str | None = None
 
 
 def prepare(options: Options) -> Privileges:
     """Look up user, group and capabilities.  Raises SetupError."""
-    user, group, warning = options.user, options.group, None
+    user, group = options.user, options.group
     if os.getuid() == 0 and user is None and group is None:
-        user = group = DEFAULT_USER
-        if options.mode is Mode.FOREGROUND and not _exists(pwd.getpwnam, DEFAULT_USER):
-            user = group = None
-            warning = f"There is no user '{DEFAULT_USER}', running on as user 0 without its capabilities;"
+        if _exists(pwd.getpwnam, DEFAULT_USER):
+            user = group = DEFAULT_USER
+        elif options.action == "run":
+            raise SetupError(f"There is no user '{DEFAULT_USER}' to run as; {_MAKE_USER}, or name another with --user "
+                             "and --group (--user root stays root without its capabilities)")
     try:
         kept = None if options.no_caps else capabilities.parse(options.caps) & ~(1 << capabilities.CAP_NET_ADMIN)
     except ValueError as problem:
         raise SetupError(f"Error parsing capabilities; caps='{options.caps}', error='{problem}'") from None
     uid = _resolve("user", user, pwd.getpwnam, lambda found: found.pw_uid)
     gid = _resolve("group", group, grp.getgrnam, lambda found: found.gr_gid)
-    return Privileges(uid, gid, _name_of(uid), options.chroot, kept, warning)
+    return Privileges(uid, gid, _name_of(uid), options.chroot, kept)
 
 
 def _exists(look_up: Callable, name: str) -> bool:
@@ -87,7 +88,8 @@ def _resolve(kind: str, name: str | None, look_up: Callable, number_of: Callable
     try:
         return number_of(look_up(name))
     except KeyError:
-        raise SetupError(f"Error resolving {kind}; {kind}='{name}'") from None
+        raise SetupError(f"Error resolving {kind}; {kind}='{name}'; {_MAKE_USER}, or name another with --{kind}"
+                         ) from None
 
 
 def _name_of(uid: int | None) -> str | None:
@@ -162,7 +164,8 @@ def raise_descriptor_limit(wanted: int) -> str | None:
         _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         text = getattr(problem, "strerror", None) or "Operation not permitted"
-        return f"Error setting file number limit; limit='{wanted}'; error='{text}'"
+        return (f"Error setting file number limit; limit='{wanted}'; error='{text}'; used='{hard}', to have more, "
+                "raise the hard limit (LimitNOFILE= of the unit, ulimit -Hn)")
     return None
 
 

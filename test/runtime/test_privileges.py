@@ -70,15 +70,10 @@ def test_root_without_options_becomes_zorp(monkeypatch, mode):
     # given user 0 on a host without a user zorp
     monkeypatch.setattr(os, "getuid", lambda: 0)
     monkeypatch.setattr(privileges, "DEFAULT_USER", "nosuchuser")
-    if mode is Mode.FOREGROUND:
-        # then a container goes on, and says so
-        wanted = privileges.prepare(Options(mode=mode))
-        assert wanted.uid is None
-        assert "There is no user 'nosuchuser'" in wanted.warning
-    else:
-        # and a daemon does not start
-        with pytest.raises(privileges.SetupError, match="Error resolving user; user='nosuchuser'"):
-            privileges.prepare(Options(mode=mode))
+    # then an instance does not start in any mode, and says what to do; a check goes on
+    with pytest.raises(privileges.SetupError, match="There is no user 'nosuchuser' to run as; create it with"):
+        privileges.prepare(Options(mode=mode))
+    assert privileges.prepare(Options(mode=mode, action="check")).uid is None
 
 
 def in_a_child(program: str) -> str:
