@@ -26,7 +26,7 @@ _ROW_BYTES = 16
 
 def is_wanted() -> bool:
     """True when the log takes at least the counts."""
-    return Log.loudest >= COUNTS and enabled(CORE_DUMP, COUNTS)
+    return Log.loudest >= COUNTS and Log.current_filter().effective(CORE_DUMP) >= COUNTS
 
 
 def watch(sock: socket.socket) -> None:
