@@ -46,7 +46,8 @@ from Zorp.engine.attributes import (
     STRING,
     Attr,
 )
-from Zorp.engine.policy_hash import PolicyHash
+from Zorp.engine.config_lint import Problem
+from Zorp.engine.policy_hash import ActionError, PolicyHash, parse_action, parse_policy_action
 from Zorp.Exceptions import MatcherException, PolicyError
 from Zorp.language import star_names
 from Zorp.Log import log
@@ -58,6 +59,7 @@ from Zorp.wire.errors import WireError
 from Zorp.wire.limits import SmtpLimits
 from Zorp.wire.smtp_addresses import common_path, comparable_domain, parse_path, path_rules, split_address
 from Zorp.wire.text import TextError, to_policy, to_wire
+from Zorp.Zone import Zone
 
 SMTP_POLICY = "smtp.policy"
 SMTP_DEBUG = "smtp.debug"
@@ -100,6 +102,15 @@ _NUMBERS = {                        # attribute: field of SmtpLimits
 }
 _NUMBERS_OF = operator.attrgetter(*_NUMBERS)
 _MAY_BE_ZERO = ("max_recipients", "max_errors", "max_message_size")
+_ACTIONS = {SMTP_REQ_ACCEPT: "ACCEPT", SMTP_REQ_REJECT: "REJECT", SMTP_REQ_ABORT: "ABORT", SMTP_REQ_POLICY: "POLICY"}
+# what the entries of each table may say; an extension is dropped by every number but the first
+_VERDICTS = {
+    "request": {number: f"SMTP_REQ_{name}" for number, name in _ACTIONS.items()},
+    "response": {number: f"SMTP_RSP_{name}" for number, name in _ACTIONS.items()},
+    "extensions": {SMTP_EXT_ACCEPT: "SMTP_EXT_ACCEPT", SMTP_EXT_DROP: "SMTP_EXT_DROP", SMTP_REQ_REJECT: "",
+                   SMTP_REQ_ABORT: ""},
+}
+_MOST_ITEMS = 2                     # after the number: code and text, or a function
 _NEEDS_TLS = ("tls_passthrough", "client_tls_required", "server_tls_required")
 _UTF8_FLAG = SMTP_EXT_SMTPUTF8
 
@@ -241,6 +252,16 @@ class AbstractSmtpProxy(Proxy):
             raise PolicyError("Invalid auth_mechanisms", remedy="give a tuple of mechanism names")
         self._limits = _limits_of(*_NUMBERS_OF(settings))
 
+    def _config_problems(self):
+        found = []
+        for name, verdicts in _VERDICTS.items():
+            for key, entry in getattr(self._vars, name).items():
+                wrong = _wrong_entry(entry, verdicts)
+                if wrong:
+                    found.append(Problem(f"No such action; table='{name}', key='{key}', error='{wrong}'",
+                                         f"write {', '.join(filter(None, verdicts.values()))}", key))
+        return found
+
     def _engine_main(self):
         self._dialogue = Dialogue(self, self._limits)
         self._dialogue.run()
@@ -313,6 +334,21 @@ class SmtpProxy(AbstractSmtpProxy):
                 setattr(self, name, getMatcher(getattr(self, name)))
         if isinstance(self.relay_domains, str):
             self.relay_domains = (self.relay_domains,)
+
+    def _config_problems(self):
+        found = super()._config_problems()
+        if self.relay_zones and not _names(self.relay_zones):
+            found.append(Problem("relay_zones is no list of zone names", "write relay_zones = ('office',)",
+                                 "relay_zones"))
+        for name in _names(self.relay_zones):
+            if name != "*" and (not isinstance(name, str) or Zone.lookupByName(name) is None):
+                found.append(Problem(f"No such zone in relay_zones; zone='{name}'", "write the name of a zone, or '*'",
+                                     "relay_zones"))
+        if not isinstance(self.relay_domains, (list, tuple, set, frozenset)) or not all(
+                isinstance(domain, str) for domain in self.relay_domains):
+            found.append(Problem("relay_domains is no list of domains",
+                                 "write relay_domains = ('example.com', '.example.com')", "relay_domains"))
+        return found
 
     def checkSender(self, cmd, param):
         """Decide about a MAIL command: SMTP_REQ_ACCEPT or SMTP_REQ_REJECT."""
@@ -399,6 +435,19 @@ class SmtpProxy(AbstractSmtpProxy):
                 return TRUE
             zone = zone.admin_parent
         return FALSE
+
+
+def _wrong_entry(entry, verdicts):
+    """Return why the engine could do nothing with an entry of a table, "" when it is sound."""
+    try:
+        action = parse_action(entry, args_max=_MOST_ITEMS)
+        if action.verdict not in verdicts:
+            return f"unknown number {action.verdict}"
+        if action.verdict == SMTP_REQ_POLICY:
+            parse_policy_action(action)
+    except ActionError as problem:
+        return str(problem)
+    return ""
 
 
 @functools.lru_cache(maxsize=64)

@@ -25,8 +25,8 @@ Theory of operation
         in CONFIG and after, allowed    the engine's value, one core.debug(6) line
         in CONFIG and after, refused    core.policy(3) line, then the instance dictionary
 
-    A name that no table has is an ordinary attribute.  report_misspelt() looks at those once
-    config() is done.
+    A name that no table has is an ordinary attribute.  Zorp.engine.config_lint looks at
+    those once config() is done.
 
 Threads
     Tables and descriptors are made while the policy loads.  An EngineVars belongs to its proxy
@@ -81,9 +81,6 @@ _RANGES = {
 }
 STATE_CONFIG = 2             # value of proxy._state while config() runs; less: before, more: after
 _MISSING = object()
-_SIMILAR_EDITS = 2
-_SHORTEST_COMPARED = 4       # names of fewer characters resemble each other by chance
-_MOST_COMPARED = 4096        # names that policies invent at run time must not fill the memory
 
 
 class Attr(NamedTuple):
@@ -348,45 +345,3 @@ class AttributeStruct:
 
     def __dir__(self):
         return [name for name in self._values if self._may(name, RUN_R, RUN_R)]
-
-
-_warned: set[tuple[type, str]] = set()       # add() is atomic; a second warning would do no harm
-
-
-def report_misspelt(proxy, table: Table) -> None:
-    """Warn, once per class and name, of plain attributes that look like one of the engine's.
-
-    For the thread of the proxy, after config().
-    """
-    cls = type(proxy)
-    for name in list(vars(proxy)):
-        if name.startswith("_") or name in table.attributes or (cls, name) in _warned or hasattr(cls, name):
-            continue
-        if len(_warned) >= _MOST_COMPARED:
-            return
-        _warned.add((cls, name))
-        similar = _most_similar(name, table.attributes)
-        if similar is not None:
-            log(proxy._session_id, CORE_POLICY, 2,
-                "Unknown attribute set, perhaps misspelt; class='%s', attribute='%s', similar='%s'",
-                (cls.__name__, name, similar))
-
-
-def _most_similar(name: str, names) -> str | None:
-    """Return the first of the names nearest to `name`, or None when none is within two edits."""
-    if len(name) < _SHORTEST_COMPARED:
-        return None
-    near = [(_edits(name, other), other) for other in sorted(names)
-            if abs(len(name) - len(other)) <= _SIMILAR_EDITS and len(other) >= _SHORTEST_COMPARED]
-    edits, other = min(near, default=(_SIMILAR_EDITS + 1, None))
-    return other if edits <= _SIMILAR_EDITS else None
-
-
-def _edits(one: str, other: str) -> int:
-    """Return how many characters must be inserted, deleted or replaced to get from one to the other."""
-    row = list(range(len(other) + 1))
-    for number, character in enumerate(one, 1):
-        last, row[0] = row[0], number
-        for column, opposite in enumerate(other, 1):
-            last, row[column] = row[column], min(row[column] + 1, row[column - 1] + 1, last + (character != opposite))
-    return row[-1]

@@ -18,6 +18,7 @@ For authors of protocol classes
     engine_attributes       table of Attr entries, see Zorp.engine.attributes
     _engine_start()         values that the table cannot tell; before config()
     _engine_config()        check and convert what config() set; an exception ends the session
+    _config_problems()      settings that cannot be meant, for the log and zorp --check-policy
     _engine_main()          the protocol; returning from it ends the session
     _engine_stop()          release what the engine holds; always called when _engine_start() was
     _vars                   the engine's values, without check and log
@@ -71,8 +72,8 @@ from Zorp.engine.attributes import (
     AttributeStruct,
     check_number,
     install,
-    report_misspelt,
 )
+from Zorp.engine.config_lint import Problem, look_at
 from Zorp.Exceptions import PolicyError
 from Zorp.Log import enabled, log, log_exception
 from Zorp.Stream import Stream
@@ -272,6 +273,10 @@ class BuiltinProxy:
     def _check_config(self) -> None:
         """Refuse what the configuration asks for and this release cannot do; raises PolicyError."""
 
+    def _config_problems(self) -> list[Problem]:
+        """Return the settings that cannot be meant but only hurt when a client comes upon them."""
+        return []
+
     # life
 
     def run(self) -> None:
@@ -312,10 +317,9 @@ class BuiltinProxy:
         self._state = STATE_CONFIG
         plain_attributes = len(self.__dict__)
         self._run_events("config")
-        if len(self.__dict__) > plain_attributes:
-            report_misspelt(self, self._table)
         self._guarded(self._check_config)
         self._guarded(self._engine_config)
+        self._quietly(look_at, self, plain_attributes)
 
     def _crashed(self, problem: BaseException) -> None:
         """The engine itself failed; a stop request that tore its streams apart is no failure."""

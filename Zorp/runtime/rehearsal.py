@@ -4,7 +4,8 @@ Theory of operation
     The proxy class of each service is made with a stand-in for a session, over a pair of sockets,
     and taken through its config events and the engine's own check.  What fails for every client
     is a complaint: a name that nobody defines, a value that an attribute refuses, a matcher that
-    does not exist.
+    does not exist; and so is what cannot be meant (Zorp.engine.config_lint), such as a table entry
+    that is no action.
 
     A good policy must never be refused for the sake of the stand-in.  So a failure does not count
     when the policy had looked at the session (anything but its id), except an undefined name; and
@@ -25,7 +26,7 @@ from collections.abc import Callable
 from Zorp import Globals
 from Zorp.acceptance.binds import DBSockAddr
 from Zorp.Constants import ZD_PROTO_TCP
-from Zorp.engine import attributes, policy_hash
+from Zorp.engine import attributes, config_lint, policy_hash
 from Zorp.Exceptions import MatcherException, PolicyError
 from Zorp.Log import log
 from Zorp.Session import MasterSession, StackedSession
@@ -96,6 +97,12 @@ class Rehearsal:
             if not self._counts(problem, session.was_read):
                 raise
             self.failures.append(self._placed(problem, proxy_class))
+        else:
+            if not session.was_read:
+                self.failures += [
+                    PolicyError(f"{found.text}; class='{proxy_class.__name__}'", remedy=found.remedy,
+                                place=config_lint.place_of(proxy_class, found.key))
+                    for found in proxy._config_problems()]
 
     def _counts(self, problem: BaseException, was_read: bool) -> bool:
         """Whether every client would have met this."""

@@ -270,7 +270,7 @@ def test_misspelt_name_works_and_is_reported(lived, wrong, right):
     result, session = lived(lambda self: setattr(self, wrong, 5000),
                             lambda self: (self.timeout, self.__dict__.get(wrong)))
     assert result == (600000, 5000)
-    found = [line.arguments[1:] for line in session.log.find("Unknown attribute set, perhaps misspelt")]
+    found = [line.arguments[1:3] for line in session.log.find("Unknown attribute set, perhaps misspelt")]
     assert found == ([(wrong, right)] if right else [])
 
 

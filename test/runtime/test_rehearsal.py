@@ -1,6 +1,7 @@
 """zorp --check-policy runs config() of every proxy class, and never refuses a good policy for want of a client."""
 
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -43,6 +44,14 @@ WRONG = {
     "undefined name": ('self.request["VRFY"] = SMTP_REQ_ACEPT', 10, "name 'SMTP_REQ_ACEPT' is not defined"),
     "text for a number": ('self.max_message_size = "10MB"', 10, "an integer is required"),
     "out of range": ("self.timeout = -(2 ** 40)", 10, "out of range"),
+    "no such action": ('self.request["VRFY"] = 99', 10, "unknown number 99"),
+    "no action at all": ('self.response["RCPT", "250"] = "accept"', 10, "an action is an int or a tuple, not str"),
+    "too long an action": ('self.request["*"] = (SMTP_REQ_REJECT, "500", "no", 1)', 10, "too many items"),
+    "no function": ('self.request["HELP"] = (SMTP_REQ_POLICY,)', 10, "a policy action has one function"),
+    "an extension by another number": ('self.extensions["DSN"] = 99', 10, "write SMTP_EXT_ACCEPT, SMTP_EXT_DROP"),
+    "unknown zone": ('self.relay_zones = ("ofice",)', 10, "No such zone in relay_zones; zone='ofice'"),
+    "zones by number": ("self.relay_zones = 5", 10, "relay_zones is no list of zone names"),
+    "domains by number": ("self.relay_domains = (5,)", 10, "relay_domains is no list of domains"),
     "unknown matcher": ('self.sender_matcher = "spamers"', 8, "No such matcher; matcher='<27>spamers"),
 }
 
@@ -54,6 +63,12 @@ def test_what_would_cut_every_client_is_refused_with_its_place(check, line, numb
     assert f"policy.py:{number}: " in output
     assert text.replace("<27>", "") in output.replace("<27>", "")
     assert "Policy is usable" not in output
+
+
+def test_a_setting_that_nobody_reads_is_named_with_its_place(check):
+    status, output = check('self.relay_zone = ("internet",)')
+    assert status == 0
+    assert re.search(r"attribute='relay_zone', similar='relay_zones', place='\S+policy.py:10'", output)
 
 
 GOOD = {

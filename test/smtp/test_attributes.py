@@ -577,3 +577,28 @@ def test_duplicate_parameters_are_refused(mail):
 def test_limits_are_lowered_in_the_ehlo_reply(mail):
     with mail(open_smtp(permit=("LIMITS",), max_recipients=10)) as play:
         assert play.greet("LIMITS RCPTMAX=100 MAILMAX=5") == ["250-mx.example", "250 LIMITS RCPTMAX=10 MAILMAX=5"]
+
+
+# settings that cannot be meant
+
+def test_what_cannot_be_meant_is_said_once_for_a_class(mail):
+    class Wrong(SmtpProxy):
+        def config(self):
+            SmtpProxy.config(self)
+            self.request["VRFY"] = 99
+            self.relay_zones = ("nosuchzone",)
+            self.relay_zone = ("office",)
+
+    texts = []
+    for _ in range(2):
+        with mail(Wrong) as play:
+            play.greet()
+            play.goes_on()
+        texts += play.log.texts("core.policy")
+    # then each is one line, with its place, although the sessions are served
+    assert [text.partition("; class=")[0] for text in texts] == [
+        "Unknown attribute set, perhaps misspelt",
+        "No such action; table='request', key='VRFY', error='unknown number 99'",
+        "No such zone in relay_zones; zone='nosuchzone'",
+    ]
+    assert all(f"place='{__file__}:" in text for text in texts)
