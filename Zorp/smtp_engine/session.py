@@ -97,14 +97,13 @@ class SmtpSession:
 
     def read_reply(self, *, hide: bool = False) -> Reply:
         """Return the server's next reply; raises SideLost or WireError.  hide: its text is a secret."""
-        if self.tracing:
-            self.trace("Fetching response;")
+        if not self.tracing and not self.dumping:
+            return self.server.read_reply()
+        self.trace("Fetching response;")
         reply = self.server.read_reply()
-        if self.dumping:
-            self.log("smtp.response", 7, "Response parsed; response='%d', param='%s'",
-                     (reply.code, "" if hide else reply.texts[0]))
-        if self.tracing:
-            self.trace("Processing response;")
+        self.log("smtp.response", 7, "Response parsed; response='%d', param='%s'",
+                 (reply.code, "" if hide else reply.texts[0]))
+        self.trace("Processing response;")
         return reply
 
     def report_cut(self, length: int) -> None:
