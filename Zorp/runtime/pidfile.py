@@ -57,8 +57,12 @@ class PidFile:
         new, directory = self._name + ".new", self._directory.descriptor
         descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW,
                              _FILE_MODE, dir_fd=directory)
-        with open(descriptor, "w", encoding="ascii") as file:
-            file.write(f"{pid}\n")
+        try:
+            with open(descriptor, "w", encoding="ascii") as file:
+                file.write(f"{pid}\n")
+        except OSError:                      # a full disk: the old file stays, nothing half made
+            os.unlink(new, dir_fd=directory)
+            raise
         os.rename(new, self._name, src_dir_fd=directory, dst_dir_fd=directory)
 
     def remove(self) -> None:

@@ -1,6 +1,10 @@
-"""Signals: stop with and without grace, verbosity up and down."""
+"""Signals: stop with and without grace and while loading, verbosity up and down."""
 
+import os
+import pathlib
 import signal
+
+import pytest
 
 from test.runtime.policies import ECHO
 from test.support.daemon import wait_until
@@ -21,6 +25,22 @@ def test_int_and_a_term_of_the_worker_do_the_same(zorp):
         daemon = zorp(ECHO)
         daemon.kill(number, worker=worker)
         assert daemon.wait() == 0
+
+
+@pytest.mark.parametrize("detached", [False, True])
+def test_term_while_the_first_policy_loads(zorp, detached):
+    # given a policy that takes long to load
+    daemon = zorp("import os, time\nfrom Zorp.Core import *\nopen('$dir/loading', 'w').write(str(os.getpid()))\n"
+                  "while True:\n    time.sleep(0.1)\n", start=False, detached=detached)
+    daemon.launch()
+    loading = daemon.directory / "loading"
+    worker = int(wait_until(lambda: loading.exists() and loading.read_text(), "the load"))
+    master = int(pathlib.Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])
+    # when TERM comes, then the start ends, with 0, and leaves nothing behind
+    os.kill(master, signal.SIGTERM)
+    assert daemon.wait() == 0
+    wait_until(lambda: not pathlib.Path(f"/proc/{worker}").exists(), "the end of the worker")
+    assert [path.name for path in daemon.directory.iterdir() if path.suffix == ".pid" or "zorpctl" in path.name] == []
 
 
 def test_without_grace_sessions_are_cut(zorp):

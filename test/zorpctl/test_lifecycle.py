@@ -14,6 +14,7 @@ import pytest
 
 from test.support.daemon import wait_until
 from test.support.host import PLUG
+from test.support.syslog import SyslogReceiver
 
 BROKEN = "from Zorp.Core import *\n\ndef $name(:\n    pass\n"
 
@@ -206,6 +207,33 @@ def test_a_pid_file_that_names_a_stranger_hurts_nobody(host):
     assert stranger.poll() is None
     stranger.kill()
     stranger.wait()
+
+
+@pytest.fixture
+def full_disk(host):
+    """The pid directory on a disk without a free byte."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "full", host.pid_dir], check=True)
+    (host.pid_dir / "filler").write_bytes(b"x" * 4096)
+    yield host.pid_dir
+    host.kill_all()
+    subprocess.run(["umount", "-l", host.pid_dir], check=True)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a disk to fill")
+def test_a_full_disk_for_pid_files(host, full_disk):
+    # given no room for a pid file; when the instance is started, then it serves, and the log says what is missing
+    port = host.instance("intra", zorp_args=f"--log-socket {host.directory}/log.sock")
+    with SyslogReceiver(host.directory / "log.sock") as syslog:
+        assert host.zorpctl("start").status == 0
+        syslog.wait_for("Cannot write pid file; file=")
+        assert serves(port)
+    # and it is controllable as ever, because the lock says that it runs
+    assert "intra#0: running" in host.zorpctl("status").out
+    assert host.zorpctl("reload").status == 0
+    assert serves(port)
+    assert sorted(path.name for path in full_disk.glob("*.pid*")) == ["zorp-intra#0.pid.lock"]
+    assert host.zorpctl("stop").status == 0
+    assert not serves(port)
 
 
 def test_one_bad_line_leaves_the_others_controllable(host):
