@@ -411,6 +411,18 @@ class MasterSession(AbstractSession):
         return self.protocol_name if protocol == ZD_PROTO_AUTO else protocol_name(protocol)
 
 
+class _Moved:
+    """How many bytes a stream of a session has moved so far, as text when somebody asks."""
+
+    __slots__ = ("_counter", "_session", "_side")
+
+    def __init__(self, session, side, counter):
+        self._session, self._side, self._counter = session, side, counter
+
+    def __str__(self):
+        return str(getattr(self._session.__dict__.get(self._side), self._counter, 0))
+
+
 class StackedSession(AbstractSession):
     """The session of one proxy, below its owner.
 
@@ -505,6 +517,10 @@ class StackedSession(AbstractSession):
             "client_address": master.client_address,
             "client_local": master.client_local,
             "client_zone": zone.getName() if zone is not None else "",
+            "client_bytes_recvd": _Moved(self, "client_stream", "bytes_recvd"),
+            "client_bytes_sent": _Moved(self, "client_stream", "bytes_sent"),
+            "server_bytes_recvd": _Moved(self, "server_stream", "bytes_recvd"),
+            "server_bytes_sent": _Moved(self, "server_stream", "bytes_sent"),
         })
 
     def registerServerAddress(self):

@@ -57,6 +57,12 @@ def test_a_connection_appears_and_disappears(zorp, server):
         assert control.ask("GETVALUE conns.plug.0.0.0.client_address") == f"AF_INET({host}:{port})"
         assert control.ask("GETVALUE conns.plug.0.0.0.client_zone") == "clients"
         assert control.ask("GETVALUE conns.plug.0.0.0.server_address") == f"AF_INET(127.0.0.1:{server})"
+        # and how much each side has sent so far
+        client.sendall(b"four")
+        assert client.recv(4, socket.MSG_WAITALL) == b"four"
+        moved = [control.ask(f"GETVALUE conns.plug.0.0.0.{side}_bytes_{way}")
+                 for side in ("client", "server") for way in ("recvd", "sent")]
+        assert moved == ["5"] * 4
         # and when it is closed, the node goes and the service stays
         client.close()
         wait_until(lambda: control.ask("GETVALUE conns.plug.0.0.0.client_address") == "None", "the end of the node")
