@@ -25,6 +25,7 @@ from aiosmtpd.controller import Controller
 
 HERE = Path(__file__).parent
 START_SECONDS = 10
+AS_WE_ARE = ("--user", str(os.getuid()), "--group", str(os.getgid()))      # root has no user zorp here, perhaps
 MAIL = """\
 From: Ann <ann@example.org>
 To: Bob <bob@example.com>
@@ -110,7 +111,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         firewall = Program(
             [program("zorp"), "--as", "demo", "--policy", str(HERE / "policy.py"), "--foreground", "--no-syslog",
-             "--verbose", "4", "--pid-dir", directory],
+             "--verbose", "4", "--pid-dir", directory, *AS_WE_ARE],
             {"DEMO_CLIENT_PORT": str(client_port), "DEMO_ORIGIN_PORT": str(origin_port)})
         firewall.wait_for("Accepting connections")
         title("The client sends two mails to the firewall")

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from aiosmtpd.controller import Controller
-from demo import HERE, MAIL, Origin, Program, program, title
+from demo import AS_WE_ARE, HERE, MAIL, Origin, Program, program, title
 
 RUN = Path("/run/demo")              # below a mount of our own
 CLIENT, SERVER, SERVER6 = "10.1.0.2", "10.2.0.2", "fd00:2::2"
@@ -86,7 +86,7 @@ class Firewall:
     """Packet rules, kzorpd and zorp on the firewall."""
 
     def __init__(self) -> None:
-        zorp = f"--policy {HERE / 'policy_transparent.py'} --pid-dir {RUN} --state-dir {RUN} --user 0 --group 0"
+        zorp = f"--policy {HERE / 'policy_transparent.py'} --pid-dir {RUN} --state-dir {RUN} {' '.join(AS_WE_ARE)}"
         (RUN / "instances.conf").write_text(f"demo {zorp}\n")
         (RUN / "kzorp.yml").write_text(f"pid_dir: {RUN}\nstate_dir: {RUN}\n")
         on_firewall = ["ip", "netns", "exec", "firewall"]

@@ -12,8 +12,8 @@ from collections import Counter
 
 import pytest
 
-from test.support.children import processes, wait_until_gone
-from test.support.daemon import Daemon
+from test.support.children import session_of
+from test.support.daemon import Daemon, wait_until
 from test.support.kzorpd import Kzorpd
 from test.support.leaks import Capture, connected
 from test.support.net import SERVER, SERVER6, net
@@ -73,12 +73,12 @@ def test_without_the_daemon_nothing_passes_and_with_it_the_rules_serve_on(net, b
     with net.client.connect(SERVER, 80) as client, Capture(net.server) as capture:
         assert client.recv(5) == b"hello"
         # when all of its processes are killed
-        family = processes(str(daemon.policy))
+        family = session_of(daemon.pid)
         assert len(family) == 3
         for pid in family:
             os.kill(pid, signal.SIGKILL)
         daemon.wait()
-        wait_until_gone(str(daemon.policy))
+        wait_until(lambda: not session_of(daemon.pid), "the end of the workers")
         capture.arrived()                # the kernel's farewell to the server
         # then two hundred attempts reach nobody, and no packet of them gets through
         with contextlib.suppress(OSError):

@@ -30,6 +30,18 @@ def wait_until_gone(mark: str) -> None:
     wait_until(lambda: not processes(mark), f"the end of the processes {processes(mark)}")
 
 
+def session_of(leader: int) -> list[int]:
+    """Return the pids of living processes in the session of this one: a daemon in the foreground and its workers."""
+    found = []
+    for directory in pathlib.Path("/proc").iterdir():
+        if directory.name.isdigit():
+            with contextlib.suppress(OSError):
+                fields = (directory / "stat").read_text().rpartition(")")[2].split()
+                if fields[0] != "Z" and int(fields[3]) == leader:
+                    found.append(int(directory.name))
+    return found
+
+
 def zombies_of(parent: int) -> list[int]:
     """Return the pids of this process's children that have ended and were not reaped."""
     found = []
