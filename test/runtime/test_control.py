@@ -262,6 +262,15 @@ def test_orders_are_logged_with_their_author(shared):
     shared.log.wait_for("core.error", 0, "Stack: ")
 
 
+def test_a_connection_leaves_an_accounting_line_at_level_6(zorp):
+    daemon = zorp(ECHO, verbosity=6, arguments=["--log-spec", ""])
+    with daemon.control() as control:
+        answer = control.ask("VERSION")
+    line = daemon.log.wait_for("core.accounting", 6, "accounting info", type="ZStreamFD")
+    assert line.session.startswith("szig/conn:")
+    assert (line.fields["received"], line.fields["sent"]) == (str(len("VERSION\n")), str(len(answer) + 1))
+
+
 class Silence:
     """A master whose workers never answer."""
 

@@ -7,7 +7,11 @@ import pytest
 
 from test.support.daemon import free_port, wait_until
 from test.support.gateway import Server, ended, exchange
+from test.support.net import SERVER, net
+from test.support.net import policy as net_policy
 from Zorp.runtime import reloading
+
+__all__ = ["net"]
 
 POLICY = """
     from Zorp.Core import *
@@ -176,3 +180,36 @@ def test_outcomes_are_told_when_nothing_is_wanted_any_more():
     assert reloads.begun() is True
     reloads.ended(reloading.Outcome(True, revoked=3))
     assert told == [reloading.Outcome(True, "", 3)]
+
+
+# ---------------------------------------------------------------- rules, with packet rules of the kernel
+
+RULES = net_policy("""
+    Service("web", PlugProxy)
+    Service("other", PlugProxy)
+    Rule(src_zone="clients", dst_port=80, service="$first")
+    Rule(src_zone="clients", dst_port=81, iface="$iface", service="web")
+    """, zones='Zone("clients", "10.1.0.0/24")\nZone("servers", "10.2.0.0/24")\n')
+
+
+@pytest.mark.netns
+def test_sessions_of_rules_are_judged_with_port_and_interface(net):
+    # given two sessions that came by rules, one of them by a rule for an interface
+    daemon = net.firewall.start_zorp(RULES, first="web", iface="fc")
+    clients = {}
+    for port in (80, 81):
+        listening = net.server.listen(SERVER, port)
+        clients[port] = net.client.connect(SERVER, port)
+        clients[port, "far"] = listening.accept()[0]
+    # when the policy stays as it is, nothing ends
+    with daemon.control() as control:
+        assert control.ask("RELOAD REVOKE") == "OK Reload successful; revoked='0'"
+        # and when port 80 gets another service, its session does; then the interface is another one
+        daemon.write_policy(RULES, first="other")
+        assert control.ask("RELOAD REVOKE") == "OK Reload successful; revoked='1'"
+        assert clients[80].recv(10) == b""
+        daemon.write_policy(RULES, first="other", iface="fs")
+        assert control.ask("RELOAD REVOKE") == "OK Reload successful; revoked='1'"
+        assert clients[81].recv(10) == b""
+    reasons = [line.fields["reason"] for line in daemon.log.find("core.policy", 2, "Session revoked")]
+    assert reasons == ["it would get the service other", "no rule matches"]
