@@ -359,6 +359,8 @@ def _existing_service(service):
 class _TableDispatcher(Dispatcher):
     """Choose among the services of a table by zones; what both zone dispatchers share."""
 
+    _none_found = ""             # the line of log when the table has no service; fields: bind and zones
+
     def __init__(self, bindto, services, cache_name, kw):
         if not hasattr(services, "keys"):
             raise PolicyError(f"services must be a mapping; services='{services}'",
@@ -419,10 +421,8 @@ class _TableDispatcher(Dispatcher):
                     return None
                 self.cache.store(key, service)
                 return service
-        return self._no_service(key)
-
-    def _no_service(self, key):
-        raise NotImplementedError
+        log(NO_SESSION, CORE_POLICY, 2, self._none_found, (self._bind_text, *((key,) if isinstance(key, str) else key)))
+        return None
 
 
 def _zone_of(address):
@@ -440,6 +440,7 @@ class ZoneDispatcher(_TableDispatcher):
     """
 
     deprecated_warning = True
+    _none_found = "No applicable service found for this client zone; bindto='%s', client_zone='%s'"
 
     def __init__(self, bindto=None, services=None, **kw):
         _warn_deprecated(ZoneDispatcher, "Rule")
@@ -450,10 +451,6 @@ class ZoneDispatcher(_TableDispatcher):
         zone = session.client_zone or _zone_of(session.client_address)
         return self._choose(zone.getName(), lambda: self._candidates(zone))
 
-    def _no_service(self, key):
-        log(NO_SESSION, CORE_POLICY, 2,
-            "No applicable service found for this client zone; bindto='%s', client_zone='%s'", (self._bind_text, key))
-
 
 class CSZoneDispatcher(_TableDispatcher):
     """Choose the service by the zones of the client and of the server it asked for.
@@ -463,6 +460,8 @@ class CSZoneDispatcher(_TableDispatcher):
     """
 
     deprecated_warning = True
+    _none_found = ("No applicable service found for this client & server zone; bindto='%s', client_zone='%s',"
+                   " server_zone='%s'")
 
     def __init__(self, bindto=None, services=None, **kw):
         _warn_deprecated(CSZoneDispatcher, "Rule")
@@ -480,11 +479,6 @@ class CSZoneDispatcher(_TableDispatcher):
             (client_zone.getName(), server_zone.getName()),
             lambda: ((client, server) for client in self._candidates(client_zone)
                      for server in self._candidates(server_zone)))
-
-    def _no_service(self, key):
-        log(NO_SESSION, CORE_POLICY, 2,
-            "No applicable service found for this client & server zone; bindto='%s', client_zone='%s',"
-            " server_zone='%s'", (self._bind_text, *key))
 
 
 class NDimensionDispatcher(Dispatcher):

@@ -14,6 +14,7 @@ Deviations
 
 from __future__ import annotations
 
+import abc
 import re
 import socket
 from typing import NamedTuple
@@ -52,19 +53,19 @@ def protocol_name(protocol) -> str:
     return f"Unknown({protocol})"
 
 
-class DispatchBindType:
+class DispatchBindType(abc.ABC):
     """Base of the three bind objects.  `protocol` may be changed until a dispatcher uses it."""
 
     type = 0
     protocol = ZD_PROTO_AUTO
 
+    @abc.abstractmethod
     def key(self) -> BindKey:
         """Return what this bind stands for now."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def format(self):
         """Return the text that logs and thread names use."""
-        raise NotImplementedError
 
     def __eq__(self, other):
         return isinstance(other, DispatchBindType) and self.key() == other.key()

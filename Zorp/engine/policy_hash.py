@@ -36,6 +36,7 @@ Deviations
 from __future__ import annotations
 
 import copy
+import abc
 import itertools
 import string
 from collections.abc import Mapping
@@ -97,7 +98,7 @@ def _text(part: Any) -> str:
     return part.decode("latin-1") if isinstance(part, (bytes, bytearray)) else str(part)
 
 
-class _Table:
+class _Table(abc.ABC):
     """What both tables offer to policies beyond the three operations of the original."""
 
     __slots__ = ("_entries", "_is_shared")
@@ -157,9 +158,9 @@ class _Table:
         for key, value in entries.items():
             self[key] = value
 
+    @abc.abstractmethod
     def _fits(self, other: _Table) -> bool:
         """True when keys of this table are stored by `other` in the same form."""
-        raise NotImplementedError
 
     def _take_over(self, entries: _Table) -> None:
         self._own().update(entries._entries)
