@@ -18,8 +18,16 @@ _INFO = "revoked, the policy refuses it now"
 def live_sessions() -> list[list]:
     """Return the sessions of this worker, of which proxies run."""
     masters = {id(master): master for proxy in running.all() for master in (proxy.session.getMasterSession(),)}
-    return [[master.session_id, master.service.name, list(_arrival(master))] for master in masters.values()
+    return [[master.session_id, master.service.name, _described(master)] for master in masters.values()
             if master.service is not None]
+
+
+def _described(master) -> list | None:
+    """Return the arrival of a session as a list; None: it cannot be described, and so not be judged."""
+    try:
+        return list(_arrival(master))
+    except (AttributeError, TypeError, OSError):     # the session ends just now, or a site made it in its own way
+        return None
 
 
 def _arrival(master) -> Arrival:
@@ -41,6 +49,8 @@ def judge(sessions: list[list]) -> list[list]:
     refused = []
     for session_id, service_name, described in sessions:
         try:
+            if described is None:
+                raise Refused("it cannot be judged without its addresses")
             arrival = Arrival(*described)
             service = service_for(arrival)
             if service.name != service_name:

@@ -10,6 +10,7 @@ from test.support.gateway import Server, ended, exchange
 from test.support.net import SERVER, net
 from test.support.net import policy as net_policy
 from Zorp.runtime import reloading
+from Zorp.runtime.judgement import judge
 
 __all__ = ["net"]
 
@@ -165,6 +166,12 @@ def test_a_load_that_hangs_does_not_hold_the_next_one(daemon, text):
     line = daemon.log.wait_for("core.error", 0, "Loading the policy failed")
     assert "because a newer reload waited" in line.fields["error"]
     assert line.fields["generation"] == "2"
+
+
+def test_what_cannot_be_judged_is_refused():
+    assert judge([["svc/intra/plug:1", "plug", None], ["svc/intra/plug:2", "plug", ["too short"]]]) == [
+        ["svc/intra/plug:1", "it cannot be judged without its addresses"],
+        ["svc/intra/plug:2", "it cannot be judged: TypeError"]]
 
 
 def test_outcomes_are_told_when_nothing_is_wanted_any_more():
