@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import grp
 import os
+import pwd
 import shutil
 import sys
 from pathlib import Path
@@ -10,6 +12,8 @@ from pathlib import Path
 from bench.process import Server, free_port
 
 UNPRIVILEGED = "nobody"
+_AS_NOBODY = ("--user", UNPRIVILEGED, "--group", grp.getgrgid(pwd.getpwnam(UNPRIVILEGED).pw_gid).gr_name) \
+    if os.geteuid() == 0 else ()
 
 _HAPROXY = """\
 global
@@ -49,9 +53,11 @@ def zorp(policy: str, directory: Path, origin_port: int, *options: str, name: st
     path = directory / f"policy{port}.py"
     path.write_text(f"PORT, ORIGIN = {port}, {origin_port}\n{policy}")
     os.chmod(path, 0o644)
+    if os.geteuid() == 0:
+        shutil.chown(directory, UNPRIVILEGED)                     # pid files
     program = shutil.which("zorp", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     command = [program, "--as", name, "--policy", str(path), "--foreground", "--no-syslog", "--verbose", "3",
-               "--pid-dir", str(directory), *options]
+               "--pid-dir", str(directory), *_AS_NOBODY, *options]
     return Server("zorp", command, port, log=directory / f"{name}.log")
 
 
