@@ -24,7 +24,7 @@ from pathlib import Path
 from aiosmtpd.controller import Controller
 
 HERE = Path(__file__).parent
-START_SECONDS = 10
+START_SECONDS = 20
 AS_WE_ARE = ("--user", str(os.getuid()), "--group", str(os.getgid()))      # root has no user zorp here, perhaps
 MAIL = """\
 From: Ann <ann@example.org>

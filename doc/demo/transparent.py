@@ -29,7 +29,7 @@ from demo import AS_WE_ARE, HERE, MAIL, Origin, Program, program, title
 RUN = Path("/run/demo")              # below a mount of our own
 CLIENT, SERVER, SERVER6 = "10.1.0.2", "10.2.0.2", "fd00:2::2"
 CLONE_NEWNET = 0x40000000
-SECONDS = 5
+SECONDS = 10
 FIELD = re.compile(r"(\w+)='([^']*)'")
 libc = ctypes.CDLL(None, use_errno=True)
 
