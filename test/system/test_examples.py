@@ -48,8 +48,8 @@ DEMO = [sys.executable, str(ROOT / "doc/demo/demo.py")]
 
 def test_the_demo_shows_a_mail_that_passes_and_one_that_does_not():
     # given somebody who may not make namespaces
-    result = subprocess.run(["setpriv", "--bounding-set", "-sys_admin", *DEMO], capture_output=True, text=True, check=False,
-                            timeout=60)
+    result = subprocess.run(["setpriv", "--bounding-set", "-sys_admin", *DEMO], capture_output=True, text=True,
+                            check=False, timeout=60)
     # then the mails are shown, and one line says what root would see
     assert result.returncode == 0, result.stdout + result.stderr
     assert "refused by the firewall: 554 Relaying denied." in result.stdout
