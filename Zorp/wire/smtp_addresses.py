@@ -58,6 +58,7 @@ _COMPAT = _Grammar(
 _COMMON = re.compile(rb"<(?=[^@]{1,%d}@)(?=[^>]{1,%d}>)" % (PATH_LIMITS.local_bytes, PATH_LIMITS.path_bytes - 2)
                      + rb"([A-Za-z0-9+_=-]+(?:\.[A-Za-z0-9+_=-]+)*@"
                      rb"[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*)>")
+_REMEMBERED_BYTES = 512             # of a path and its parameters; longer ones take the long way
 _LITERAL_TAG = re.compile(rb"[A-Za-z0-9-]*[A-Za-z0-9]:[!-Z^-~]+")
 _HELO_NAME = re.compile(rb"[A-Za-z0-9_.\x80-\xff-]+")
 
@@ -100,12 +101,16 @@ class Path(NamedTuple):
     rest: bytes             # everything after the path
 
 
-@functools.lru_cache(maxsize=256)
 def common_path(text: bytes) -> Path | None:
     """Return the path at the beginning of `text` if it is an everyday one, which is a path under all rules.
 
     Remembered, because a policy's functions ask again for what the engine has just read.
     """
+    return _common_path(text) if len(text) <= _REMEMBERED_BYTES else None
+
+
+@functools.lru_cache(maxsize=256)
+def _common_path(text: bytes) -> Path | None:
     common = _COMMON.match(text)
     return None if common is None else Path(common[1], text[common.end():])
 

@@ -202,3 +202,19 @@ def test_time_is_linear(path):
 @given(st.lists(st.sampled_from(PIECES) | st.binary(max_size=4)).map(b"".join))
 def test_any_bytes(data):
     one_input(data)
+
+
+@pytest.mark.parametrize("path", [
+    b"<a@b>", b"<ann.lee+tag@mail-1.example.org>", b"<" + b"a" * 64 + b"@b>", b"<" + b"a" * 65 + b"@b>",
+    b"<a@" + b"b" * 63 + b">", b"<a@" + b"b" * 64 + b">", b"<a@" + b"bb." * 83 + b"bbb>",
+    b"<a@" + b"bb." * 84 + b"bbb>",
+], ids=len)
+def test_an_everyday_path_is_the_same_with_and_without_the_short_way(path):
+    """The short way and what it remembers are for at most 512 bytes."""
+    outcomes = []
+    for rest in (b"", b" " + b"x" * 512):
+        try:
+            outcomes.append(parse_path(path + rest, PathRules()).address)
+        except PathError as problem:
+            outcomes.append(problem.problems[0][0])
+    assert outcomes[0] == outcomes[1]
