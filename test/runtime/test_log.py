@@ -101,6 +101,15 @@ MISTAKES = {
 }
 
 
+@pytest.mark.parametrize(("verbosity", "spec", "loudest"), [
+    (3, "*.summary:4,*.accounting:4", 4), (7, "smtp.*:3", 7), (0, "", 0), (3, "smtp.*:9,core.debug:1", 9),
+])
+def test_no_message_is_written_above_the_loudest_level(lines, verbosity, spec, loudest):
+    Log.set_filter(Filter(verbosity, spec))
+    assert Log.loudest == loudest
+    assert not any(enabled(tag, loudest + 1) for tag in ("core.summary", "core.debug", "smtp.request", "a.b"))
+
+
 @pytest.mark.parametrize(("text", "arguments"), MISTAKES.values(), ids=MISTAKES)
 def test_mistakes_of_policies_never_raise(lines, text, arguments):
     log("s", "my.tag", 2, text, arguments)
