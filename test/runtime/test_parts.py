@@ -17,7 +17,7 @@ from Zorp.runtime.admission import Admission
 from Zorp.runtime.channel import ChannelClosed
 from Zorp.runtime.options import Options
 from Zorp.runtime.pidfile import AlreadyRunning, Directory
-from Zorp.runtime.reloading import Reloads
+from Zorp.runtime.reloading import Outcome, Reloads
 from Zorp.runtime.supervision import FailureHook, RestartBudget
 
 
@@ -146,20 +146,10 @@ def test_the_failure_hook_runs_at_most_once_per_interval(tmp_path):
     assert not FailureHook(Options(failure_hook=str(told))).run("intra", "/p", "signalled", 11, True)
 
 
-def test_a_result_is_told_when_nothing_is_wanted_any_more():
-    reloads, told = Reloads(), []
-    reloads.when_ended(lambda *result: told.append(result))
-    assert told == [(False, "")]             # before any reload: failed, as it always was
-    reloads.want()
-    reloads.begun()
-    reloads.when_ended(lambda *result: told.append(result))
-    reloads.want()                           # a second one meanwhile
-    reloads.ended(False, "broken")
-    assert len(told) == 1
-    reloads.begun()
-    reloads.ended(True, "")
-    assert told[1:] == [(True, "")]
-    assert reloads.failures == 1
+def test_before_any_reload_the_result_is_a_failure():
+    told = []
+    Reloads().when_ended(told.append)
+    assert told == [Outcome(False)]              # as it always was
 
 
 def test_the_lock_of_a_pid_file_belongs_to_one(tmp_path):

@@ -187,6 +187,7 @@ def test_outcomes_are_told_when_nothing_is_wanted_any_more():
     assert reloads.begun() is True
     reloads.ended(reloading.Outcome(True, revoked=3))
     assert told == [reloading.Outcome(True, "", 3)]
+    assert reloads.failures == 1
 
 
 # ---------------------------------------------------------------- rules, with packet rules of the kernel
