@@ -11,7 +11,7 @@ import sys
 from datetime import datetime, timezone
 from pathlib import Path
 
-MEASUREMENTS = ("decision", "smtp", "plug", "startup", "idle")
+MEASUREMENTS = ("decision", "packetrules", "smtp", "plug", "startup", "idle")
 RESULTS = Path(__file__).parent / "results"
 
 

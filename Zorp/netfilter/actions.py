@@ -2,8 +2,9 @@
 
 Theory of operation
     In table mangle the chain ZORP_R<index> writes the rule's index and class into the mark of
-    the connection, and diverts the packets of proxies to the instance's listener; a drop stands
-    behind every diversion.  The tables nat and filter read the connection mark:
+    the connection; packets of proxies go on in the chain ZORP_I<number> of their instance, which
+    diverts them to its listeners and ends with a drop.  The tables nat and filter read the
+    connection mark:
 
         nat PREROUTING     DNAT, by the service's list or its router
         nat POSTROUTING    SNAT by list, else the host's address, else (forge_addr) nothing
@@ -12,6 +13,11 @@ Theory of operation
 
     Our nat chains accept at their end, so that NAT rules of the site leave connections of ours
     alone.
+
+    The tables cannot be exchanged in the same moment, so nat may meet an index that the mangle
+    table of a moment ago gave away, or of a moment later.  What to translate such a connection
+    to is not known: it is not forwarded, and its client's next attempt is a new connection; if
+    it came by the destination's NAT already, its source is hidden.
 
     NAT lists mean what they mean to proxies (Zorp.NAT): host bits are kept, a destination is
     the one before any translation, and the port of a DirectedRouter counts with a list, too.
@@ -84,20 +90,26 @@ class Actions:
     # ---- mangle
 
     def mangle(self) -> list[Chain]:
-        """Return the chains ZORP_R<index>."""
-        return [Chain(f"ZORP_R{rule.index}", (
+        """Return the chains ZORP_R<index>, and of each instance the one that diverts."""
+        diverting: dict[str, str] = {}
+        for rule, _ in self._rules:
+            if rule.kind == "proxy":
+                diverting.setdefault(rule.instance, f"ZORP_I{len(diverting) + 1}")
+        chains = [Chain(f"ZORP_R{rule.index}", (
             Rule((), Target("connmark", (self._mark_of(rule), self._marks.connection_mask))),
-            *self._diversion(rule, service))) for rule, service in self._rules]
+            *([Rule((), goto(diverting[rule.instance]))] if rule.kind == "proxy" else []),
+            *([Rule((), DROP)] if self._is_out_of_reach(service) else []))) for rule, service in self._rules]
+        return chains + [Chain(name, tuple(self._diversion(instance))) for instance, name in diverting.items()]
 
-    def _diversion(self, rule: RuleIndex, service: object) -> list[Rule]:
-        if rule.kind == "proxy":
-            marks = self._marks.divert, self._marks.divert
-            listeners = ((protocol, self._listeners.get((rule.instance, protocol))) for protocol in (TCP, UDP))
-            return [*(Rule((Test("proto", protocol),), Target("tproxy", (listener.address, listener.port, *marks)))
-                      for protocol, listener in listeners if listener is not None), Rule((), DROP)]
-        if isinstance(service, ForwardData) and service.router is not None and not self._is_own(service.router[0]):
-            return [Rule((), DROP)]                  # an address of the other family cannot be reached from here
-        return []
+    def _diversion(self, instance: str) -> list[Rule]:
+        marks = self._marks.divert, self._marks.divert
+        listeners = ((protocol, self._listeners.get((instance, protocol))) for protocol in (TCP, UDP))
+        return [*(Rule((Test("proto", protocol),), Target("tproxy", (listener.address, listener.port, *marks)))
+                  for protocol, listener in listeners if listener is not None), Rule((), DROP)]
+
+    def _is_out_of_reach(self, service: object) -> bool:
+        """Return whether a service leads to an address of the other family."""
+        return isinstance(service, ForwardData) and service.router is not None and not self._is_own(service.router[0])
 
     def _is_own(self, address: str) -> bool:
         return ipaddress.ip_address(address).version == self._family
@@ -106,24 +118,27 @@ class Actions:
 
     def nat_prerouting(self) -> list[Chain]:
         """Return the chains that translate destinations, ZORP_PREROUTING first."""
+        marks = self._marks
         return self._nat("ZORP_PREROUTING", "ZORP_D", self._destination_rules,
-                         first=[Rule((Test("mark", (self._marks.divert, self._marks.divert)),), ACCEPT)])
+                         first=[Rule((Test("mark", (marks.divert, marks.divert)),), ACCEPT)],
+                         unknown=Target("connmark", (marks.undecided, marks.connection_mask)))
 
     def nat_postrouting(self) -> list[Chain]:
         """Return the chains that translate sources, ZORP_POSTROUTING first."""
-        return self._nat("ZORP_POSTROUTING", "ZORP_S", self._source_rules, first=[])
+        return self._nat("ZORP_POSTROUTING", "ZORP_S", self._source_rules, first=[], unknown=MASQUERADE)
 
-    def _nat(self, name: str, prefix: str, rules_of, first: list[Rule]) -> list[Chain]:
+    def _nat(self, name: str, prefix: str, rules_of, *, first: list[Rule], unknown: Target) -> list[Chain]:
         chains: dict[str, Chain] = {}
         targets: dict[int, str] = {}
         for rule, service in self._rules:
-            if isinstance(service, ForwardData) and (rules := rules_of(service)):
-                chain = f"{prefix}{self._services[rule.instance, service]}"
+            if isinstance(service, ForwardData):
+                rules = rules_of(service)
+                chain = f"{prefix}{self._services[rule.instance, service]}" if rules else f"{prefix}0"
                 chains[chain] = Chain(chain, (*rules, Rule((), ACCEPT)))
                 targets[rule.index] = chain
         forwarded = Test("connmark", (self._marks.forward, self._marks.class_mask), negated=True)
         heads = mark_dispatch(name, targets, self._marks, self._marks.forward,
-                              before=[*first, Rule((forwarded,), RETURN)], after=[Rule((), ACCEPT)])
+                              before=[*first, Rule((forwarded,), RETURN)], after=[Rule((), unknown)])
         return [*heads, *chains.values()]
 
     def _entries(self, entries: tuple[NatData, ...]) -> list[NatData]:

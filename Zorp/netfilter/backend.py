@@ -12,7 +12,7 @@ Theory of operation
     unload() takes out our jumps and chains, mangle first, then sets and routing.
 
 Which writer is used: the kind of the command iptables, unless the site says otherwise.
-python-iptables (backend: legacy) is for hosts that ask for it.
+python-iptables (backend: legacy) is for hosts that ask for it; Zorp.netfilter.tables says why.
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ class Backend:
     def apply(self, plan: Plan) -> bool:
         """Give the kernel a plan; return whether anything changed.  Raises BackendError, the old state stays."""
         with self._errors():
+            self._writer.check(plan)
             if not self._drift(plan):
                 return False
             with Sets() as sets, Routing() as routing:
@@ -114,7 +115,7 @@ class Backend:
     def _write_tables(self, plan: Plan, present: dict[tuple[int, str], Present]) -> None:
         changes = [change_to(table, present.get((table.family, table.name)), self._site.hooks)
                    for name in TABLES for table in plan.tables if table.name == name]
-        changes = [change for change in changes if self._differs(change, present)]
+        changes = [change for change in changes if change]
         for change in changes:
             self._writer.test(change)
         done: list[Change] = []
@@ -131,11 +132,6 @@ class Backend:
         """Restore what a table held; goes on with the next table when even that is refused."""
         with contextlib.suppress(TableError):
             undo(change, before, "nft" if self._writer.name == "nft" else "legacy")
-
-    def _differs(self, change: Change, present: dict[tuple[int, str], Present]) -> bool:
-        held = present.get((change.table.family, change.table.name))
-        return held is None or held.ours != expected(change.table.chains, change.table.family) or bool(
-            change.insert or change.append or change.delete)
 
     # ---- reading
 

@@ -34,13 +34,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from Zorp.netfilter.actions import ACCEPT, RETURN, Actions, goto, jump
+from Zorp.netfilter.actions import ACCEPT, DROP, RETURN, Actions, goto, jump
 from Zorp.netfilter.entries import ICMP, OTHER, TCP, UDP, Instance, Unsupported, entries_of
-from Zorp.netfilter.evaluation import Chains, Lists
+from Zorp.netfilter.evaluation import Evaluation
 from Zorp.netfilter.plan import Chain, Hook, IpRule, Plan, Route, Rule, RuleIndex, Table, Target, Test
 from Zorp.netfilter.site import INDEX_BITS, Bypass, Site
 from Zorp.netfilter.zonesets import SetRegistry
 from Zorp.rules.description import DenyData, ForwardData, InstanceDescription, ListenerData, to_json
+from Zorp.rules.engine import RuleData
 
 MAX_INSTANCES = 256
 _LAST_INDEX = (1 << INDEX_BITS) - 1
@@ -148,7 +149,7 @@ class _Compiler:
         for (description, rule, service), key in zip(known, keys, strict=True):
             index = state.by_key.get(key) or next(free)
             numbered.append((RuleIndex(index, key, description.instance, rule.rule_id, rule.service,
-                                       _kind(service)), service))
+                                       _kind(service), _key(description.instance, None, service)), service))
         return sorted(numbered, key=lambda pair: pair[0].index) if state.by_key else numbered
 
     # ---- tables
@@ -219,18 +220,18 @@ class _Compiler:
         if not any(listener.protocol == UDP for description in self._descriptions
                    for listener in description.listeners):
             return []
-        return [Chain("ZORP_AGAIN", (Rule((), jump("ZORP_UDP")),
+        return [Chain("ZORP_AGAIN", (Rule((), Target("connmark", (0, marks.connection_mask))),
+                                     Rule((), jump("ZORP_UDP")),
                                      Rule((), Target("connmark", (marks.undecided, marks.connection_mask))),
-                                     Rule((), Target("drop"))))]
+                                     Rule((), DROP)))]
 
     def _kind_of_traffic(self, family: int, kind: int | None, name: str) -> list[Chain]:
         entries = entries_of(self._instances, family, kind, self._registry)
         if not entries:
             return []
-        lists, chains = Lists(), Chains(name, kind)
-        if kind not in (TCP, UDP) or len(entries) <= self._site.split_above:
-            return chains.simple(lists.of(entries))
-        return chains.split(lists.by_port(entries))
+        evaluation = Evaluation(name, family, kind, registry=self._registry, most=self._site.split_above,
+                                undecided=Test("connmark", (0, self._marks.connection_mask)))
+        return evaluation.chains(entries)
 
     # ---- routing
 
@@ -255,9 +256,9 @@ def _kind(service: object) -> str:
     return "forward" if isinstance(service, ForwardData) else "deny" if isinstance(service, DenyData) else "proxy"
 
 
-def _key(instance: str, rule, service) -> str:
-    """Return what tells a rule, with all it says and its service, from every other one."""
-    alone = to_json(InstanceDescription(instance=instance, services=(service,), rules=(rule,)))
+def _key(instance: str, rule: RuleData | None, service) -> str:
+    """Return what tells a rule, with all it says and its service, or a service alone, from every other one."""
+    alone = to_json(InstanceDescription(instance=instance, services=(service,), rules=(rule,) if rule else ()))
     return hashlib.sha256(alone.encode()).hexdigest()[:32]
 
 

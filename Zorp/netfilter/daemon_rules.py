@@ -35,7 +35,7 @@ from Zorp.netfilter.compiler import CompileError, IndexState, compile_plan
 from Zorp.netfilter.evaluator import Evaluator
 from Zorp.netfilter.instance_zones import InstanceZones
 from Zorp.netfilter.plan import Plan, RuleIndex
-from Zorp.netfilter.sessions import end_without_rule
+from Zorp.netfilter.sessions import settle
 from Zorp.netfilter.site import Site
 from Zorp.netfilter.store import Entry, State, Store, StoreError
 from Zorp.rules.description import (
@@ -182,19 +182,19 @@ class PacketRules:
                 self._store.write(state)
         except StoreError as problem:
             raise RulesError(str(problem)) from None
-        changed, self.plan = plan != self.plan, plan
+        before, self.plan = self.plan, plan
         self.state, self._instances = state, instances
         self._by_index = {rule.index: rule for rule in plan.indexes}
         self._zone_conditions = {(description.instance, rule.rule_id): (bool(rule.src_zone), bool(rule.dst_zone))
                                  for description in state.descriptions for rule in description.rules}
         self.evaluator = Evaluator(instances)
-        if changed and self.is_active and not self._site.keep_sessions:
-            self._end_sessions()
+        if plan != before and self.is_active and not self._site.keep_sessions:
+            self._settle_sessions(before.indexes)
 
-    def _end_sessions(self) -> None:
+    def _settle_sessions(self, before: tuple[RuleIndex, ...]) -> None:
         """Forwarded connections do not outlive their rule."""
         try:
-            ended = end_without_rule(self.plan, self._site)
+            ended, _ = settle(self._site, before, self.plan.indexes, self.state.descriptions, self.evaluator)
         except (OSError, NetlinkError) as problem:
             log(None, "core.error", 1, "Forwarded sessions whose rule is gone cannot be ended; error='%s'", (problem,))
             return

@@ -183,6 +183,7 @@ class RuleIndex:
     rule_id: int
     service: str
     kind: str                                # proxy, forward, deny
+    service_key: str = ""                    # what the service says, hashed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

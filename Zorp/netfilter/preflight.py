@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from Zorp.netfilter import probes
 from Zorp.netfilter.plan import Plan
 from Zorp.netfilter.render import Present
 from Zorp.netfilter.site import Site
@@ -41,6 +42,21 @@ def findings(site: Site, plan: Plan, present: dict[tuple[int, str], Present], ba
     """Return everything that is wrong with this host for this plan, errors first."""
     found = [*_kernel(site, plan), *_routing(site), *_tables(site, present, backend)]
     return sorted(found, key=lambda finding: not finding.is_error)
+
+
+def kernel_findings(plan: Plan, backend: str) -> list[Finding]:
+    """Return what this kernel cannot do of a plan, tried out where it changes nothing; for user 0."""
+    try:
+        lacking = probes.missing(plan, "nft" if backend == "nft" else "legacy")
+    except probes.ProbesImpossible as problem:
+        return [Finding(False, f"what the kernel can do was not tried out: {problem}", "run kzorp-setup as root")]
+    found: dict[str, Finding] = {}
+    for one in lacking:
+        compat = " nft_compat" if backend == "nft" and one.what != probes.SETS else ""
+        found.setdefault(one.module, Finding(
+            True, f"the kernel refuses {one.what} for IPv{one.family}: {one.complaint}",
+            f"modprobe -a {one.module}{compat}"))
+    return list(found.values())
 
 
 def _sysctl(name: str) -> str | None:

@@ -33,7 +33,9 @@ from collections.abc import Callable, Sequence
 from Zorp.netfilter import policies, preflight, sessions
 from Zorp.netfilter.backend import Backend, BackendError, open_backend
 from Zorp.netfilter.compiler import CompileError, IndexState, compile_plan
-from Zorp.netfilter.plan import Plan
+from Zorp.netfilter.evaluator import Evaluator
+from Zorp.netfilter.instance_zones import InstanceZones
+from Zorp.netfilter.plan import Plan, RuleIndex
 from Zorp.netfilter.policies import PolicyUnusable
 from Zorp.netfilter.render import text_of
 from Zorp.netfilter.site import Site, SiteError, read_file
@@ -92,7 +94,8 @@ def _check(options: argparse.Namespace) -> int:
     site = _site(options)
     backend = open_backend(site)
     plan = compile_plan(_descriptions(options), site, Store(site.state_dir).read().indexes)
-    found = preflight.findings(site, plan, backend.foreign(), backend.name)
+    found = [*preflight.kernel_findings(plan, backend.name),
+             *preflight.findings(site, plan, backend.foreign(), backend.name)]
     for finding in found:
         print(finding)
     print(f"back end: {backend.name}; rules: {len(plan.indexes)}; sets: {len(plan.sets)}")
@@ -119,15 +122,25 @@ def _load(options: argparse.Namespace) -> int:
 def _put_in_force(site: Site, entries: tuple[Entry, ...]) -> int:
     store, backend = Store(site.state_dir), open_backend(site)
     with store.lock():
-        state = State(entries, store.read().indexes)
+        before = store.read()
+        state = State(entries, before.indexes)
         plan = compile_plan(state.descriptions, site, state.indexes)
         _refuse_on_errors(site, plan, backend)
         changed = backend.apply(plan)
         store.write(State(entries, IndexState.of(plan, state.indexes)))
-        ended = 0 if site.keep_sessions or not changed else sessions.end_without_rule(plan, site)
+        ended = _settle_sessions(site, before, plan, state) if changed and not site.keep_sessions else 0
     print(f"{'loaded' if changed else 'unchanged'}; instances: {len(entries)}, rules: {len(plan.indexes)}, "
           f"sets: {len(plan.sets)}, back end: {backend.name}, forwarded connections ended: {ended}")
     return EXIT_OK
+
+
+def _settle_sessions(site: Site, before: State, plan: Plan, now: State) -> int:
+    """Decide about forwarded connections; return how many ended."""
+    old: tuple[RuleIndex, ...] = ()
+    with contextlib.suppress(CompileError):          # kzorp.yml may have changed, too
+        old = compile_plan(before.descriptions, site, before.indexes).indexes
+    evaluator = Evaluator([(description, InstanceZones(description)) for description in now.descriptions])
+    return sessions.settle(site, old, plan.indexes, now.descriptions, evaluator).ended
 
 
 def _left_to_kzorpd(site: Site) -> bool:

@@ -103,7 +103,7 @@ class Site:
     default_deny: bool = True                # what no rule allowed is not forwarded
     bypass: tuple[Bypass, ...] = ()
     nflog_group: int = 5
-    split_above: int = 8                     # more tests than this in one chain are split by destination port
+    split_above: int = 8                     # more rules than this in one list are cut (Zorp.netfilter.evaluation)
     export_zone_sets: bool = False           # sets of all zones, for the site's own packet rules
     user: str = "zorp"                       # who loads policies
     pid_dir: str = "/var/run/zorp"

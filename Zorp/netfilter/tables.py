@@ -8,9 +8,12 @@ Theory of operation
     RestoreWriter feeds iptables-restore --noflush, of either kind of iptables, and can ask
     first whether a change would be taken.  LegacyWriter drives python-iptables, which knows the
     legacy tables only; every table gets a process of its own, because the library keeps state
-    that outlives a closed table, is not shared well between the families, and can crash.  It
-    refuses what the library is known to spoil: 1.2.0 loses --reqid and damages its memory when
-    it builds an NFLOG target.
+    that outlives a closed table, is not shared well between the families, and can crash.  What
+    the library spoils is refused by check(), before anything is changed, with the policy's rule:
+    1.2.0 loses --reqid, so that a rule for one IPsec tunnel would hold for all traffic, and
+    damages its memory when it builds an NFLOG target, which every DenyService with logging
+    needs.  That is why LegacyWriter is used by sites that ask for it (backend: legacy), and a
+    legacy host gets iptables-restore otherwise: it takes every plan, and all of a table at once.
 
     Both kinds are read back with iptables-save of that kind.
 
@@ -23,12 +26,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
-from Zorp.netfilter.plan import CHAIN_PREFIX, Table
-from Zorp.netfilter.render import Present, parse_save, text_of, words_of
+from Zorp.netfilter.plan import CHAIN_PREFIX, Chain, Plan, Rule, Table
+from Zorp.netfilter.render import Present, expected, parse_save, text_of, words_of
 
 TABLES = ("nat", "filter", "mangle")         # in the order of loading: who reads marks before who writes them
 _DEADLINE_S = 120
@@ -45,11 +47,15 @@ class TableError(Exception):
 class Change:
     """What becomes of one table."""
 
-    table: Table                             # our chains from now on
+    table: Table                             # those of our chains that are new or say something else from now on
     remove: tuple[str, ...] = ()             # our chains that go
     insert: tuple[tuple[str, str], ...] = () # (built-in chain, our chain): jumps to put at the head
     append: tuple[tuple[str, str], ...] = () # the same at the end
     delete: tuple[tuple[str, str], ...] = () # jumps to take out, one for each that is there
+
+    def __bool__(self) -> bool:
+        """Return whether anything changes."""
+        return bool(self.table.chains or self.remove or self.insert or self.append or self.delete)
 
     def text(self) -> str:
         """Return the change as input of iptables-restore --noflush."""
@@ -67,6 +73,9 @@ class Writer(Protocol):
     def read(self, family: int) -> dict[str, Present]:
         """Return table name -> content."""
 
+    def check(self, plan: Plan) -> None:
+        """Raise TableError, naming a rule of a policy, when a plan cannot be written this way at all."""
+
     def test(self, change: Change) -> None:
         """Raise TableError when the change would be refused, as far as that can be known."""
 
@@ -79,13 +88,15 @@ def change_to(wanted: Table, present: Present | None, hooks: str) -> Change:
 
     hooks: where new jumps go, "first" or "last"; jumps that are there stay where they are.
     """
-    ours = set(present.ours) if present is not None else set()
+    ours = present.ours if present is not None else {}
+    said = expected(wanted.chains, wanted.family)
+    changed = tuple(chain for chain in wanted.chains if ours.get(chain.name) != said[chain.name])
     jumps = hooks_of(present)
     wanted_jumps = [(hook.builtin, hook.chain) for hook in wanted.hooks]
     missing = tuple(jump for jump in wanted_jumps if jump not in jumps)
     surplus = [jump for jump in jumps if jump not in wanted_jumps] if wanted.hooks or not wanted.chains else []
     surplus += [jump for jump in set(jumps) & set(wanted_jumps) for _ in range(jumps.count(jump) - 1)]
-    return Change(wanted, tuple(sorted(ours - {chain.name for chain in wanted.chains})),
+    return Change(Table(wanted.family, wanted.name, changed, wanted.hooks), tuple(sorted(ours.keys() - said.keys())),
                   insert=tuple(reversed(missing)) if hooks != "last" else (),
                   append=missing if hooks == "last" else (), delete=tuple(sorted(surplus)))
 
@@ -129,6 +140,9 @@ class RestoreWriter:
 
     def read(self, family: int) -> dict[str, Present]:
         return read_tables(family, self._kind)
+
+    def check(self, plan: Plan) -> None:
+        """All plans can be written."""
 
     def test(self, change: Change) -> None:
         self._restore(change, "--test")
@@ -182,6 +196,13 @@ class LegacyWriter:
     def read(self, family: int) -> dict[str, Present]:
         return read_tables(family, "legacy")
 
+    def check(self, plan: Plan) -> None:
+        for table in plan.tables:
+            for chain in table.chains:
+                for rule in chain.rules:
+                    if problem := _spoilt(rule):
+                        raise TableError(f"{_rule_of(chain, rule, plan)}: {problem}")
+
     def test(self, change: Change) -> None:
         """Build the rules without committing them."""
         self._run(change, commit=False)
@@ -193,7 +214,6 @@ class LegacyWriter:
     def _run(change: Change, *, commit: bool) -> None:
         table = change.table
         where = f"{_COMMAND[table.family]} table {table.name}"
-        _check_legacy(table, where)
         order = {
             "family": table.family, "table": table.name, "commit": commit, "remove": change.remove,
             "chains": [[chain.name, [asdict(words_of(rule, table.family)) for rule in chain.rules]]
@@ -203,8 +223,7 @@ class LegacyWriter:
         program = [sys.executable, "-c", _CHILD]
         try:
             result = subprocess.run(program, input=json.dumps(order), capture_output=True, text=True,
-                                    timeout=_DEADLINE_S, check=False,
-                                    env={**_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(_search_path())})
+                                    timeout=_DEADLINE_S, check=False, env=child_environment())
         except subprocess.TimeoutExpired:
             raise TableError(f"{where}: python-iptables did not end within {_DEADLINE_S} seconds") from None
         if result.returncode:
@@ -212,16 +231,24 @@ class LegacyWriter:
             raise TableError(f"{where}: {complaint}")
 
 
-def _check_legacy(table: Table, where: str) -> None:
-    """Refuse what python-iptables would spoil; raises TableError."""
-    for chain in table.chains:
-        for rule in chain.rules:
-            if rule.target.what == "nflog":
-                raise TableError(f"{where}: python-iptables cannot log refused connections; "
-                                 "set backend: legacy-restore, or logging=FALSE in the DenyService")
-            if any(test.what == "reqid" for test in rule.tests):
-                raise TableError(f"{where}: python-iptables cannot test IPsec request ids; set backend: legacy-restore")
+def _spoilt(rule: Rule) -> str:
+    """Return what python-iptables would spoil about a rule, and the remedy; empty: nothing."""
+    if rule.target.what == "nflog":
+        return "python-iptables cannot log refused connections; set backend: legacy-restore, " \
+               "or logging=FALSE in the DenyService"
+    if any(test.what == "reqid" for test in rule.tests):
+        return "python-iptables cannot test IPsec request ids; set backend: legacy-restore"
+    return ""
 
 
-def _search_path() -> Iterable[str]:
-    return [path for path in sys.path if path and os.path.isdir(path)]
+def _rule_of(chain: Chain, rule: Rule, plan: Plan) -> str:
+    """Return which rule of a policy a packet rule comes from."""
+    name = rule.target.values[0] if rule.target.what == "goto" else chain.name
+    number = name.removeprefix(CHAIN_PREFIX)[2:]
+    found = next((index for index in plan.indexes if str(index.index) == number), None)
+    return f"instance '{found.instance}', rule {found.rule_id}" if found is not None else f"chain {chain.name}"
+
+
+def child_environment() -> dict[str, str]:
+    """Return the environment of a child of ours that is a Python program, too."""
+    return {**_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path and os.path.isdir(path))}

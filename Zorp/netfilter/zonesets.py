@@ -31,6 +31,7 @@ from Zorp.zones.prefix_table import Net, nested
 _WIDTH = {4: 32, 6: 128}
 _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-")
 _HASH_DIGITS = 12
+_MOST_SPANS = 64                 # more are taken for one, from the first address to the last
 
 
 def family_of(net: NetData) -> int:
@@ -52,29 +53,13 @@ def set_name(kind: str, text: str) -> str:
     return f"{SET_PREFIX}{kind}.{legible}~{digest}"
 
 
-def members_of(owners: Mapping[Net, bool], width: int) -> tuple[Member, ...]:
-    """Return the set of all addresses whose narrowest net is mapped to True.
-
-    owners: every net there is, (network, prefix length) to whether it is inside.
-    """
-    members: dict[Net, bool] = {}                    # net -> is an exception
-    state: dict[Net, bool] = {}
-    for net, around in nested(owners, width):
-        inside = state[net] = owners[net]
-        if inside == (state[around] if around is not None else False):
-            continue
-        members[net] = not inside
-    _halve_everything(members, owners, width)
-    return tuple(Member(_text(net, width), exception) for net, exception in sorted(members.items()))
-
-
-def _halve_everything(members: dict[Net, bool], owners: Mapping[Net, bool], width: int) -> None:
+def _halve_everything(members: dict[Net, bool], owners: Mapping[Net, str], zones: frozenset[str], width: int) -> None:
     """Replace the net of length 0, which hash:net refuses, by its halves."""
     if (0, 0) not in members:
         return
     del members[0, 0]
     for half in ((0, 1), (1 << (width - 1), 1)):
-        if half in owners and not owners[half]:
+        if half in owners and owners[half] not in zones:
             members.pop(half, None)                  # nothing is left around it that it would be an exception to
         else:
             members[half] = False
@@ -90,17 +75,33 @@ class SetRegistry:
 
     def __init__(self) -> None:
         self._sets: dict[str, AddressSet] = {}
+        self._changing: set[str] = set()                 # sets whose members come and go
+        self._spans: dict[str, tuple[tuple[int, int], ...]] = {}
 
     def all(self) -> tuple[AddressSet, ...]:
         """Return the sets by name."""
         return tuple(self._sets[name] for name in sorted(self._sets))
 
-    def add(self, family: int, kind: str, text: str, members: tuple[Member, ...], about: str) -> str:
+    def spans(self, name: str) -> tuple[tuple[int, int], ...] | None:
+        """Return (first, last) addresses around all that a set can hold; None: addresses of hosts come and go.
+
+        The spans may hold more than the set does, never less.
+        """
+        if name in self._changing:
+            return None
+        if name not in self._spans:
+            self._spans[name] = _spans_of(self._sets[name].members)
+        return self._spans[name]
+
+    def add(self, family: int, kind: str, text: str, members: tuple[Member, ...], about: str,
+            *, changing: bool = False) -> str:
         """Register a set; return its name, another than usual when that stands for other addresses already."""
         name = set_name(f"{kind}{family}", text)
         if name in self._sets and self._sets[name].members != members:
             name = set_name(f"{kind}{family}", f"{text}\0{','.join(map(str, members))}")
         self._sets.setdefault(name, AddressSet(name, family, members, about))
+        if changing:
+            self._changing.add(name)
         return name
 
     def nets(self, family: int, nets: Iterable[NetData]) -> str:
@@ -113,16 +114,29 @@ def _hash(texts: Iterable[str]) -> str:
     return hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).hexdigest()[:_HASH_DIGITS]
 
 
+def _spans_of(members: Iterable[Member]) -> tuple[tuple[int, int], ...]:
+    """Return spans around the members that are no exceptions."""
+    nets = (ipaddress.ip_network(member.net) for member in members if not member.nomatch)
+    spans: list[tuple[int, int]] = []
+    for first, last in sorted((int(net.network_address), int(net.broadcast_address)) for net in nets):
+        if spans and first <= spans[-1][1] + 1:
+            spans[-1] = spans[-1][0], max(last, spans[-1][1])
+        else:
+            spans.append((first, last))
+    return tuple(spans) if len(spans) <= _MOST_SPANS else ((spans[0][0], spans[-1][1]),)
+
+
 class ZoneSets:
     """The zones of one instance, and the sets made of them so far."""
 
     def __init__(self, description: InstanceDescription, registry: SetRegistry) -> None:
         self._registry = registry
         self._parents = description.parents()
-        self._owners: dict[int, dict[Net, str]] = {4: {}, 6: {}}
-        for zone in description.zones:
-            for net in zone.nets:
-                self._owners[family_of(net)][net.network, net.bits] = zone.name
+        self._children: dict[str, list[str]] = {}
+        for zone, parent in self._parents.items():
+            if parent is not None:
+                self._children.setdefault(parent, []).append(zone)
+        self._nets = {family: _Nets(description, family) for family in (4, 6)}
         self._names: dict[tuple[int, frozenset[str]], str | None] = {}
         self._named_hosts = frozenset(zone.name for zone in description.zones if zone.hostnames)
 
@@ -147,14 +161,53 @@ class ZoneSets:
             return None
         names = sorted(wanted)
         about = "zone " + " or ".join(names)
-        return self._registry.add(family, "", names[0], members, about) if len(names) == 1 else \
-            self._registry.add(family, kind, _hash(names), members, about)
+        kind, text = ("", names[0]) if len(names) == 1 else (kind, _hash(names))
+        return self._registry.add(family, kind, text, members, about, changing=bool(zones & self._named_hosts))
 
     def _members(self, family: int, zones: frozenset[str]) -> tuple[Member, ...]:
-        return members_of({net: owner in zones for net, owner in self._owners[family].items()}, _WIDTH[family])
+        return self._nets[family].members(zones)
 
     def _subtree(self, wanted: frozenset[str]) -> frozenset[str]:
-        inside: dict[str, bool] = {}
-        for zone, parent in self._parents.items():       # parents come before their children
-            inside[zone] = zone in wanted or (parent is not None and inside[parent])
-        return frozenset(zone for zone, is_in in inside.items() if is_in)
+        found: set[str] = set()
+        waiting = list(wanted)
+        while waiting:
+            zone = waiting.pop()
+            if zone not in found:
+                found.add(zone)
+                waiting += self._children.get(zone, ())
+        return frozenset(found)
+
+
+class _Nets:
+    """The nets of all zones of one family, and how they lie in each other."""
+
+    def __init__(self, description: InstanceDescription, family: int) -> None:
+        self._width = _WIDTH[family]
+        self._owners: dict[Net, str] = {}
+        self._of_zone: dict[str, list[Net]] = {}
+        for zone in description.zones:
+            for net in zone.nets:
+                if family_of(net) == family:
+                    self._owners[net.network, net.bits] = zone.name
+        for net, owner in self._owners.items():
+            self._of_zone.setdefault(owner, []).append(net)
+        self._around: dict[Net, Net | None] = {}
+        self._inside: dict[Net, list[Net]] = {}
+        for net, around in nested(self._owners, self._width):
+            self._around[net] = around
+            if around is not None:
+                self._inside.setdefault(around, []).append(net)
+
+    def members(self, zones: frozenset[str]) -> tuple[Member, ...]:
+        """Return the set of all addresses whose narrowest net belongs to one of these zones."""
+        members: dict[Net, bool] = {}                # net -> is an exception
+        for zone in zones:
+            for net in self._of_zone.get(zone, ()):
+                around = self._around[net]
+                if around is None or self._owners[around] not in zones:
+                    members[net] = False
+                for inner in self._inside.get(net, ()):
+                    if self._owners[inner] not in zones:
+                        members[inner] = True
+        _halve_everything(members, self._owners, zones, self._width)
+        return tuple(Member(_text(net, self._width), exception) for net, exception in sorted(members.items()))

@@ -20,6 +20,7 @@ from test.support.net import (
     net,
     policy,
 )
+from Zorp.transport.connect import IP_TRANSPARENT
 
 __all__ = ["net"]
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(120)]
@@ -397,6 +398,76 @@ def test_scenario_19_connection_ends_with_its_rule(net, backend):
     assert is_silent(net.client, SERVER, 700)
 
 
+@pytest.mark.parametrize("address", [SERVER, SERVER6])
+def test_connection_goes_on_under_another_rule_of_the_same_service(net, backend, address):
+    # given a forwarded connection
+    daemon = net.firewall.start_zorp(policy("PFService('fwd')\nRule(dst_port=700, service='fwd')"))
+    server = net.server.listen(address, 700)
+    client = net.client.connect(address, 700)
+    echo(client, server.accept()[0])
+    # when its rule is replaced by one that permits it, too
+    daemon.write_policy(policy("PFService('fwd')\nRule(dst_port=(700, 701), service='fwd')"))
+    assert "forwarded connections ended: 0" in net.firewall.setup("load").stdout
+    # then it goes on, and ends when the new rule goes
+    echo(client, server.accepted[0])
+    daemon.write_policy(policy("PFService('fwd')\nRule(dst_port=701, service='fwd')"))
+    assert "forwarded connections ended: 1" in net.firewall.setup("load").stdout
+    client.sendall(b"more")
+    assert is_silent(net.client, address, 700)
+
+
+@pytest.mark.parametrize("change", [
+    "PFService('fwd')\nDenyService('no')\nRule(dst_port=700, service='fwd')\nRule(dst_port=700, proto=6, service='no')",
+    "PFService('fwd', router=DirectedRouter(SockAddrInet('10.2.0.2', 701)))\nRule(dst_port=700, service='fwd')"],
+    ids=["refused_by_a_better_rule", "another_server"])
+def test_connection_ends_when_it_would_be_treated_otherwise(net, backend, change):
+    # given a forwarded connection
+    daemon = net.firewall.start_zorp(policy("PFService('fwd')\nRule(dst_port=700, service='fwd')"))
+    server = net.server.listen(SERVER, 700)
+    client = net.client.connect(SERVER, 700)
+    echo(client, server.accept()[0])
+    # when the policy now has something else for it
+    daemon.write_policy(policy(change))
+    assert "forwarded connections ended: 1" in net.firewall.setup("load").stdout
+
+
+def test_index_that_nat_does_not_know_is_not_forwarded(net, backend):
+    # given a service that is directed to a server, and packet rules caught in the middle of a change:
+    # the mangle table gives an index away that the nat table has not heard of
+    net.firewall.start_zorp(policy("PFService('fwd', router=DirectedRouter(SockAddrInet('10.2.0.2', 7000)))\n"
+                                   "Rule(dst_port=700, service='fwd')"))
+    net.firewall.iptables("-t", "mangle", "-R", "ZORP_R1", "1", "-j", "CONNMARK", "--set-xmark", "0x40009/0xfffff")
+    server = net.server.listen(SERVER, 700)
+    # then a client does not get through to where it asked for
+    assert is_silent(net.client, SERVER, 700)
+    assert server.nobody_came()
+    # and is served as soon as both agree, by the attempt that it makes next
+    net.firewall.setup("load")
+    directed = net.server.listen(SERVER, 7000)
+    echo(net.client.connect(SERVER, 700), directed.accept()[0])
+
+
+def test_scenario_37_expected_connection_to_a_client_is_delivered_to_the_proxy(net, backend):
+    # given a proxied session, and the socket on which a proxy waits for the server's data connection:
+    # on the client's address, as an FTP proxy makes it for a forged active-mode session
+    net.firewall.start_zorp(PLUG_PORT_80)
+    expecting = net.firewall.socket(CLIENT)
+    expecting.setsockopt(socket.SOL_IP, IP_TRANSPARENT, 1)
+    expecting.bind((CLIENT, 20_200))
+    expecting.listen()
+    at_client = net.client.listen(CLIENT, 20_200)
+    # when the server connects to the client's address
+    data = net.server.connect(CLIENT, 20_200, source=(SERVER, 20))
+    # then the proxy has the connection, with both addresses as they were, and the client has none
+    accepted, peer = expecting.accept()
+    echo(data, accepted)
+    assert peer == (SERVER, 20)
+    assert accepted.getsockname() == (CLIENT, 20_200)
+    assert at_client.nobody_came()
+    # and nothing else of the server's reaches the client
+    assert is_silent(net.server, CLIENT, 20_201)
+
+
 def test_hidden_traffic_is_the_site_s_business(net, backend):
     # given traffic that the site hides and permits itself, and a rule that refuses everything
     net.firewall.more_settings = ("bypass: [{proto: tcp, dst: 10.2.0.2/32, dst_port: 2222}]\n")
@@ -518,17 +589,26 @@ def test_python_iptables_loads_what_it_can(net):
         Rule(proto=6, dst_port=80, src_zone='near', service='web')
         Rule(proto=6, dst_port=700, service='fwd')
         Rule(proto=6, dst_port=701, service='no')
+        Rule(proto=17, dst_port=53, service='web')
         """, zones))
     # then all three kinds of services work
     web, app = net.server.listen(SERVER, 80), net.server.listen(SERVER, 7000)
     echo(net.client.connect(SERVER, 80), web.accept()[0])
     echo(net.client.connect(SERVER, 700), app.accept()[0])
     assert error_of_connect(net.client, SERVER, 701) == errno.ECONNREFUSED
-    # and what the library would spoil is refused, with the old rules in force
-    daemon.write_policy(policy("DenyService('no')\nRule(service='no')"))
-    refused = net.firewall.setup("load", check=False)
-    assert refused.returncode == 1
-    assert "backend: legacy-restore" in refused.stderr
+    names = net.server.answer_datagrams(SERVER, 53)
+    with net.client.socket(SERVER, socket.SOCK_DGRAM) as client:
+        client.sendto(b"name", (SERVER, 53))
+        assert client.recv(100) == b"NAME"
+    assert len(names.peers) == 1
+    # and what the library would spoil is refused with the rule's number, and the old rules stay in force
+    for spoilt, what in (("DenyService('no')\nRule(rule_id=7, service='no')", "cannot log refused connections"),
+                         ("PFService('fwd')\nRule(rule_id=7, reqid=5, service='fwd')", "cannot test IPsec request")):
+        daemon.write_policy(policy(spoilt))
+        refused = net.firewall.setup("load", check=False)
+        assert refused.returncode == 1
+        assert f"instance 'intra', rule 7: python-iptables {what}" in refused.stderr
+        assert "backend: legacy-restore" in refused.stderr
     echo(net.client.connect(SERVER, 80), web.accept()[0])
     net.firewall.setup("unload")
     assert "ZORP" not in net.firewall.run("iptables-legacy-save").stdout

@@ -34,16 +34,17 @@ class Model:
     def rule_of(self, traffic: Traffic):
         """Return the rule that the chains of evaluation lead to, and the number of packet rules tested."""
         family = 4 if traffic.family == socket.AF_INET else 6
-        self.tested = 0
-        index = self._walk(family, "ZORP_EVAL", traffic)
-        return (self.rules[index] if index else None), self.tested
+        self.tested = self.index = 0
+        self._walk(family, "ZORP_EVAL", traffic)
+        return (self.rules[self.index] if self.index else None), self.tested
 
     def _walk(self, family, name, traffic):
+        """Go through a chain and those it goes to, until they return."""
         while name:
             if name.startswith("ZORP_R") and name[6:].isdigit():
-                return int(name[6:])
+                self.index = int(name[6:])
+                return
             name = self._chain(family, self.chains[family, name], traffic)
-        return None
 
     def _chain(self, family, chain, traffic):
         """Return the chain to go on in; None: the end."""
@@ -54,7 +55,10 @@ class Model:
                     return rule.target.values[0]
                 if rule.target.what == "return":
                     return None
-                assert rule.target.what == "connmark", rule
+                if rule.target.what == "jump":
+                    self._walk(family, rule.target.values[0], traffic)
+                else:
+                    assert rule.target.what == "connmark", rule
         return None
 
     def _holds(self, family, test, traffic):
@@ -62,6 +66,10 @@ class Model:
 
     def _is_state(self, family, value, traffic):
         return value == "NEW"
+
+    def _is_connmark(self, family, value, traffic):
+        assert value[0] == 0, value
+        return self.index == 0
 
     def _is_proto(self, family, value, traffic):
         return traffic.proto == value
