@@ -132,16 +132,19 @@ class SocketStream:
 
     def send(self, data) -> None:
         """Send all of `data` (any bytes-like object)."""
-        length = len(data)
-        sent = 0
         try:
             sent = self.sock.send(data)
-            while sent < length:                       # rare: a full socket buffer
-                sent += self.sock.send(memoryview(data)[sent:])
+            self.bytes_sent += sent
+            if sent < len(data):                       # rare: a full socket buffer
+                self._send_rest(memoryview(data)[sent:])
         except BlockingIOError:
             raise StreamTimeout("nothing sent in time") from None
-        finally:
+
+    def _send_rest(self, rest: memoryview) -> None:
+        while rest:
+            sent = self.sock.send(rest)
             self.bytes_sent += sent
+            rest = rest[sent:]
 
     def _bound(self, option: int, deadline: float | None) -> None:
         wait_ms = self._timeout_ms
