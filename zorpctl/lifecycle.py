@@ -118,7 +118,7 @@ class Lifecycle:
             if status:
                 return f"Failed to start (rc='{status}')"
             if all(process.is_running() for process in launch.processes) and (
-                    status == 0 or not launch.returns and all(process.worker_pid() for process in launch.processes)):
+                    status == 0 or (not launch.returns and all(process.worker_pid() for process in launch.processes))):
                 return "running"
             time.sleep(min(self._host.conf.stop_check_delay, 0.1))
         return "Did not start in time"
