@@ -6,13 +6,16 @@ Theory of operation
     python-iptables option by option.
 
     Reading back compares what iptables-save prints with what we would have written.  Both are
-    brought into one form first (canonical()): protocol names become numbers, matches that only
-    carry the name of the protocol disappear, and the order of options means nothing.
+    brought into one form first (canonical()): names of protocols and of interface groups become
+    numbers, matches that only carry the name of the protocol disappear, and the order of options
+    means nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import pathlib
 import re
 import shlex
 import socket
@@ -25,6 +28,7 @@ _PROTOCOL_NAMES = {1: "icmp", 6: "tcp", 17: "udp", 33: "dccp", 47: "gre", 50: "e
                    132: "sctp"}
 _NUMBERS = {name: number for number, name in _PROTOCOL_NAMES.items()} | {"icmpv6": 58}
 _TOKEN = re.compile(r"0x[0-9a-f]+|[0-9]+")
+_GROUP_NAMES = pathlib.Path("/etc/iproute2/group")
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +279,27 @@ def _canonical_value(option: str, value: str) -> str:
         return value + ("/128" if ":" in value else "/32")
     if option in ("--to-source", "--to-destination", "--to"):
         return value.removesuffix("/32").removesuffix("/128")
+    if option == "--src-group" and (number := _numbers_of_groups(_GROUP_NAMES).get(value)) is not None:
+        return str(number)
     return _TOKEN.sub(lambda found: str(int(found[0], 0)), value) if value.startswith("0x") else value
+
+
+def _numbers_of_groups(path: pathlib.Path) -> Mapping[str, int]:
+    """Return name -> number of interface groups; iptables-save shows the names that this host gave them."""
+    try:
+        return _groups_in(path, path.stat().st_mtime_ns)
+    except OSError:
+        return {}
+
+
+@functools.lru_cache(maxsize=1)
+def _groups_in(path: pathlib.Path, changed_ns: int) -> Mapping[str, int]:
+    found = {}
+    for line in path.read_text("utf-8", "replace").splitlines():
+        number, name, *_ = [*line.partition("#")[0].split(), "", ""]
+        with contextlib.suppress(ValueError):
+            found[name] = int(number, 0)
+    return found
 
 
 def _number_of(protocol: str) -> int | str:

@@ -51,6 +51,14 @@ def test_different_rules_are_different(one, other):
     assert canonical(one) != canonical(other)
 
 
+def test_names_that_a_host_gave_to_interface_groups_are_read_as_numbers(tmp_path, monkeypatch):
+    names = tmp_path / "group"
+    monkeypatch.setattr("Zorp.netfilter.render._GROUP_NAMES", names)
+    assert canonical("-A X -m devgroup --src-group lan -j Y") != canonical("-A X -m devgroup --src-group 0x7 -j Y")
+    names.write_text("# groups of this host\n0 default\n0x7\tlan  # ours\nnonsense\n\n9\n")
+    assert canonical("-A X -m devgroup --src-group lan -j Y") == canonical("-A X -m devgroup --src-group 0x7 -j Y")
+
+
 def test_words_that_would_break_a_line_are_refused():
     with pytest.raises(ValueError, match="not a value"):
         line_of("X", Rule((Test("iface", 'a"\n-A INPUT'),), Target("drop")), 4)
