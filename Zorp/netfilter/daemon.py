@@ -224,6 +224,7 @@ class Kzorpd:
     def _policies_at_start(self, found: Policies) -> None:
         for problem in found.problems:
             log(None, "core.error", 1, "Unable to load configuration, keep existing one; error='%s'", (problem,))
+        self._rules.miss(found.unread)
         try:
             self._rules.take_policies(found.descriptions, is_start=True)
         except RulesError as problem:
@@ -343,6 +344,7 @@ class Kzorpd:
 
         def take(found: Policies) -> None:
             error = "; ".join(found.problems) or None
+            self._rules.miss(found.unread)
             if error is None:
                 try:
                     self._rules.take_policies(found.descriptions, is_start=False)
@@ -378,6 +380,11 @@ class Kzorpd:
 
     def _do_remove(self, request: dict) -> dict:
         self._rules.remove(_text(request, "instance"))
+        self._watch_names()
+        return {}
+
+    def _do_stopped(self, request: dict) -> dict:
+        self._rules.instance_stopped(_text(request, "instance"))
         self._watch_names()
         return {}
 

@@ -34,7 +34,7 @@ from Zorp.wire.kzorpd import (
 CONNECTIONS = 64
 PATIENCE_S = 30.0
 _BACKLOG = 512
-_FOR_INSTANCES = frozenset({"hello", "instance", "remove", "reload"})
+_FOR_INSTANCES = frozenset({"hello", "instance", "remove", "stopped", "reload"})
 
 Answer = Callable[[str | None, dict], None]              # (error or None, fields)
 

@@ -23,10 +23,19 @@ from Zorp.wire.instances_conf import InstanceLine
 
 @dataclass
 class Policies:
-    """What was read: descriptions in upload order, and why others are missing."""
+    """What was read: descriptions in upload order, and why others are missing.
+
+    unread holds the names of those others, and "" for lines of instances.conf that name nobody.
+    """
 
     descriptions: dict[str, InstanceDescription] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    unread: set[str] = field(default_factory=set)
+
+    def miss(self, instance: str, problem: str) -> None:
+        """Note why an instance has no description."""
+        self.unread.add(instance)
+        self.problems.append(problem)
 
 
 Done = Callable[[Policies], None]
@@ -63,7 +72,8 @@ class PolicyReader:
                 "fallback='%s'", (problem, self._config_dir))
             self._end()
             return
-        self._found.problems += instances.problems
+        for problem in instances.problems:
+            self._found.miss("", problem)
         if not instances.lines:
             log(None, "core.info", 1, "No instances defined; instances_conf='%s'", (instances.path,))
         self._lines = deque(instances.lines)
@@ -75,7 +85,7 @@ class PolicyReader:
             try:
                 self._child = Child(line, self._command)
             except PolicyUnusable as problem:
-                self._found.problems.append(str(problem))
+                self._found.miss(line.name, str(problem))
                 continue
             self._selector.register(self._child.descriptor, selectors.EVENT_READ, lambda events: self._ended())
             self._deadline = self._timers.after(DESCRIBE_DEADLINE_S, self._too_long)
@@ -83,8 +93,8 @@ class PolicyReader:
             self._end()
 
     def _too_long(self) -> None:
-        self._found.problems.append(f"instance '{self._child.instance}': loading took longer than "
-                                    f"{DESCRIBE_DEADLINE_S:.0f} seconds")
+        self._found.miss(self._child.instance, f"instance '{self._child.instance}': loading took longer than "
+                                               f"{DESCRIBE_DEADLINE_S:.0f} seconds")
         self._let_go()
         self._next()
 
@@ -93,7 +103,7 @@ class PolicyReader:
             description = self._child.result()
             self._found.descriptions[description.instance] = description
         except PolicyUnusable as problem:
-            self._found.problems.append(str(problem))
+            self._found.miss(self._child.instance, str(problem))
         self._let_go()
         self._next()
 

@@ -16,9 +16,18 @@ Theory of operation
 Whose zones are in force
     A running instance hands its description over when it starts and reloads; that is what it
     serves.  Reading policy files again (reload) therefore takes from the file of such an
-    instance its zones only; an instance that never handed over is taken as the file says.
+    instance its zones only; an instance that never handed over is taken as the file says, and
+    packets for its proxies are dropped as long as it has no ports, because it never ran.
     A zone that a rule in force names cannot go: the rule would match nothing, or, as in the
     original, everything.
+
+Rules of one instance without those of another
+    What a rule keeps for a proxy, or refuses, another instance's PFService may cover as well.  So
+    as long as the policy of one instance cannot be read and no rules of it are in force either,
+    nobody gets a rule that forwards and that was not in force before.
+
+    An instance that stops keeps its rules, or, where the site wants the original's way (on_stop:
+    flush), has rules only while it runs.
 """
 
 from __future__ import annotations
@@ -66,6 +75,7 @@ class PacketRules:
         self._by_index: dict[int, RuleIndex] = {}
         self._zone_conditions: dict[tuple[str, int], tuple[bool, bool]] = {}
         self._reported: frozenset[preflight.Finding] = frozenset()
+        self._unread: frozenset[str] = frozenset()
         self.state = State()
         self.plan = _EMPTY
         self.evaluator = Evaluator(())
@@ -116,6 +126,15 @@ class PacketRules:
         """Forget an instance.  Raises RulesError."""
         self._put_in_force(self.state.without(instance))
 
+    def instance_stopped(self, instance: str) -> None:
+        """Do what the site wants done with the rules of an instance that has stopped.  Raises RulesError."""
+        if self._site.on_stop == "flush":
+            self.remove(instance)
+
+    def miss(self, unread: Iterable[str]) -> None:
+        """Note the instances whose policies could not be read; "" stands for one whose name is not known."""
+        self._unread = frozenset(unread)
+
     def take_policies(self, descriptions: Mapping[str, InstanceDescription], *, is_start: bool) -> None:
         """Put in force what the policy files of all instances say, as far as that goes (see above).
 
@@ -123,13 +142,16 @@ class PacketRules:
         keep everything.  Raises RulesError.
         """
         state = self.state
+        if self._site.on_stop == "flush":
+            running = {entry.description.instance for entry in state.entries}
+            descriptions = {name: found for name, found in descriptions.items() if name in running}
         for name, description in descriptions.items():
             known = next((entry for entry in state.entries if entry.description.instance == name), None)
             if known is None or not known.handed_over:
                 if _lacks_port(description):
-                    log(None, "core.info", 3, "Instance has never run, its rules follow when it starts; instance='%s'",
-                        (name,))
-                    continue
+                    log(None, "core.info", 3, "Instance has never run, packets for its proxies are dropped until it "
+                        "starts; instance='%s'", (name,))
+                    description = _without_unknown_ports(description)
                 state = state.with_entry(Entry(description))
             elif not is_start:
                 state = state.with_entry(Entry(_with_zones(known.description, description.zones), handed_over=True))
@@ -174,6 +196,7 @@ class PacketRules:
         for _, zones in instances:
             zones.feed(self._addresses)
         plan = self._compiled(instances, state.indexes)
+        self._refuse_to_open(plan, {description.instance for description in state.descriptions})
         state = State(state.entries, IndexState.of(plan, state.indexes))
         try:
             with self._store.lock():
@@ -190,6 +213,17 @@ class PacketRules:
         self.evaluator = Evaluator(instances)
         if plan != before and self.is_active and not self._site.keep_sessions:
             self._settle_sessions(before.indexes)
+
+    def _refuse_to_open(self, plan: Plan, described: set[str]) -> None:
+        """Raises RulesError when a plan forwards more than the last one while rules of somebody are missing."""
+        missing = sorted(self._unread - described)
+        opening = next((rule for rule in plan.indexes
+                        if rule.kind == "forward" and rule.key not in self.state.indexes.by_key), None)
+        if missing and opening is not None:
+            who = f"of instance '{missing[0]}'" if missing[0] else "of a line of instances.conf"
+            raise RulesError(f"instance '{opening.instance}', rule {opening.rule_id} might forward what the policy "
+                             f"{who} keeps for a proxy or refuses, and that policy cannot be read; repair it and "
+                             "reload kzorpd")
 
     def _settle_sessions(self, before: tuple[RuleIndex, ...]) -> None:
         """Forwarded connections do not outlive their rule."""
@@ -268,6 +302,12 @@ def _lacks_port(description: InstanceDescription) -> bool:
     proxied = {service.name for service in description.services if isinstance(service, ProxyData)}
     return (any(rule.service in proxied for rule in description.rules)
             and any(not listener.port for listener in description.listeners))
+
+
+def _without_unknown_ports(description: InstanceDescription) -> InstanceDescription:
+    """Return the description without listeners whose port is not known: packets for them are dropped."""
+    return dataclasses.replace(description, listeners=tuple(
+        listener for listener in description.listeners if listener.port))
 
 
 def _with_zones(description: InstanceDescription, zones: tuple[ZoneData, ...]) -> InstanceDescription:

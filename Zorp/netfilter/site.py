@@ -109,6 +109,7 @@ class Site:
     pid_dir: str = "/var/run/zorp"
     state_dir: str = "/var/lib/zorp"
     keep_sessions: bool = False              # forwarded connections may outlive their rule
+    on_stop: str = "keep"                    # the rules of an instance that stops: keep, or flush
     on_drift: str = "repair"                 # when others changed our rules: repair, or report only
     log_session_verdict: bool = False        # a summary line for every forwarded or denied connection
     deny_log_rate: int = 50                  # "Session denied" lines per second and service
@@ -250,6 +251,7 @@ _SITE: dict[str, Callable] = {
     "mode": _choice(MODES), "backend": _choice(BACKENDS), "marks": _marks, "families": _families,
     "routing_table": _number(1, 252), "rule_priority": _number(2, 32_765), "hooks": _choice(HOOKS),
     "default_deny": _flag, "bypass": _bypass, "nflog_group": _number(0, 65_535), "split_above": _number(1, 1_000),
-    "on_drift": _choice(("repair", "report")), "log_session_verdict": _flag, "deny_log_rate": _number(1, 100_000),
+    "on_drift": _choice(("repair", "report")), "on_stop": _choice(("keep", "flush")),
+    "log_session_verdict": _flag, "deny_log_rate": _number(1, 100_000),
     "export_zone_sets": _flag, "user": _text, "pid_dir": _text, "state_dir": _text, "keep_sessions": _flag,
 }

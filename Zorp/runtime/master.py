@@ -46,6 +46,7 @@ from Zorp.Log import log, log_always
 from Zorp.process.notify import Notifier
 from Zorp.process.signals import SignalPipe
 from Zorp.process.timers import Timers
+from Zorp.runtime import packetrules
 from Zorp.runtime.channel import Message
 from Zorp.runtime.control import ControlServer
 from Zorp.runtime.daemonise import StartReport
@@ -126,6 +127,8 @@ class Master:
             slot.pid_file.remove()
         self._control.close()
         self._listeners.close()
+        if self._has_started and self._exit_status == EXIT_OK:
+            packetrules.stopped(self._options)
         if self._has_started:
             log_always("core.info", 3, f"Shutting down; version='{version()}'")
         self._log_setup.drain()
@@ -413,7 +416,7 @@ class Master:
         for load in self._loads:
             load.cancel_timers()
         self._loads.clear()
-        self._reloads.ended(Outcome(False, "the instance is being stopped"))
+        self._reloads.give_up("the instance is being stopped")
         for handle in list(self._workers):
             self._workers.end(handle, 0 if urgent else self._options.shutdown_grace)
 

@@ -87,5 +87,17 @@ class PacketRules:
             (len(description.rules), len(description.services), len(description.zones)))
 
 
+def stopped(options: Options) -> None:
+    """After an instance has ended in good order: tell kzorpd, which may take its rules away (on_stop in kzorp.yml)."""
+    if options.packet_rules not in ("auto", "kzorpd"):
+        return
+    try:
+        ask(socket_path(options.pid_dir), "stopped", HELLO_DEADLINE_S, instance=options.instance)
+    except KzorpdAway:
+        return
+    except KzorpdError as problem:
+        log(None, "core.error", 3, "Packet rules stay as they are; error='%s'", (problem,))
+
+
 def _refusal(problem: Exception) -> str:
     return f"Packet rules refused; error='{problem}'"

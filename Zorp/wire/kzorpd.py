@@ -9,6 +9,7 @@ object as JSON.  Requests, and what they carry and are answered with besides:
     hello                          who would apply rules: mode
     instance    description        apply what this instance wants (text of Zorp.rules.description)
     remove      instance           forget an instance and its rules
+    stopped     instance           an instance has ended in good order; the site says what that means
     reload                         read the policies' zones again
     dump                           instances (descriptions), counters, addresses of host names
     zones       zones              replace the zones of all instances: name to {parent, nets}
@@ -22,7 +23,7 @@ from __future__ import annotations
 import json
 
 SOCKET_NAME = "kzorpd"           # in the directory of pid files
-REQUESTS = ("hello", "instance", "remove", "reload", "dump", "zones", "flush")
+REQUESTS = ("hello", "instance", "remove", "stopped", "reload", "dump", "zones", "flush")
 SHORT_LINE_BYTES = 4_096
 MAX_LINE_BYTES = 132 << 20       # an instance with a million nets, quoted once more
 

@@ -241,6 +241,27 @@ def test_a_refusal_fails_the_reload_and_the_old_policy_serves_on(gateway, instan
     server.close()
 
 
+@pytest.mark.parametrize("on_stop", ["keep", "flush"])
+def test_the_rules_of_an_instance_stay_or_go_with_it_as_the_site_wants(gateway, instance, on_stop):
+    # given an instance that serves
+    gateway.configure(f"on_stop: {on_stop}")
+    gateway.start()
+    daemon = instance().start()
+    daemon.log.wait_for("core.info", 4, "Packet rules are in force")
+    rules = gateway.rules()
+    # when it is killed, then its rules stay whatever the site wants
+    daemon.process.kill()
+    daemon.process.wait()
+    assert gateway.rules() == rules
+    # when it is stopped, they stay or go
+    mark = daemon.log.mark()
+    daemon.start()
+    daemon.log.wait_for("core.info", 4, "Packet rules are in force", after=mark)
+    assert daemon.stop() == 0
+    assert gateway.rules() == (rules if on_stop == "keep" else [])
+    assert not daemon.log.find("core.error")
+
+
 def test_without_kzorpd_auto_goes_on_and_kzorpd_does_not(gateway, instance):
     daemon = instance("kzorpd")
     assert daemon.run() == 2
