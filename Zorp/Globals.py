@@ -54,6 +54,9 @@ threads = None            # Zorp.ProxyGroup installs a simple starter, the runti
 dispatch_table = None     # Zorp.acceptance.dispatch_table.DispatchTable
 
 
+newer_policy = None       # in a worker of an older policy, after a reload with revocation: Zorp.runtime.consent
+
+
 def quit_handler(exit_code):
     """End the instance; the runtime puts its own function here."""
     raise SystemExit(exit_code)

@@ -213,7 +213,18 @@ class AbstractSession:
         if permitted and (zone is None or not zone.isInside(permitted)):
             self._log_refusal("Outbound connection not permitted", zone, self.server_address)
             return ZV_REJECT
-        return ZV_ACCEPT
+        return ZV_REJECT if self._newer_policy_refuses() else ZV_ACCEPT
+
+    def _newer_policy_refuses(self):
+        """True, and logged, when the policy that has replaced ours does not let this session reach server_address."""
+        if Globals.newer_policy is None:
+            return False
+        reason = Globals.newer_policy(self.getMasterSession(), self.server_address)
+        if reason:
+            log(self.session_id, CORE_POLICY, 1,
+                "Server connection not permitted by the new policy; service='%s', server='%s', reason='%s'",
+                (self.service, self.server_address, reason))
+        return bool(reason)
 
     def isClientPermitted(self):
         """Return ZV_ACCEPT when the client's zone may use the service, else log why and return ZV_REJECT.

@@ -142,6 +142,14 @@ def retract(session, verdict: ConnectionVerdict) -> None:
         master.verdict, master.refusal_reason = ACCEPTED, ""
 
 
+def revoke(session, reason: str) -> None:
+    """Have the summary of a session say that a newer policy refuses it, and log why; whoever calls this ends it."""
+    master = session.getMasterSession()
+    master.verdict = ABORTED_BY_POLICY_ACTION
+    master.summary_info = f"revoked, the policy refuses it now: {reason}"
+    log(master.session_id, CORE_POLICY, 2, "Session revoked, the new policy refuses it; reason='%s'", (reason,))
+
+
 def _refusal_of(problem: BaseException) -> Refusal:
     return next((refusal for refusal in REFUSALS if isinstance(problem, refusal.problem)), _UNKNOWN)
 

@@ -55,6 +55,7 @@ from Zorp.acceptance.verdict import (
     conclude,
     conclude_by,
     retract,
+    revoke,
 )
 from Zorp.Config import config
 from Zorp.Constants import CORE_DEBUG, CORE_ERROR, CORE_INFO, CORE_POLICY
@@ -136,19 +137,16 @@ class RunningProxies:
         with self._proxies_lock:
             return list(self._proxies)
 
-    def stop_session(self, session_id: str, info: str = _STOPPED_BY_ADMINISTRATOR, verdict=None) -> int:
-        """Ask every proxy of a session to end and have its summary say why; return their number.
+    def stop_session(self, session_id: str) -> int:
+        """Ask every proxy of a session to end and have its summary say so; return their number.
 
-        session_id: of the master session or of one proxy; verdict: of the summary, None: as it is.
+        session_id: of the master session, which secondary sessions share, or of one proxy.
         """
         stopped = 0
         for proxy in self.all():
             own_id = proxy._session_id
             if own_id == session_id or own_id.startswith(session_id + "/"):
-                master = proxy.session.getMasterSession()
-                master.summary_info = info
-                if verdict is not None:
-                    master.verdict = verdict
+                proxy.session.getMasterSession().summary_info = _STOPPED_BY_ADMINISTRATOR
                 proxy.request_stop()
                 stopped += 1
         return stopped
@@ -284,7 +282,8 @@ class BuiltinProxy:
         running.add(self)
         try:
             try:
-                self._live()
+                if not self._is_revoked():
+                    self._live()
             except PolicyCallFailed:
                 self._content_failed("Policy function failed")      # logged where it happened
             except BaseException as problem:
@@ -298,6 +297,15 @@ class BuiltinProxy:
                 self._end()
             finally:
                 running.remove(self)
+
+    def _is_revoked(self) -> bool:
+        """True when a newer policy refuses the session that would begin here; who is stacked was judged before."""
+        if Globals.newer_policy is None or self._parent is not None:
+            return False
+        reason = Globals.newer_policy(self.session.getMasterSession(), None)
+        if reason:
+            revoke(self.session, reason)
+        return bool(reason)
 
     def _live(self) -> None:
         self._configure()

@@ -29,6 +29,8 @@ from Zorp.SockAddr import SockAddrInet, SockAddrInet6
 from Zorp.transport.interfaces import interfaces
 from Zorp.Zone import Zone, dac_enforced
 
+NOT_IP = ("", 0)                         # a server that has no IP address and so no zone
+
 
 class Refused(Exception):
     """The policy refuses the connection; `str()` says why."""
@@ -42,7 +44,7 @@ class Arrival(NamedTuple):
     destination: tuple[str, int]         # where the client wanted to go
     iface: str | None = None             # None: unknown
     listener: tuple | None = None        # bind key of the listener; None: the rules'
-    server: tuple[str, int] | None = None    # where the session is connected to
+    server: tuple[str, int] | None = None    # where the session is connected to; NOT_IP: not over IP
 
     @property
     def packet(self) -> Packet:
@@ -145,7 +147,7 @@ def permit(service, arrival: Arrival) -> None:
         raise Refused(f"service {service.name} may not leave zone {_name(client_zone)}")
     if arrival.server is None:
         return
-    server_zone = Zone.lookup(sock_addr(arrival.server))
+    server_zone = None if tuple(arrival.server) == NOT_IP else Zone.lookup(sock_addr(arrival.server))
     if dac_enforced() and (server_zone is None or server_zone.isInboundServicePermitted(session) != Z_ACCEPT):
         raise Refused(f"service {service.name} may not enter zone {_name(server_zone)}")
     permitted = getattr(service, "limit_target_zones_to", None)

@@ -232,6 +232,19 @@ class Master:
         elif not self._stopping or message["urgent"]:
             self.stop(EXIT_OK, urgent=message["urgent"])
 
+    def _on_judge(self, handle: Handle, message: Message) -> None:
+        """A session of an older policy wants to go on: ask the worker that serves (Zorp.runtime.consent)."""
+        def answered(text: str | None) -> None:
+            self._workers.send(handle, "judged", number=message["number"], text=text)
+
+        serving = handle.slot.serving
+        if serving is not None and serving.state is State.DRAINING:      # it hands over just now
+            serving = handle.slot.successor
+        if serving is None:
+            answered(None)
+        else:
+            self._questions.request(serving, "revoke", answered, step="judge", sessions=[message["session"]])
+
     def _on_pong(self, handle: Handle, message: Message) -> None:
         self._liveness.answered(handle)
 

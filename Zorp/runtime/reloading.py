@@ -2,6 +2,10 @@
 
 Reloads never overlap.  One that is wanted while another is under way follows it, so that the
 policy in force at the end is the one on disk at the time of the last request.
+
+Whoever asked is told when nothing is wanted any more, how the last one ended.  So one that was to
+revoke and has failed, or could not judge all sessions, leaves the duty to the next: nobody hears
+that sessions were judged when they were not.
 """
 
 from __future__ import annotations
@@ -32,22 +36,25 @@ class Reloads:
         self.failures = 0
         self.last_error = ""
         self._is_to_revoke = False       # the wanted one shall end sessions that it refuses
+        self._is_revoking = False        # the one under way shall
         self._under_way = False
+        self._is_over = False            # the instance stops: nothing is wanted or begun any more
         self._latest = Outcome(False)    # before any reload: failed, as it always was
         self._revoked = 0                # since somebody was told
         self._waiting: list[Callable[[Outcome], None]] = []
 
     def want(self, revoke: bool) -> None:
         """Somebody asks for a reload."""
-        self.wanted = True
-        self._is_to_revoke |= revoke
+        if not self._is_over:
+            self.wanted = True
+            self._is_to_revoke |= revoke
 
     def begun(self) -> bool:
         """The wanted one has begun; return whether it shall end sessions that it refuses."""
-        revoke, self._is_to_revoke = self._is_to_revoke, False
+        self._is_revoking, self._is_to_revoke = self._is_to_revoke, False
         self.wanted = False
         self._under_way = True
-        return revoke
+        return self._is_revoking
 
     def ended(self, outcome: Outcome) -> None:
         """The one under way has ended; tell who waits, unless another is wanted already."""
@@ -57,11 +64,22 @@ class Reloads:
             self.last_error = outcome.reason
             self._revoked += outcome.revoked
             self._latest = outcome._replace(revoked=self._revoked)
+            if self.wanted and self._is_revoking and (outcome.reason or not outcome.success):
+                self._is_to_revoke = True
         if not self.wanted:
-            self._revoked = 0
-            waiting, self._waiting = self._waiting, []
-            for done in waiting:
-                done(self._latest)
+            self._tell()
+
+    def give_up(self, reason: str) -> None:
+        """The instance stops: whoever waits, and whoever still asks, hears that his reload has failed."""
+        self._is_over, self.wanted, self._under_way = True, False, False
+        self._latest = Outcome(False, reason)
+        self._tell()
+
+    def _tell(self) -> None:
+        self._revoked = 0
+        waiting, self._waiting = self._waiting, []
+        for done in waiting:
+            done(self._latest)
 
     def when_ended(self, done: Callable[[Outcome], None]) -> None:
         """Call done() when no reload is wanted or under way; at once if so."""

@@ -10,8 +10,8 @@ Theory of operation
     Each step is bounded: a worker that does not answer in time leaves the sessions of that worker
     as they are, the log says so, and so does the answer to the order.
 
-A connection that an old worker had accepted, and whose choice of service takes longer than the
-whole reload, is not among the sessions yet and is not judged.
+A session whose service is still being chosen then, or that has no server yet, is judged when
+that is known (Zorp.runtime.consent), and is not among those that the answer counts.
 
 An old worker's connections that still wait for a thread are refused when it is asked, because
 they would begin under the old policy.  For the loop of the master.

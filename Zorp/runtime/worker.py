@@ -15,11 +15,13 @@ Theory of operation
                            info      facts for the `info` branch that only the master knows
                            describe  have the packet rules of this policy put in force
                            revoke    a step of ending sessions that a newer policy refuses
+                           judged    what the worker that serves says about a session of ours
         to the master      listen    needs a listening socket; the answer carries the descriptor
                            loaded    the policy is loaded and every bind made
                            described the packet rules are in force
                            failed    it is not loaded, or its packet rules were refused; carries the exit status
                            handover  session numbers, counters, log settings for the successor
+                           judge     may a session of ours go on under the policy in force
                            order     a signal or the policy wants the instance to stop, reload, quit
 
     A worker without its master ends at once: the kernel kills it (parent-death signal), and the
@@ -61,6 +63,7 @@ from Zorp.runtime.admission import Admission
 from Zorp.runtime.answers import Answers
 from Zorp.runtime.binding import BindFailed, Binding
 from Zorp.runtime.channel import Channel, ChannelClosed, Message
+from Zorp.runtime.consent import Consent
 from Zorp.runtime.daemonise import title
 from Zorp.runtime.judgement import STEPS
 from Zorp.runtime.listeners import ListenSpec
@@ -130,6 +133,7 @@ class Worker:
         self._retired = False
         self._zone_names: ZoneNames | None = None
         self._packet_rules = PacketRules(options)
+        self._consent = Consent(channel.send, max(options.reload_patience, 1))
         self._loader = Loader(options.policy, options.names, identity.name, identity.is_master)
 
     def run(self) -> int:
@@ -342,7 +346,11 @@ class Worker:
 
     def _on_revoke(self, message: Message) -> None:
         """A step of a revocation; in a thread of its own, because the policy may be asked."""
-        threading.Thread(target=self._take_part_in_revocation, args=(message,), name="revocation", daemon=True).start()
+        thread = threading.Thread(target=self._take_part_in_revocation, args=(message,), name="revocation", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as problem:          # no answer is a refusal, or told as a failure
+            log(None, "core.error", 2, "Error starting new thread; error='%s'", (problem,))
 
     def _take_part_in_revocation(self, message: Message) -> None:
         try:
@@ -350,6 +358,7 @@ class Worker:
             if step == "judge" and self._zone_names is not None:
                 self._zone_names.tried_all.wait(_NAMES_PATIENCE_S)
             if step == "describe":
+                Globals.newer_policy = self._consent     # before the list is made: who is not in it asks
                 self._refuse_queued()
             text = json.dumps(STEPS[step](message["sessions"]))
         except Exception:                # ours: the master goes on without an answer
@@ -357,6 +366,10 @@ class Worker:
             return
         with contextlib.suppress(ChannelClosed):
             self._channel.send("answer", number=message["number"], text=text)
+
+    def _on_judged(self, message: Message) -> None:
+        text = message["text"]
+        self._consent.answered(message["number"], None if text is None else json.loads(text))
 
     def _on_ping(self, message: Message) -> None:
         self._channel.send("pong")

@@ -190,6 +190,67 @@ def test_outcomes_are_told_when_nothing_is_wanted_any_more():
     assert reloads.failures == 1
 
 
+@pytest.mark.parametrize("outcome", [reloading.Outcome(False, "broken"), reloading.Outcome(True, "not all judged")])
+def test_a_revocation_that_was_not_done_is_the_duty_of_the_reload_that_follows(outcome):
+    # given somebody who waits for a reload that revokes, and a plain reload wanted meanwhile
+    told, reloads = [], reloading.Reloads()
+    reloads.want(revoke=True)
+    reloads.begun()
+    reloads.when_ended(told.append)
+    reloads.want(revoke=False)
+    # when the first fails, or cannot judge everybody
+    reloads.ended(outcome)
+    # then the second revokes
+    assert told == []
+    assert reloads.begun() is True
+    # and a third one does not
+    reloads.ended(reloading.Outcome(True, revoked=1))
+    reloads.want(revoke=False)
+    assert reloads.begun() is False
+
+
+def test_a_revocation_that_succeeded_does_not_repeat():
+    reloads = reloading.Reloads()
+    reloads.want(revoke=True)
+    reloads.begun()
+    reloads.want(revoke=False)
+    reloads.ended(reloading.Outcome(True))
+    assert reloads.begun() is False
+
+
+def test_nobody_hears_of_success_once_the_instance_stops():
+    # given a successful reload, another under way, a third wanted, and somebody who waits for it
+    told, reloads = [], reloading.Reloads()
+    reloads.want(revoke=False)
+    reloads.begun()
+    reloads.ended(reloading.Outcome(True))
+    reloads.want(revoke=False)
+    reloads.begun()
+    reloads.want(revoke=True)
+    reloads.when_ended(told.append)
+    # when the instance stops, and somebody asks for one more
+    reloads.give_up("it stops")
+    reloads.want(revoke=True)
+    reloads.when_ended(told.append)
+    assert told == [reloading.Outcome(False, "it stops")] * 2
+
+
+def test_reload_revoke_answers_for_a_policy_that_judged_although_its_own_failed(daemon):
+    # given a reload that revokes, of a policy that will turn out to be broken
+    daemon.write_policy(HERE + 'import os, time\nwhile not os.path.exists("$dir/go"): time.sleep(0.01)\n1/0\n')
+    with daemon.control() as first, daemon.control() as second:
+        first.send(b"RELOAD REVOKE\n")
+        wait_until((daemon.directory / "here").exists, "the load")
+        # when the file is corrected and a plain reload asked for meanwhile
+        daemon.write_policy(policy('"lab": "plug"'))
+        assert second.ask("RELOAD") == "OK Reload initiated"
+        (daemon.directory / "go").touch()
+        # then what is said is true
+        assert first.line() == "OK Reload successful; revoked='1'"
+    assert ended(daemon.office)
+    assert exchange(daemon.lab) == b"ping"
+
+
 # ---------------------------------------------------------------- rules, with packet rules of the kernel
 
 RULES = net_policy("""
