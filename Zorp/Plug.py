@@ -171,13 +171,15 @@ class AbstractPlugProxy(Proxy):
         if not self._stop_requested:
             self._engine_main()
 
+    def _end(self):
+        if self._seat is not None:           # first of all: nobody takes after a proxy that is being taken apart
+            self._others_remain = not self._seat.leave()
+        super()._end()
+
     def _run_events(self, family, call=None):
         """Whoever shares a proxy leaves its shutdown to the last one."""
-        if family == "shutdown" and self._seat is not None:
-            self._others_remain = not self._seat.leave()
-            if self._others_remain:
-                return
-        super()._run_events(family, call)
+        if family != "shutdown" or not self._others_remain:
+            super()._run_events(family, call)
 
     def __destroy__(self):
         others_remain = self._others_remain

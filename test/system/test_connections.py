@@ -121,3 +121,27 @@ def test_ipv6_listener(zorp):
             assert exchange(client) == b"ping"
             line = daemon.log.wait_for("core.session", 3, "Starting proxy instance")
             assert line.fields["client_address"] == f"AF_INET6(::1:{client.getsockname()[1]})"
+
+
+def test_connections_go_on_joining_a_quiet_plug_after_others_have_left(zorp):
+    # given a plug that lets others join, without a shutdown() of its own, and a log that is not asked for events
+    with Server() as server:
+        daemon = zorp("""
+            from Zorp.Core import *
+            from Zorp.Plug import *
+
+            class Joined(PlugProxy):
+                secondary_mask = 0
+                secondary_sessions = 1
+
+            def intra():
+                Service("plug", Joined, router=DirectedRouter(SockAddrInet("127.0.0.1", $server_port)))
+                Dispatcher(DBSockAddr(SockAddrInet("127.0.0.1", $port), ZD_PROTO_TCP), service="plug")
+            """, server_port=server.port, verbosity=4)
+        # when one comes after the other, more than may share the proxy, each after the end of the one before
+        for count in range(1, 5):
+            with daemon.connect() as client:
+                assert exchange(client) == b"ping"
+            # then each is served, and none joins one that has ended
+            daemon.log.wait_for("core.summary", 4, "Connection summary", count=count)
+    assert not daemon.log.find("core.session", 3, "Starting secondary session")
