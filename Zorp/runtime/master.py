@@ -19,10 +19,11 @@ Theory of operation
     With "revoke", sessions of older policies that the new one refuses are ended after the switch
     (Zorp.runtime.revocation); the reload has ended when that has.
 
-    A worker that ends without having been told to has crashed.  It is started again after a
-    second, as often as the restart budget of its slot allows; SIGKILL is a crash like any other,
-    because stopping is an order to the master.  A worker that exits with 0 by itself ends the
-    instance.
+    A worker that ends without having been told to has crashed, whatever its exit status.  It is
+    started again after a second, as often as the restart budget of its slot allows; SIGKILL is a
+    crash like any other, because stopping is an order to the master.  Reloads cost no budget.
+    The phases of a slot (Zorp.runtime.slots) tell a crash from a worker that has handed over and
+    leaves while others of the same load have not yet.
 
     The master never loads a policy, never reads from the network and has one thread, so that
     fork() is safe at any moment.
@@ -58,7 +59,7 @@ from Zorp.runtime.pidfile import Directory
 from Zorp.runtime.questions import Done, Questions
 from Zorp.runtime.reloading import Outcome, Reloads, replaced_program
 from Zorp.runtime.revocation import Revocation
-from Zorp.runtime.slots import Handle, Load, Purpose, Slot, State
+from Zorp.runtime.slots import Handle, Load, Phase, Purpose, Slot, State
 from Zorp.runtime.supervision import FailureHook, Reporter, RestartBudget
 from Zorp.runtime.worker import EXIT_OK, EXIT_SETUP
 from Zorp.runtime.workers import Workers
@@ -142,7 +143,8 @@ class Master:
         load = Load(purpose, self._generation, list(slots), revoke=revoke)
         self._loads.append(load)
         for slot in load.slots:
-            self._budgets[slot].started()
+            if purpose is Purpose.INITIAL:           # those after a crash are counted where they are granted
+                self._budgets[slot].started()
             slot.successor = self._workers.start(slot, load.generation, purpose is Purpose.INITIAL)
         load.deadline = self._timers.after(LOAD_DEADLINE_S, lambda: self._load_died(
             load, f"loading took longer than {LOAD_DEADLINE_S:.0f} seconds"))
@@ -216,12 +218,10 @@ class Master:
             self._load_failed(load, message["status"], message["reason"])
 
     def _on_handover(self, handle: Handle, message: Message) -> None:
-        handle.slot.handed_over = message["state"]
-        load = next((load for load in self._loads if handle.slot in load.waiting_for_handover), None)
-        if load is not None:
-            load.waiting_for_handover.discard(handle.slot)
-            if not load.waiting_for_handover:
-                self._finish_switch(load)
+        slot = handle.slot
+        if slot.serving is handle and slot.phase is Phase.HANDING_OVER:      # else it comes too late
+            slot.handed_over = message["state"]
+            self._has_handed_over(slot)
 
     def _on_order(self, handle: Handle, message: Message) -> None:
         what = message["what"]
@@ -261,12 +261,18 @@ class Master:
         load.cancel_timers()
         for slot in load.slots:
             if slot.serving is not None:
-                load.waiting_for_handover.add(slot)
+                slot.phase = Phase.HANDING_OVER
                 slot.serving.state = State.DRAINING
                 self._workers.send(slot.serving, "retire", within_s=self._options.drain_timeout)
-        if load.waiting_for_handover:
+        if load.is_handing_over:
             load.deadline = self._timers.after(HANDOVER_DEADLINE_S, lambda: self._finish_switch(load))
         else:
+            self._finish_switch(load)
+
+    def _has_handed_over(self, slot: Slot) -> None:
+        slot.phase = Phase.HANDED_OVER
+        load = next((load for load in self._loads if slot in load.slots), None)
+        if load is not None and not load.is_handing_over:
             self._finish_switch(load)
 
     def _finish_switch(self, load: Load) -> None:
@@ -304,7 +310,7 @@ class Master:
     def _put_into_service(self, slot: Slot) -> None:
         old, new = slot.serving, slot.successor
         slot.serving, slot.successor = new, None
-        slot.given_up = False
+        slot.phase = Phase.SERVING
         new.state = State.SERVING
         try:
             slot.pid_file.write(new.pid)
@@ -357,7 +363,7 @@ class Master:
         log(None, "core.error", 0, "Error reloading policy, reverting to old;")
         self._notifier.send("READY=1")
         for slot in self._slots:                 # whose restart the reload was to replace
-            if slot.serving is None and not slot.given_up:
+            if slot.phase is Phase.CRASHED:
                 self._restart_later(slot)
         self._reloads.ended(Outcome(False, reason))
         self._tell_info()
@@ -438,7 +444,10 @@ class Master:
         load = self._load_of(handle)
         if slot.serving is handle and not self._stopping:
             slot.serving = None
-            self._crashed(handle, status)
+            if slot.phase is Phase.SERVING:
+                self._crashed(handle, status)
+            elif slot.phase is Phase.HANDING_OVER:       # it cannot any more
+                self._has_handed_over(slot)
         elif load is not None and slot.successor is handle:
             slot.successor = None
             self._load_died(load, _how_it_ended(status))
@@ -451,12 +460,7 @@ class Master:
     def _crashed(self, handle: Handle, status: int) -> None:
         """A worker that served has ended; decide what becomes of its slot."""
         slot = handle.slot
-        for load in self._loads:                 # it cannot hand over any more
-            if slot in load.waiting_for_handover:
-                load.waiting_for_handover.discard(slot)
-                if not load.waiting_for_handover:
-                    self._finish_switch(load)
-                return
+        slot.phase = Phase.CRASHED
         # Status 0 is a crash too: a worker that may end has been told so, or has told us of quit().
         reason = ("deadlock" if handle.hung else "signal" if os.WIFSIGNALED(status) else "failure")
         budget = self._budgets[slot]
@@ -465,6 +469,7 @@ class Master:
         if restarting:
             self._reporter(f"Daemon exited due to a {reason}, restarting; exitcode='{status}'")
             slot.crashed = handle
+            budget.started()
             self._restart_later(slot)
         else:
             self._reporter(f"Daemon exited due to a {reason}, not restarting; exitcode='{status}', "
@@ -486,15 +491,16 @@ class Master:
             self._reporter(f"Daemon exited but not restarting; restart_count='{budget.count}'")
             self._give_up(slot)
         else:
+            budget.started()
             self._restart_later(slot)
 
     def _give_up(self, slot: Slot) -> None:
-        slot.given_up = True
+        slot.phase = Phase.GIVEN_UP
         slot.pid_file.remove()
         if slot.crashed is not None:
             self._listeners.release(slot.crashed.serial)
             slot.crashed = None
-        if all(one.given_up for one in self._slots):
+        if all(one.phase is Phase.GIVEN_UP for one in self._slots):
             self.stop(EXIT_SETUP)
 
     # ---- signals

@@ -4,6 +4,17 @@ Data only; Zorp.runtime.master moves it.  The states of a worker and who may fol
 
     LOADING -> LOADED -> SERVING -> DRAINING -> gone
     LOADING -> FAILED -> gone;  any of them -> STOPPING -> gone;  any of them -> gone (a crash)
+
+The phases of a virtual process; what the end of the worker that served it means in each:
+
+    phase           the worker ends         or this happens
+    EMPTY           -                       the first load is done -> SERVING
+    SERVING         a crash -> CRASHED      a switch begins -> HANDING_OVER
+    HANDING_OVER    -> HANDED_OVER, with    its answer comes -> HANDED_OVER;  the switch does not
+                    nothing to hand over    wait any longer -> SERVING (the successor)
+    HANDED_OVER     as it should            every slot of the load is here -> SERVING (the successor)
+    CRASHED         -                       its successor is ready -> SERVING;  too many crashes -> GIVEN_UP
+    GIVEN_UP        -                       a reload succeeds -> SERVING
 """
 
 from __future__ import annotations
@@ -47,6 +58,17 @@ class Handle:
     hung: bool = False           # found not to answer; being killed
 
 
+class Phase(enum.Enum):
+    """Where a virtual process stands; see the module's text."""
+
+    EMPTY = "empty"
+    SERVING = "serving"
+    HANDING_OVER = "handing over"
+    HANDED_OVER = "handed over"
+    CRASHED = "crashed"
+    GIVEN_UP = "given up"
+
+
 @dataclasses.dataclass(eq=False)
 class Slot:
     """One virtual process: NAME, or NAME#k."""
@@ -54,11 +76,11 @@ class Slot:
     name: str
     is_master: bool
     pid_file: PidFile
+    phase: Phase = Phase.EMPTY
     serving: Handle | None = None
     successor: Handle | None = None
     handed_over: dict = dataclasses.field(default_factory=dict)
     crashed: Handle | None = None         # its listeners stay open until the next worker serves
-    given_up: bool = False
     restart_timer: Timer | None = None
     questions: collections.deque = dataclasses.field(default_factory=collections.deque)
 
@@ -83,12 +105,16 @@ class Load:
     began: float = dataclasses.field(default_factory=time.time)      # epoch seconds
     abandon_timer: Timer | None = None   # runs when a newer order waits
     file_stamp: int = -1         # modification time of the policy file that was loaded, epoch seconds
-    waiting_for_handover: set[Slot] = dataclasses.field(default_factory=set)
 
     @property
     def is_reading(self) -> bool:
         """True while a worker still loads the policy."""
         return any(slot.successor is not None and slot.successor.state is State.LOADING for slot in self.slots)
+
+    @property
+    def is_handing_over(self) -> bool:
+        """True while a predecessor has not answered the order to hand over."""
+        return any(slot.phase is Phase.HANDING_OVER for slot in self.slots)
 
     def cancel_timers(self) -> None:
         for timer in (self.deadline, self.abandon_timer):

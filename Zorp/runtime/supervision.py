@@ -1,11 +1,13 @@
 """When a crashed worker is started again, and who is told.
 
 Theory of operation
-    RestartBudget counts starts within a sliding interval; the first start counts too, so with
-    the default of 5 the fifth start inside 60 seconds is the last.  FailureHook runs the site's
+    RestartBudget counts starts within a sliding interval: the first one and those after a crash,
+    so with the default of 5 the fifth start inside 60 seconds is the last.  Workers of a reload
+    replace nobody who failed and are not counted.  FailureHook runs the site's
     executable at most once per notify interval, detached, with the arguments of the original.
     Reporter writes what the supervisor of the original wrote: `NAME: text` on standard error
-    while that is attached, afterwards syslog daemon.crit with the ident `supervise/NAME`.
+    while that is attached, afterwards syslog daemon.crit with the ident `supervise/NAME`.  A
+    reader of standard error that is slow or gone does not concern it (Zorp.process.logsinks).
 
     What is decided here is carried out by Zorp.runtime.master.
 """
@@ -15,11 +17,11 @@ from __future__ import annotations
 import collections
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 
 from Zorp.process.logsinks import SyslogSink
+from Zorp.runtime.logsetup import LogSetup
 from Zorp.runtime.options import Options
 
 _IDENT_CHARS = 31
@@ -63,7 +65,7 @@ class Reporter:
 
     def __call__(self, text: str) -> None:
         if self.attached or self._syslog is None:
-            print(f"{self._name}: {text}", file=sys.stderr, flush=True)
+            self._stderr.packet(f"{self._name}: {text}\n".encode("utf-8", "backslashreplace"))
             return
         ident = f"supervise/{self._name}"[:_IDENT_CHARS]
         date = time.strftime("%b %e %H:%M:%S")

@@ -65,6 +65,23 @@ def test_after_too_many_crashes_the_instance_gives_up(zorp):
     assert not daemon.pid_file().exists()
 
 
+def test_reloads_use_up_no_restarts(zorp):
+    # given a budget of two starts, and more reloads than that
+    daemon = zorp(ECHO, arguments=["--restart-max", "2"])
+    for _ in range(3):
+        daemon.reload()
+    # when the worker crashes, then it is replaced
+    before = daemon.worker_pid()
+    daemon.kill(signal.SIGKILL, worker=True)
+    wait_until(lambda: daemon.worker_pid() not in (None, before), "the next worker")
+    assert daemon.connect().recv(100)
+    # and the budget ends where it would have without reloads
+    daemon.reload()
+    daemon.kill(signal.SIGKILL, worker=True)
+    assert daemon.wait() == 1
+    assert "not restarting; exitcode='9', restart_count='2'" in daemon.log.text()
+
+
 def test_a_restart_with_a_broken_policy_is_retried(zorp):
     # given a policy that is broken on disk while the worker crashes
     daemon = zorp(ECHO)

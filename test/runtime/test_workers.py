@@ -85,3 +85,33 @@ def test_a_reload_replaces_all_or_none(zorp):
         assert control.ask("RELOAD WAIT").startswith("FAIL")
     # then neither worker has changed
     assert [daemon.worker_pid(0), daemon.worker_pid(1)] == before
+
+
+def test_a_worker_that_has_handed_over_may_leave_before_its_neighbour_has(zorp):
+    # given a reload of two workers, one of which takes its time to hand over
+    daemon = zorp(ECHO, arguments=["--num-of-processes", "2"])
+    wait_until(lambda: daemon.pid_file(1).exists(), "the second worker")
+    quick, slow = before = [daemon.worker_pid(0), daemon.worker_pid(1)]
+    os.kill(slow, signal.SIGSTOP)
+    mark = daemon.log.mark()
+    daemon.kill(signal.SIGHUP)
+    # when the other has handed over and left, and then the slow one hands over too
+    wait_until(lambda: not pathlib.Path(f"/proc/{quick}").exists(), "the end of the first worker")
+    os.kill(slow, signal.SIGCONT)
+    daemon.log.wait_for("core.info", 3, "Policy reloaded", after=mark)
+    # then nobody has crashed, and both have successors
+    wait_until(lambda: not {daemon.worker_pid(0), daemon.worker_pid(1)} & {*before, None}, "the successors")
+    assert "Daemon exited" not in daemon.log.text()
+
+
+def test_a_worker_killed_while_it_should_hand_over_holds_up_nobody(zorp):
+    daemon = zorp(ECHO, arguments=["--num-of-processes", "2"])
+    wait_until(lambda: daemon.pid_file(1).exists(), "the second worker")
+    before = [daemon.worker_pid(0), daemon.worker_pid(1)]
+    os.kill(before[1], signal.SIGSTOP)
+    mark = daemon.log.mark()
+    daemon.kill(signal.SIGHUP)
+    wait_until(lambda: not pathlib.Path(f"/proc/{before[0]}").exists(), "the end of the first worker")
+    os.kill(before[1], signal.SIGKILL)
+    daemon.log.wait_for("core.info", 3, "Policy reloaded", after=mark, timeout_s=3)
+    assert daemon.connect().recv(100)
