@@ -6,8 +6,7 @@ Theory of operation
     replace nobody who failed and are not counted.  FailureHook runs the site's
     executable at most once per notify interval, detached, with the arguments of the original.
     Reporter writes what the supervisor of the original wrote: `NAME: text` on standard error
-    while that is attached, afterwards syslog daemon.crit with the ident `supervise/NAME`.  A
-    reader of standard error that is slow or gone does not concern it (Zorp.process.logsinks).
+    while that is attached, afterwards syslog daemon.crit with the ident `supervise/NAME`.
 
     What is decided here is carried out by Zorp.runtime.master.
 """
@@ -17,11 +16,11 @@ from __future__ import annotations
 import collections
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 
 from Zorp.process.logsinks import SyslogSink
-from Zorp.runtime.logsetup import LogSetup
 from Zorp.runtime.options import Options
 
 _IDENT_CHARS = 31
@@ -65,7 +64,7 @@ class Reporter:
 
     def __call__(self, text: str) -> None:
         if self.attached or self._syslog is None:
-            self._stderr.packet(f"{self._name}: {text}\n".encode("utf-8", "backslashreplace"))
+            print(f"{self._name}: {text}", file=sys.stderr, flush=True)
             return
         ident = f"supervise/{self._name}"[:_IDENT_CHARS]
         date = time.strftime("%b %e %H:%M:%S")
