@@ -3,9 +3,10 @@
 Theory of operation
     apply() works from what is harmless to what decides: sets, routing, then the tables nat,
     filter and mangle, mangle last, because it makes the marks that the others read.  Every table
-    is tried before the first is changed.  When a step fails all the same, the tables that were
-    changed get their old chains back, sets their old members, and BackendError says what
-    happened: the old rules stay in force.  At the end everything is read back.
+    is tried before the first is changed, and read back after the last.  When a step fails all the
+    same, or something else is read than was written, the tables that were changed get their old
+    chains back, sets their old members, and BackendError says what happened: the old rules stay
+    in force.
 
     A plan that the kernel holds already changes nothing, not even for a moment.
 
@@ -87,8 +88,8 @@ class Backend:
                     sets.undo()
                     raise
                 sets.finish(keep=[members.name for members in plan.sets])
-            if left := self._drift(plan):
-                raise BackendError(f"the kernel does not hold what it was given: {'; '.join(left[:3])}")
+            if left := self._other_drift(plan):
+                raise BackendError(_not_as_given(left))
             return True
 
     def update_sets(self, plan: Plan) -> bool:
@@ -123,6 +124,8 @@ class Backend:
             for change in changes:
                 self._writer.write(change)
                 done.append(change)
+            if left := self._tables_drift(plan):
+                raise TableError(_not_as_given(left))
         except TableError:
             for change in reversed(done):
                 self._put_back(change, present.get((change.table.family, change.table.name)))
@@ -145,10 +148,15 @@ class Backend:
             return self._drift(plan)
 
     def _drift(self, plan: Plan) -> list[str]:
+        return self._tables_drift(plan) + self._other_drift(plan)
+
+    def _tables_drift(self, plan: Plan) -> list[str]:
         present = self._read()
-        found = [text for table in plan.tables for text in self._table_drift(table, present)]
+        return [text for table in plan.tables for text in self._table_drift(table, present)]
+
+    def _other_drift(self, plan: Plan) -> list[str]:
         with Sets() as sets:
-            found += _set_drift(plan, sets)
+            found = list(_set_drift(plan, sets))
         with Routing() as routing:
             routes, rules = routing.routes(self._site), routing.rules(self._site)
         found += [f"missing: {route}" for route in plan.routes if route not in routes]
@@ -183,6 +191,10 @@ class Backend:
             yield
         except (TableError, SetError, RoutingError) as problem:
             raise BackendError(str(problem)) from None
+
+
+def _not_as_given(left: list[str]) -> str:
+    return f"the kernel does not hold what it was given: {'; '.join(left[:3])}"
 
 
 def _set_drift(plan: Plan, sets: Sets) -> Iterator[str]:

@@ -199,10 +199,9 @@ class PacketRules:
         self._refuse_to_open(plan, {description.instance for description in state.descriptions})
         state = State(state.entries, IndexState.of(plan, state.indexes))
         try:
-            with self._store.lock():
+            with self._store.lock(), self._store.replacing(state):
                 if plan != self.plan or (is_first and state.entries):
                     self._carry(plan)
-                self._store.write(state)
         except StoreError as problem:
             raise RulesError(str(problem)) from None
         before, self.plan = self.plan, plan

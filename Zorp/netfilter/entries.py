@@ -37,6 +37,7 @@ ICMP = {4: 1, 6: 58}
 OTHER = None                     # kind of traffic: every protocol but the three above
 MAX_ENTRIES = 200_000            # of all rules, per family and kind of traffic
 MAX_ENTRIES_PER_RULE = 10_000
+_ANY_PROTOCOL = 0                # what "-p 0" means; no packet of IPv4 or IPv6 has this number itself
 _ANY_ICMP_TYPE = 255             # what the ICMP match takes for "any type"
 
 
@@ -97,6 +98,8 @@ class _Expansion:
         for name in (*rule.iface, *rule.dst_iface):
             if not is_exact_iface(name):
                 raise Unsupported(f"{self._name}: interface name '{name}' has no packet form; rename the interface")
+        if _ANY_PROTOCOL in rule.proto:
+            raise Unsupported(f"{self._name}: protocol {_ANY_PROTOCOL} has no packet form; take it out")
 
     def entries(self, kind: int | None) -> Iterator[tuple[Score, Entry]]:
         """Yield (score, entry) for every way in which the rule matches this kind of traffic."""

@@ -14,6 +14,10 @@ Theory of operation
     comes first, so all that ask for a port come before those that do not) are cut each by itself:
     what no entry of a run takes goes on to the next run.
 
+    The kernel follows at most 15 chains into each other (nf_tables; a gone-to chain counts), of
+    which others stand before and behind a tree.  So no chain of a tree is more than _LEVELS deep;
+    the few lists that would be cut further stay longer.
+
     Zones stand in a cut for the nets they are made of, and anywhere if they name hosts: addresses
     of hosts change sets, never chains.
 
@@ -42,6 +46,7 @@ PORTS = 65_536
 _ALL_PORTS = 0, PORTS - 1
 _COPIES = 3                      # a list that was cut is at most this many times as long in all its pieces
 _WORTHWHILE = 0.9                # a cut that leaves more than this part of the list is none
+_LEVELS = 8                      # chains that a tree goes down at most; PREROUTING, ZORP, ZORP_EVAL, ... come on top
 _LOOK_AHEAD = 64                 # entries of one rule that are compared with each other
 _HASH_DIGITS = 10
 _ORDER = ("iface", "ifgroup", "reqid", "icmp", "sport", "dport", "src", "dst", "local", "set-src", "set-dst")
@@ -100,7 +105,7 @@ class Evaluation:
         """Return rules that ask the tree of one run after that of another, until one decides."""
         rules: list[Rule] = []
         for run in runs[:-1]:
-            chain = self._chain(self._tree(run, _ALL_PORTS, _COPIES * len(run)))
+            chain = self._chain(self._tree(run, _ALL_PORTS, _COPIES * len(run), level=1))
             rules += [Rule((), Target("jump", (chain,))), Rule((self._undecided._replace(negated=True),), RETURN)]
         return rules + self._tree(runs[-1], _ALL_PORTS, _COPIES * len(runs[-1]))
 
@@ -186,17 +191,18 @@ class Evaluation:
 
     # ---- chains
 
-    def _tree(self, views: list[_View], ports: Span, budget: int) -> list[Rule]:
+    def _tree(self, views: list[_View], ports: Span, budget: int, level: int = 0) -> list[Rule]:
         """Return the rules for a list; its pieces may hold `budget` entries together."""
         rules: list[Rule] = []
         while True:
             views = self._reduced(views, ports)
-            cut = self._best_cut(views, ports, budget) if len(views) > self._most else None
+            is_long = len(views) > self._most and level < _LEVELS
+            cut = self._best_cut(views, ports, budget) if is_long else None
             if cut is None:
                 return rules + [Rule(self._ordered(self._tests(view, ports)), action(view.entry.index))
                                 for view in views]
             total = len(cut.inside) + len(cut.outside)
-            inside = self._tree(cut.inside, cut.inside_ports, budget * len(cut.inside) // total)
+            inside = self._tree(cut.inside, cut.inside_ports, budget * len(cut.inside) // total, level + 1)
             rules.append(Rule(cut.tests, self._target_of(inside)))
             views, ports, budget = cut.outside, cut.outside_ports, budget * len(cut.outside) // total
 

@@ -70,7 +70,7 @@ class Child:
     def __init__(self, line: InstanceLine, command: Iterable[str] | None = None) -> None:
         """Start it.  Raises PolicyUnusable."""
         self.instance = line.name
-        words = [*(command or zorp_command()), "--as", line.name, *line.zorp_args, "--describe", "--no-syslog"]
+        words = [*(command or zorp_command()), *line.zorp_words, "--describe", "--no-syslog"]
         self._output, self._complaints = os.memfd_create("description"), os.memfd_create("complaints")
         try:
             self._program = subprocess.Popen(

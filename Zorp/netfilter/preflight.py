@@ -5,6 +5,7 @@ An error stops a load, a warning does not.  Nothing is changed here.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 import re
@@ -15,6 +16,7 @@ from Zorp.netfilter import probes
 from Zorp.netfilter.plan import Plan
 from Zorp.netfilter.render import Present
 from Zorp.netfilter.site import Site
+from Zorp.netfilter.tables import TableError, read_tables
 
 _PROC = pathlib.Path("/proc")
 _MARK = re.compile(r"mark(?:s|ed)?\s+(0x[0-9a-f]+|[0-9]+)(?:/(0x[0-9a-f]+|[0-9]+))?")
@@ -40,7 +42,7 @@ def adapted(site: Site) -> Site:
 
 def findings(site: Site, plan: Plan, present: dict[tuple[int, str], Present], backend: str) -> list[Finding]:
     """Return everything that is wrong with this host for this plan, errors first."""
-    found = [*_kernel(site, plan), *_routing(site), *_tables(site, present, backend)]
+    found = [*_kernel(site, plan), *_routing(site), *_tables(site, present, backend), *_other_tables(site, backend)]
     return sorted(found, key=lambda finding: not finding.is_error)
 
 
@@ -105,11 +107,30 @@ def _tables(site: Site, present: dict[tuple[int, str], Present], backend: str) -
             yield Finding(False, f"{command}: what no rule takes may reach this host itself, the policy of INPUT is "
                           "ACCEPT", f"{command} -P INPUT DROP, after rules for what the host needs")
         yield from _foreign_marks(site, family, name, held)
-    if backend == "nft" and (_PROC / "net/ip_tables_names").exists():
-        names = (_PROC / "net/ip_tables_names").read_text().split()
-        if names:
-            yield Finding(False, f"the legacy tables are in use beside the ones we write; tables: {' '.join(names)}",
-                          "move their rules, or set backend: legacy-restore in kzorp.yml")
+    if backend == "nft" and (names := _lines(_PROC / "net/ip_tables_names")):
+        yield Finding(False, f"the legacy tables are in use beside the ones we write; tables: {' '.join(names)}",
+                      "move their rules, or set backend: legacy-restore in kzorp.yml")
+
+
+def _other_tables(site: Site, backend: str) -> Iterator[Finding]:
+    """Yield a finding when the other kind of tables holds our chains: every packet would meet both."""
+    other = "legacy" if backend == "nft" else "nft"
+    for family, names in ((4, "net/ip_tables_names"), (6, "net/ip6_tables_names")):
+        if family not in site.families or (other == "legacy" and not _lines(_PROC / names)):
+            continue                                     # reading them would load the modules of the legacy tables
+        with contextlib.suppress(TableError):            # that kind of iptables is not there
+            if any(held.ours for held in read_tables(family, other).values()):
+                setting = "nft" if other == "nft" else "legacy-restore"
+                yield Finding(True, f"the {other} tables hold packet rules of ours from before the back end changed; "
+                              f"family='{family}'", f"set backend: {setting} in kzorp.yml, run kzorp-setup unload, "
+                              "and set it back")
+
+
+def _lines(path: pathlib.Path) -> list[str]:
+    try:
+        return path.read_text().split()
+    except OSError:
+        return []
 
 
 def _foreign_marks(site: Site, family: int, name: str, held: Present) -> Iterator[Finding]:

@@ -126,8 +126,8 @@ def _put_in_force(site: Site, entries: tuple[Entry, ...]) -> int:
         state = State(entries, before.indexes)
         plan = compile_plan(state.descriptions, site, state.indexes)
         _refuse_on_errors(site, plan, backend)
-        changed = backend.apply(plan)
-        store.write(State(entries, IndexState.of(plan, state.indexes)))
+        with store.replacing(State(entries, IndexState.of(plan, state.indexes))):
+            changed = backend.apply(plan)
         ended = _settle_sessions(site, before, plan, state) if changed and not site.keep_sessions else 0
     print(f"{'loaded' if changed else 'unchanged'}; instances: {len(entries)}, rules: {len(plan.indexes)}, "
           f"sets: {len(plan.sets)}, back end: {backend.name}, forwarded connections ended: {ended}")
@@ -179,9 +179,8 @@ def _unload(options: argparse.Namespace) -> int:
     site = _site(options)
     _refuse_beside_kzorpd(site)
     store, backend = Store(site.state_dir), open_backend(site)
-    with store.lock():
+    with store.lock(), store.replacing(State((), store.read().indexes)):
         backend.unload()
-        store.write(State((), store.read().indexes))
     return EXIT_OK
 
 

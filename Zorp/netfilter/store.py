@@ -4,8 +4,9 @@ Theory of operation
     The state is the descriptions in force, in upload order, and the indexes of their rules
     (without which connections that live now would be taken for others after a restart).  It is
     one file in the state directory, written beside and renamed, so a reader finds the old state
-    or the new one.  Who changes packet rules holds the lock from before it reads the state until
-    after it has written it; the kernel frees the lock of a process that dies.
+    or the new one.  It is written before the kernel is changed and renamed after that: a full
+    disk leaves the kernel as it was.  Who changes packet rules holds the lock from before it
+    reads the state until after it has written it; the kernel frees the lock of a process that dies.
 
     A file that makes no sense is treated as absent and reported: the policies can be read again,
     and rules are compiled from them.  Only the stability of indexes is lost.
@@ -131,18 +132,30 @@ class Store:
                 "file='%s', error='%s'", (self._path, problem))
             return State()
 
-    def write(self, state: State) -> None:
-        """Replace the state.  Raises StoreError; the old state stays then."""
+    @contextlib.contextmanager
+    def replacing(self, state: State) -> Iterator[None]:
+        """Make this the state when the `with` block ends without an exception, in which the kernel is changed.
+
+        What can fail for want of room or rights fails before the block.  Raises StoreError; the old
+        state stays then.
+        """
         value = {"version": _VERSION, "indexes": json.loads(state.indexes.to_json()), "instances": [
             {"handed_over": entry.handed_over, "description": json.loads(to_json(entry.description))}
             for entry in state.entries]}
-        try:
+        with self._errors():
             descriptor = self._open(self._path + ".new", os.O_WRONLY | os.O_TRUNC)
             with open(descriptor, "w", encoding="utf-8") as file:
                 json.dump(value, file, separators=(",", ":"))
                 file.flush()
                 os.fsync(file.fileno())
+        yield
+        with self._errors():
             os.replace(self._path + ".new", self._path)
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as problem:
             raise StoreError(f"Cannot write the state of the packet rules; file='{self._path}', "
                              f"error='{problem.strerror}'") from None

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from test.support.net import Namespace, net
+from test.support.net import SERVER, Namespace, net
 from Zorp.netfilter.backend import Backend, BackendError, open_backend
 from Zorp.netfilter.compiler import compile_plan
 from Zorp.netfilter.ipsets import SetError, Sets
@@ -66,6 +66,70 @@ def test_failure_of_the_last_table_brings_the_old_state_back(namespace, kind):
         assert not good.apply(new)
 
     namespace.inside(story)
+
+
+class WritesSomethingElse(RestoreWriter):
+    """Writes a rule that nobody asked for."""
+
+    def write(self, change):
+        super().write(change)
+        if (change.table.family, change.table.name) == (4, "mangle"):
+            command = "iptables-nft" if self.name == "nft" else "iptables-legacy"
+            subprocess.run([command, "-t", "mangle", "-A", "ZORP_EVAL", "-p", "0", "-j", "ACCEPT"], check=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rules_that_are_read_back_otherwise_do_not_stay(namespace, kind):
+    def story():
+        old, new = plan_of("10.1.0.0/24"), plan_of("10.2.0.0/24", port=81)
+        good = Backend(Site(), RestoreWriter(kind))
+        assert good.apply(old)
+        with pytest.raises(BackendError, match="does not hold what it was given: iptables table mangle"):
+            Backend(Site(), WritesSomethingElse(kind)).apply(new)
+        assert good.drift(old) == []
+
+    namespace.inside(story)
+
+
+class Killed(BaseException):
+    """What a SIGKILL looks like from inside: nothing is put right."""
+
+
+class DiesBefore(RestoreWriter):
+    """Is killed when sets have their new members, and before it writes the table mangle of this family."""
+
+    def __init__(self, kind, family):
+        super().__init__(kind)
+        self._last = family, "mangle"
+
+    def write(self, change):
+        if (change.table.family, change.table.name) == self._last:
+            raise Killed
+        super().write(change)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_load_that_is_killed_leaves_no_way_past_the_proxy_and_the_next_repairs_it(net, kind, family):
+    # given rules that divert a client's port 80 to a proxy, which is not there
+    net.firewall.configure("nft" if kind == "nft" else "legacy-restore")
+    for each in (4, 6):
+        net.firewall.iptables("-P", "FORWARD", "ACCEPT", family=each)
+    old, new = plan_of("10.1.0.0/24"), plan_of("10.1.0.0/25", port=81)
+    good = Backend(Site(), RestoreWriter(kind))
+    net.firewall.inside(lambda: good.apply(old))
+    server = net.server.listen(SERVER, 80)
+    # when the next load is killed between the sets and the rules
+    with pytest.raises(Killed):
+        net.firewall.inside(lambda: Backend(Site(), DiesBefore(kind, family)).apply(new))
+    # then nothing of the client reaches the server
+    with pytest.raises(TimeoutError):
+        net.client.connect(SERVER, 80, timeout_s=0.3)
+    assert server.nobody_came(within_s=0.1)
+    # and the next load leaves exactly what it wants
+    assert net.firewall.inside(lambda: good.apply(new))
+    assert net.firewall.inside(lambda: good.drift(new)) == []
+    assert not [name for name in net.firewall.run("ipset", "list", "-n").stdout.split() if "~" in name]
 
 
 @pytest.mark.parametrize("kind", KINDS)

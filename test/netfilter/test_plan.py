@@ -53,6 +53,31 @@ def instance(*rules, name="i", zones=(), services=(WEB, FWD, NO)):
     return InstanceDescription(instance=name, zones=zones, services=services, rules=rules, listeners=LISTENERS)
 
 
+def levels(plan, name="ZORP", family=4):
+    """Return how many chains follow each other at most, this one included."""
+    return 1 + max((levels(plan, rule.target.values[0], family) for found in plan.table(family, "mangle").chains
+                    if found.name == name for rule in found.rules if rule.target.what in ("goto", "jump")), default=0)
+
+
+def test_the_way_to_a_rule_is_no_longer_than_nf_tables_follows():
+    # given a rule with so many ports that the tree of questions would be deep, also for datagrams that come again
+    listeners = tuple(ListenerData(17, address, 50_080) for address in ("127.0.0.1", "::1"))
+    described = dataclasses.replace(instance(RuleData(rule_id=1, service="web", proto=(17,), dst_port=tuple(
+        (port, port) for port in range(1, 12_000, 2)))), listeners=listeners)
+    plan = compile_plan([described], Site(split_above=1))
+    # then PREROUTING, a chain of the site and ours are at most the 16 that follow each other
+    assert levels(plan) <= 14
+    # and each port still finds it
+    for port, found in ((1, True), (2, False), (5_999, True), (11_999, True), (12_001, False)):
+        rule, _ = Model(plan).rule_of(Traffic(2, 1, 2, 17, src_port=1, dst_port=port))
+        assert (rule is not None) == found
+
+
+def test_the_number_that_means_every_protocol_is_refused():
+    with pytest.raises(CompileError, match="rule 1: protocol 0 has no packet form"):
+        compile_plan([instance(RuleData(rule_id=1, service="fwd", proto=(0,)))], Site())
+
+
 def chain(plan, name, family=4):
     return [str(rule) for table in plan.tables if table.family == family for found in table.chains
             if found.name == name for rule in found.rules]

@@ -14,8 +14,13 @@ STATE = State((Entry(InstanceDescription(instance="a", zones=(ZoneData(name="z",
                      handed_over=True), Entry(InstanceDescription(instance="b"))), IndexState({"k": 7}, 9))
 
 
+def write(store, state):
+    with store.replacing(state):
+        pass
+
+
 def test_what_was_written_is_read(tmp_path):
-    Store(str(tmp_path)).write(STATE)
+    write(Store(str(tmp_path)), STATE)
     assert Store(str(tmp_path)).read() == STATE
 
 
@@ -44,7 +49,7 @@ def test_the_second_writer_waits_and_gives_up_in_time(tmp_path):
     with first.lock(), pytest.raises(StoreError, match="Another program"), second.lock(deadline_s=0.1):
         pytest.fail("two writers")
     with second.lock(deadline_s=0.1):
-        second.write(STATE)
+        write(second, STATE)
 
 
 def test_what_root_writes_is_for_the_owner_of_the_directory():
@@ -53,23 +58,31 @@ def test_what_root_writes_is_for_the_owner_of_the_directory():
         os.chown(directory, NOBODY, NOBODY)
         store = Store(directory)
         with store.lock():
-            store.write(STATE)
+            write(store, STATE)
 
         # then that user can lock, read and write it
         def go_on():
             with store.lock(deadline_s=1):
                 state = store.read()
-                store.write(state.without("a"))
+                write(store, state.without("a"))
             return [entry.description.instance for entry in state.entries]
 
         assert run_unprivileged(go_on) == ["a", "b"]
         assert [entry.description.instance for entry in store.read().entries] == ["b"]
 
 
+def test_a_change_of_the_kernel_that_fails_leaves_the_old_state(tmp_path):
+    store = Store(str(tmp_path))
+    write(store, STATE)
+    with pytest.raises(ZeroDivisionError), store.replacing(State()):
+        raise ZeroDivisionError
+    assert store.read() == STATE
+
+
 def test_a_state_that_cannot_be_written_leaves_the_old_one(tmp_path):
     store = Store(str(tmp_path))
-    store.write(STATE)
+    write(store, STATE)
     (tmp_path / (FILE_NAME + ".new")).mkdir()
-    with pytest.raises(StoreError, match="Cannot write"):
-        store.write(State())
+    with pytest.raises(StoreError, match="Cannot write"), store.replacing(State()):
+        pytest.fail("the kernel would be changed")
     assert store.read() == STATE
