@@ -1,0 +1,88 @@
+"""A host that is not as it should be: two back ends in turn, full disks, foreign rules that name our chains."""
+
+import pytest
+
+from test.support.net import SERVER, net, policy
+
+__all__ = ["net"]
+pytestmark = [pytest.mark.netns, pytest.mark.timeout(120)]
+
+OLD, NEW = (policy(f"Service('web', PlugProxy)\nRule(proto=6, dst_port={port}, service='web')") for port in (80, 81))
+
+
+@pytest.fixture(params=["nft", "legacy-restore"])
+def backend(request, net):
+    net.firewall.configure(request.param)
+    return request.param
+
+
+def saved(net):
+    """The rules of both kinds of tables, without counters."""
+    texts = (net.firewall.run(f"iptables-{kind}-save").stdout for kind in ("nft", "legacy"))
+    return [line.partition(" [")[0] for text in texts for line in text.splitlines() if not line.startswith("#")]
+
+
+def test_another_back_end_is_refused_while_rules_of_the_first_are_there(net, backend):
+    # given rules that were loaded with one back end
+    net.firewall.start_zorp(OLD)
+    rules = saved(net)
+    # when the site sets the other one
+    net.firewall.backend = {"nft": "legacy-restore", "legacy-restore": "nft"}[backend]
+    refused = net.firewall.setup("load", check=False)
+    # then nothing changes, and the message says how to go about it
+    assert refused.returncode == 1
+    assert f"set backend: {backend} in kzorp.yml, run kzorp-setup unload" in refused.stderr
+    assert saved(net) == rules
+    # and having done so it works
+    net.firewall.backend, other = backend, net.firewall.backend
+    net.firewall.setup("unload")
+    net.firewall.backend = other
+    assert net.firewall.setup("load").stdout.startswith("loaded")
+    assert net.firewall.setup("status").stdout == "in force\n"
+
+
+def test_a_state_that_cannot_be_stored_leaves_the_kernel_as_it_was(net, backend):
+    # given rules in force, and a state directory that takes no new file
+    daemon = net.firewall.start_zorp(OLD)
+    rules = saved(net)
+    (net.firewall.directory / "packet-rules.json.new").mkdir()
+    # when another policy is loaded
+    daemon.write_policy(NEW)
+    refused = net.firewall.setup("load", check=False)
+    # then it is refused, and what is in force is what is stored
+    assert refused.returncode == 1
+    assert "Cannot write the state of the packet rules" in refused.stderr
+    assert saved(net) == rules
+    assert net.firewall.setup("status").stdout == "in force\n"
+    # and the same holds for unloading
+    assert net.firewall.setup("unload", check=False).returncode == 1
+    assert saved(net) == rules
+
+
+def test_a_foreign_rule_that_names_a_chain_which_has_to_go_is_named_and_changes_nothing(net, backend):
+    # given a rule of the site that leads into a chain of ours that the next policy does not have
+    daemon = net.firewall.start_zorp(policy("DenyService('no')\nRule(proto=6, dst_port=80, service='no')"))
+    net.firewall.iptables("-N", "SITE", "-t", "mangle")
+    net.firewall.iptables("-A", "SITE", "-t", "mangle", "-j", "ZORP_R1")
+    rules = saved(net)
+    daemon.write_policy(OLD)
+    # when that policy is loaded
+    refused = net.firewall.setup("load", check=False)
+    # then the chain is named, and the old rules are in force
+    assert refused.returncode == 1
+    assert "ZORP_R1" in refused.stderr
+    assert saved(net) == rules
+    assert net.firewall.setup("status").stdout == "in force\n"
+    # and without the site's rule it works
+    net.firewall.iptables("-F", "SITE", "-t", "mangle")
+    assert net.firewall.setup("load").stdout.startswith("loaded")
+
+
+def test_a_host_without_any_rule_of_a_policy_forwards_nothing(net, backend):
+    for family in (4, 6):
+        net.firewall.iptables("-P", "FORWARD", "ACCEPT", family=family)
+    net.firewall.start_zorp(policy("Service('web', PlugProxy)"))
+    server = net.server.listen(SERVER, 80)
+    with pytest.raises(TimeoutError):
+        net.client.connect(SERVER, 80, timeout_s=0.3)
+    assert server.nobody_came(within_s=0.1)
