@@ -36,15 +36,17 @@ from Zorp.Exceptions import PolicyError
 from Zorp.language import arguments
 from Zorp.language.caller import policy_caller
 from Zorp.Log import log
+from Zorp.rules import denials
 from Zorp.rules.conditions import ALIASES, PortRange, read_conditions, read_description
-from Zorp.rules.engine import DIMENSIONS, RuleData, RuleEngine, Traffic
+from Zorp.rules.engine import DIMENSIONS, NetData, RuleData, RuleEngine, Traffic
 from Zorp.rules.lint import nets_for_everyone, shadowed
+from Zorp.Service import DenyService
 from Zorp.SockAddr import from_sockaddr
 from Zorp.transport.interfaces import incoming_interface, interfaces
 from Zorp.transport.stream import kind_of
 from Zorp.Util import makeSequence
 from Zorp.Zone import Zone
-from Zorp.zones.table import unmapped_address
+from Zorp.zones.table import unmapped_address, unmapped_net
 
 __all__ = ["PortRange", "Rule", "RuleSet"]
 
@@ -186,6 +188,27 @@ def refuse_detect(detect, default):
     raise PolicyError("Protocol detection is not built yet", remedy="give service= one service instead of detect=")
 
 
+class _Address(NamedTuple):
+    """As much of an address as a look-up of zones needs."""
+
+    family: int
+    ip_int: int
+
+
+def _zone_facts():
+    """Return what is known of the zones of the policy, as data."""
+    def zone_at(family, value):
+        zone = Zone.lookup(_Address(family, value))
+        return zone.name if zone is not None else None
+
+    return denials.ZoneFacts(
+        parents={name: zone.admin_parent.name if zone.admin_parent is not None else None
+                 for name, zone in Globals.zones.items()},
+        nets={name: [NetData(*unmapped_net(net.family, net.network_int, net.mask_bits)) for net in zone.subnets]
+              for name, zone in Globals.zones.items()},
+        zone_at=zone_at)
+
+
 class RuleSet:
     """The rules of an instance, and the decision between them.
 
@@ -264,10 +287,12 @@ class RuleSet:
         engine = self._compile()
         losers = list(shadowed(engine))
         for loser, winner in losers[:_MOST_REPORTS]:
-            log(None, CORE_POLICY, 2, "Rule can never win; rule_id='%d', service='%s', winner='%d', instead='%s'",
-                (loser.rule_id, loser.service, winner.rule_id, winner.service))
+            log(None, CORE_POLICY, 2, "Rule can never win; rule_id='%d', service='%s', place='%s', winner='%d', "
+                "instead='%s', winner_place='%s'", (loser.rule_id, loser.service, self._place_of(loser),
+                                                    winner.rule_id, winner.service, self._place_of(winner)))
         if len(losers) > _MOST_REPORTS:
             log(None, CORE_POLICY, 2, "More rules can never win; number='%d'", (len(losers) - _MOST_REPORTS,))
+        self._report_holes(engine)
         for rule, dimension in nets_for_everyone(engine.rules):
             log(None, CORE_POLICY, 3, "Subnet of length 0 outranks every zone condition; rule_id='%d', dimension='%s'",
                 (rule.rule_id, dimension))
@@ -275,6 +300,23 @@ class RuleSet:
             log(None, CORE_POLICY, 2, "Conditions on IPsec request ids do not match here; reqids='%s'",
                 (",".join(map(str, sorted(engine.incoming.reqids))),))
         log(None, CORE_INFO, 4, "Rules compiled; rules='%d', zones='%d'", (len(engine.rules), len(Globals.zones)))
+
+    def _report_holes(self, engine):
+        """Name rules that deny and lose to a permitting one; see Zorp.rules.denials."""
+        denying = {rule.service for rule in engine.rules if isinstance(Globals.services.get(rule.service), DenyService)}
+        if not denying:
+            return
+        for hole in denials.holes(engine, denying, _zone_facts()):
+            loser, winner = hole.denial, hole.winner
+            log(None, CORE_POLICY, 2,
+                "Deny rule loses to a permitting one; rule_id='%d', service='%s', place='%s', winner='%d', "
+                "permits='%s', winner_place='%s', winner_is_narrower_in='%s', denial_is_narrower_in='%s'; give the "
+                "deny rule the %s as well, or the permitting one the %s",
+                (loser.rule_id, loser.service, self._place_of(loser), winner.rule_id, winner.service,
+                 self._place_of(winner), hole.decided_by, hole.narrower_in, hole.decided_by, hole.narrower_in))
+
+    def _place_of(self, rule):
+        return self._by_id[rule.rule_id].place or "unknown"
 
     def _compile(self):
         with self._engine_lock:

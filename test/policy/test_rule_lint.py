@@ -89,11 +89,11 @@ def texts(log_lines):
 
 
 def test_a_shadowed_rule_is_reported_once_with_its_winner(policy, log_lines):
-    Rule(rule_id=3, service="s", dst_port=80)
-    Rule(rule_id=7, service="t", dst_port=80)
+    winner, loser = Rule(rule_id=3, service="s", dst_port=80), Rule(rule_id=7, service="t", dst_port=80)
     Globals.rules.check()
     assert texts(log_lines) == [
-        ("core.policy", 2, "Rule can never win; rule_id='7', service='t', winner='3', instead='s'")]
+        ("core.policy", 2, f"Rule can never win; rule_id='7', service='t', place='{loser.place}', "
+                           f"winner='3', instead='s', winner_place='{winner.place}'")]
 
 
 def test_many_shadowed_rules_are_counted(policy, log_lines):
