@@ -184,6 +184,12 @@ class Sink(abc.ABC):
         if first and self.on_backlog is not None:
             self.on_backlog()
 
+    def forget(self) -> None:
+        """After a fork: what waits is our parent's to write."""
+        with self._line_lock:
+            self._line.clear()
+            self._line_bytes = self._dropped = 0
+
     def flush(self) -> bool:
         """Write what waits; True when nothing waits any more."""
         with self._line_lock:
@@ -207,13 +213,19 @@ class StderrSink(Sink):
         super().__init__(formatter)
         self._descriptor_number = descriptor
         self._poller = None
-        mode = os.fstat(descriptor).st_mode
+        try:
+            mode = os.fstat(descriptor).st_mode
+        except OSError:
+            mode = 0                     # whoever started us closed it: what is written is lost
         if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
             self._poller = select.poll()
             self._poller.register(descriptor, select.POLLOUT)
 
     def __call__(self, tag: str, level: int, session: str | None, text: str) -> None:
-        packet = (self._formatter.plain(tag, level, session, text) + "\n").encode("utf-8", "backslashreplace")
+        self.packet((self._formatter.plain(tag, level, session, text) + "\n").encode("utf-8", "backslashreplace"))
+
+    def packet(self, packet: bytes) -> None:
+        """Write whole lines as they are."""
         if self._poller is None and not self._line:
             try:
                 taken = os.write(self._descriptor_number, packet)

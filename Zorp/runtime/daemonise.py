@@ -21,6 +21,7 @@ import contextlib
 import ctypes
 import os
 import sys
+from collections.abc import Iterator
 
 import daemon
 
@@ -100,6 +101,16 @@ def working_directory(options: Options) -> str:
     return cores if os.path.isdir(cores) else "/"
 
 
+def occupy_standard_descriptors() -> None:
+    """Open those of 0, 1, 2 that are closed: no file of ours may be where others write what they have to say."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8", closefd=False))
+
+
 def silence() -> None:
     """Give standard input, output and error to /dev/null."""
     sys.stdout.flush()
@@ -133,7 +144,18 @@ class ProcessTitle:
     def show_worker(self, name: str, is_master: bool) -> None:
         """Show a worker with the whole command line, as it would be if it were started by itself."""
         role = ["--master" if is_master else "--slave", name] if "#" in name else []
-        self.show("zorp", *role, *sys.argv[1:])
+        self.show("zorp", *role, *(_without_role(sys.argv[1:]) if role else sys.argv[1:]))
+
+
+def _without_role(words: list[str]) -> Iterator[str]:
+    """Yield the words of a command line but for --master and --slave."""
+    rest = iter(words)
+    for word in rest:
+        option, equals, _ = word.partition("=")
+        if option not in ("--master", "--slave"):
+            yield word
+        elif not equals:
+            next(rest, None)
 
 
 title = ProcessTitle()

@@ -13,27 +13,47 @@ _DRAIN_PAUSE_S = 0.01
 
 
 class LogSetup:
-    """The sink of this process and what belongs to it."""
+    """The sinks of this process and what belongs to them.
+
+    `sink` gets the log.  `stderr` is for what is said to whoever started us, the same object when
+    the log goes there: neither ever waits for who reads it, or ends with who does not.
+    """
 
     def __init__(self, options: Options) -> None:
         """Install sink, spec and verbosity.  Raises Zorp.Log.BadLogSpec."""
         formatter = Formatter(options.log_format, options.instance, severity=options.log_severity)
-        self.sink = SyslogSink(formatter, options.log_socket) if options.syslog else StderrSink(formatter)
+        self.stderr = StderrSink(formatter)
+        self.sink = SyslogSink(formatter, options.log_socket) if options.syslog else self.stderr
         self.throttle = Throttle(options.log_rate) if options.log_rate else None
         Log.configure(sink=self.sink, throttle=self.throttle, escape_high=options.log_escape,
                       secrets=options.log_secrets, structured=options.log_format != "classic")
         Log.set_filter(Log.Filter(options.verbosity, options.log_spec))
 
     def after_fork(self) -> None:
-        """Give this process a connection of its own."""
+        """Give this process a connection and lines of its own."""
+        self.stderr.forget()
         if isinstance(self.sink, SyslogSink):
+            self.sink.forget()
             self.sink.reopen()
+
+    @property
+    def waiting(self) -> bool:
+        """True while flush() has something to do."""
+        return self.sink.waiting or self.stderr.waiting
+
+    def flush(self) -> None:
+        """Write what can be written now."""
+        for sink in (self.sink, self.stderr):
+            if sink.waiting:
+                sink.flush()
 
     def drain(self) -> None:
         """Last chance for lines that wait; the process is about to end."""
         deadline = time.monotonic() + _DRAIN_S
-        while not self.sink.flush() and time.monotonic() < deadline:
+        self.flush()
+        while self.waiting and time.monotonic() < deadline:
             time.sleep(_DRAIN_PAUSE_S)
+            self.flush()
 
     def tick(self) -> None:
         """Report what was held back; called every few seconds."""

@@ -63,6 +63,7 @@ def version_text() -> str:
 
 
 def _run(options: Options) -> int:
+    daemonise.occupy_standard_descriptors()
     report = daemonise.detach(options) if options.mode.detached else daemonise.StartReport()
     try:
         return _set_up(options, report).run()
@@ -80,7 +81,7 @@ def _set_up(options: Options, report: daemonise.StartReport) -> Master:
     if options.enable_core:
         complaints.append(privileges.allow_core_dumps(os.getcwd()))
     log_setup = _set_up_log(options)
-    reporter = Reporter(options.process_names[0], log_setup.sink)
+    reporter = Reporter(options.process_names[0], log_setup)
     try:
         notifier = Notifier()
     except BadWatchdogTime as problem:

@@ -112,14 +112,13 @@ class Master:
             for key, events in self._selector.select(self._sleep_s()):
                 key.data(events)
             self._timers.run_due()
-            if self._log_setup.sink.waiting:
-                self._log_setup.sink.flush()
+            self._log_setup.flush()
         self._clean_up()
         return self._exit_status
 
     def _sleep_s(self) -> float | None:
         sleep_s = self._timers.timeout()
-        if self._log_setup.sink.waiting:
+        if self._log_setup.waiting:
             return _LOG_FLUSH_S if sleep_s is None else min(sleep_s, _LOG_FLUSH_S)
         return sleep_s
 

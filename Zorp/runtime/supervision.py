@@ -6,7 +6,8 @@ Theory of operation
     replace nobody who failed and are not counted.  FailureHook runs the site's
     executable at most once per notify interval, detached, with the arguments of the original.
     Reporter writes what the supervisor of the original wrote: `NAME: text` on standard error
-    while that is attached, afterwards syslog daemon.crit with the ident `supervise/NAME`.
+    while that is attached, afterwards syslog daemon.crit with the ident `supervise/NAME`.  A
+    reader of standard error that is slow or gone does not concern it (Zorp.process.logsinks).
 
     What is decided here is carried out by Zorp.runtime.master.
 """
@@ -16,11 +17,11 @@ from __future__ import annotations
 import collections
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 
 from Zorp.process.logsinks import SyslogSink
+from Zorp.runtime.logsetup import LogSetup
 from Zorp.runtime.options import Options
 
 _IDENT_CHARS = 31
@@ -56,15 +57,15 @@ class RestartBudget:
 class Reporter:
     """The supervisor's own messages."""
 
-    def __init__(self, name: str, sink: object) -> None:
-        """sink: the log's; only the system log can take over from standard error."""
+    def __init__(self, name: str, log_setup: LogSetup) -> None:
         self._name = name
-        self._syslog = sink if isinstance(sink, SyslogSink) else None
+        self._stderr = log_setup.stderr
+        self._syslog = log_setup.sink if isinstance(log_setup.sink, SyslogSink) else None   # can take over
         self.attached = True             # standard error still belongs to whoever started us
 
     def __call__(self, text: str) -> None:
         if self.attached or self._syslog is None:
-            print(f"{self._name}: {text}", file=sys.stderr, flush=True)
+            self._stderr.packet(f"{self._name}: {text}\n".encode("utf-8", "backslashreplace"))
             return
         ident = f"supervise/{self._name}"[:_IDENT_CHARS]
         date = time.strftime("%b %e %H:%M:%S")

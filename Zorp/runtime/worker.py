@@ -8,7 +8,7 @@ Theory of operation
 
         from the master    go        accept; carries what the predecessor handed over
                            retire    stop accepting, hand over, finish the sessions, exit
-                           stop      stop accepting, wait up to the grace, clean up, exit
+                           stop      stop accepting, wait up to the grace, clean up if in force, exit
                            ask       a question of the control socket; the loop answers it
                            ping      answer at once: the loop turns
                            verbosity change the level
@@ -131,6 +131,7 @@ class Worker:
         self._terms = 0
         self._posted: collections.deque[Callable[[], None]] = collections.deque()     # by other threads, for the loop
         self._retired = False
+        self._cleans_up = False
         self._zone_names: ZoneNames | None = None
         self._packet_rules = PacketRules(options)
         self._consent = Consent(channel.send, max(options.reload_patience, 1))
@@ -176,7 +177,8 @@ class Worker:
 
     def _give_up(self, reason: str) -> None:
         if self._options.syslog and self._identity.initial:
-            print(f"{self._identity.name}: {reason}", file=sys.stderr)   # who typed the command reads no syslog
+            words = f"{self._identity.name}: {reason}\n"        # who typed the command reads no syslog
+            self._log_setup.stderr.packet(words.encode("utf-8", "backslashreplace"))
         self._deinitialise()
         self._channel.send("failed", status=EXIT_POLICY, reason=reason)
 
@@ -334,6 +336,7 @@ class Worker:
 
     def _on_stop(self, message: Message) -> None:
         self._acceptor.stop()
+        self._cleans_up = message["is_in_force"]
         self._end_with_sessions(message["within_s"])
 
     def _on_ask(self, message: Message) -> None:
@@ -429,9 +432,11 @@ class Worker:
     def _end(self) -> None:
         if self._exit_status is not None:        # told twice: a stop after a reload
             return
-        if not self._retired:            # one generation cleans up, the last
+        if self._cleans_up:
             self._loader.call_if_defined(
                 "cleanup", self._options.names, self._identity.name, int(self._identity.is_master))
+        elif not self._retired:          # never in force: the load failed in another process
+            self._deinitialise()
         self._exit_status = EXIT_OK
 
     def _quit(self, exit_code) -> None:

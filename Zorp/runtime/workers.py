@@ -149,11 +149,14 @@ class Workers:
     # ---- the end
 
     def end(self, handle: Handle, within_s: float) -> None:
-        """Let it end in its own way; one that is loading does not listen, and has nothing to lose."""
+        """Let it end in its own way; one that is loading does not listen, and has nothing to lose.
+
+        The policy that is in force when the instance stops cleans up, and no other.
+        """
         if handle.state is State.LOADING:
             self._kill(handle)
         handle.state = State.STOPPING
-        self.send(handle, "stop", within_s=within_s)
+        self.send(handle, "stop", within_s=within_s, is_in_force=handle.slot.serving is handle)
         self.kill_later(handle, within_s)
 
     def kill_later(self, handle: Handle, within_s: float) -> None:
