@@ -78,7 +78,7 @@ class Lifecycle:
 
     def command(self, instance: InstanceLine) -> list[str]:
         """Return the command line that starts an instance."""
-        words = [self._host.zorp, "--as", instance.name, *instance.zorp_args]
+        words = [self._host.zorp, *instance.zorp_words]
         if self._host.pid_dir != "/var/run/zorp" and "--pid-dir" not in words:
             words += ["--pid-dir", self._host.pid_dir]
         words += ["--num-of-processes", str(instance.number_of_processes)]

@@ -70,6 +70,7 @@ class Child:
     def __init__(self, line: InstanceLine, command: Iterable[str] | None = None) -> None:
         """Start it.  Raises PolicyUnusable."""
         self.instance = line.name
+        self._place = f"instances.conf:{line.line_number}"
         words = [*(command or zorp_command()), *line.zorp_words, "--describe", "--no-syslog"]
         self._output, self._complaints = os.memfd_create("description"), os.memfd_create("complaints")
         try:
@@ -97,7 +98,9 @@ class Child:
         except DescriptionError as problem:
             raise PolicyUnusable(str(problem)) from None
         if description.instance != self.instance:
-            raise PolicyUnusable(f"instance '{self.instance}': the description is of '{description.instance}'")
+            raise PolicyUnusable(
+                f"{self._place}: instance '{self.instance}': the description is of '{description.instance}'; "
+                "install one version of zorp and kzorp-setup, they disagree about names")
         return description
 
     def _complaint(self) -> str:

@@ -49,11 +49,11 @@ class Mode(enum.Enum):
 class Options:
     """What the administrator asked for.  Times are seconds, sizes carry their unit in the name."""
 
-    instance: str = "zorp"
+    function: str = "zorp"               # of --as: what of the policy to call, and the default of the names below
     also_as: tuple[str, ...] = ()
-    virtual_name: str = ""               # of --master or --slave; empty: derived from the instance
+    virtual_name: str = ""               # of --master or --slave: NAME or NAME#k; empty: derived from the function
     is_master: bool = True
-    processes: int = 0                   # 0: one, named like the instance; N: NAME#0 to NAME#N-1
+    processes: int = 0                   # 0: one process of the name above; N: NAME#0 to NAME#N-1
     policy: str = "/etc/zorp/policy.py"
     verbosity: int = DEFAULT_VERBOSITY
     syslog: bool = True
@@ -95,6 +95,11 @@ class Options:
     obsolete: tuple[str, ...] = ()       # options that are accepted and have no effect
 
     @property
+    def instance(self) -> str:
+        """The name of the instance on this host: of processes, files, sockets, packet rules and log."""
+        return self.virtual_name.partition("#")[0] or self.function
+
+    @property
     def process_names(self) -> tuple[str, ...]:
         """The virtual instance names of the workers, worker 0 first."""
         if self.processes:
@@ -104,7 +109,7 @@ class Options:
     @property
     def names(self) -> list[str]:
         """The functions of the policy to call, in order."""
-        return [self.instance, *self.also_as]
+        return [self.function, *self.also_as]
 
 
 class UsageError(Exception):
@@ -125,9 +130,10 @@ class Option(NamedTuple):
 
 
 OPTIONS = (
-    Option("as", "a", "text", "instance", None, "NAME", "instance to start; also the policy function to call"),
+    Option("as", "a", "text", "function", None, "NAME", "instance to start; also the policy function to call"),
     Option("also-as", "A", "alias", "also_as", None, "NAME", "a further policy function to call; may be repeated"),
-    Option("master", "", "virtual", "virtual_name", True, "VNAME", "virtual instance name", "process"),
+    Option("master", "", "virtual", "virtual_name", True, "VNAME",
+           "virtual instance name; the part before # is that of the instance, --as only names the function", "process"),
     Option("slave", "", "virtual", "virtual_name", False, "VNAME", "virtual instance name, not the first", "process"),
     Option("num-of-processes", "", "int", "processes", (1, 256), "N", "worker processes side by side", "process"),
     Option("policy", "p", "text", "policy", None, "FILE", "policy file"),
@@ -242,7 +248,7 @@ class _Parser:
 
     @property
     def _name(self) -> str:
-        return self._found.get("instance", "zorp")
+        return self._found.get("function", "zorp")
 
     def _long(self, argument: str) -> None:
         name, equals, value = argument[2:].partition("=")

@@ -57,6 +57,11 @@ class InstanceLine:
     line_number: int = 0
 
     @property
+    def zorp_words(self) -> tuple[str, ...]:
+        """The arguments of zorp that make this instance; it has this line's name, whatever function --as names."""
+        return ("--as", self.name, *self.zorp_args, "--master", f"{self.name}#0")
+
+    @property
     def process_names(self) -> tuple[str, ...]:
         """NAME#0 and so on, one per process."""
         return tuple(f"{self.name}#{k}" for k in range(self.number_of_processes))
