@@ -76,10 +76,10 @@ class Backend:
         """Give the kernel a plan; return whether anything changed.  Raises BackendError, the old state stays."""
         with self._errors():
             self._writer.check(plan)
-            if not self._drift(plan):
+            present = self._read()
+            if not (self._tables_drift(plan, present) or self._other_drift(plan)):
                 return False
             with Sets() as sets, Routing() as routing:
-                present = self._read()
                 sets.load(plan.sets)
                 try:
                     routing.load(plan.ip_rules, plan.routes, self._site)
@@ -124,7 +124,7 @@ class Backend:
             for change in changes:
                 self._writer.write(change)
                 done.append(change)
-            if left := self._tables_drift(plan):
+            if left := self._tables_drift(plan, self._read()):
                 raise TableError(_not_as_given(left))
         except TableError:
             for change in reversed(done):
@@ -148,10 +148,9 @@ class Backend:
             return self._drift(plan)
 
     def _drift(self, plan: Plan) -> list[str]:
-        return self._tables_drift(plan) + self._other_drift(plan)
+        return self._tables_drift(plan, self._read()) + self._other_drift(plan)
 
-    def _tables_drift(self, plan: Plan) -> list[str]:
-        present = self._read()
+    def _tables_drift(self, plan: Plan, present: dict[tuple[int, str], Present]) -> list[str]:
         return [text for table in plan.tables for text in self._table_drift(table, present)]
 
     def _other_drift(self, plan: Plan) -> list[str]:

@@ -28,6 +28,7 @@ from test.support.dns_server import DnsServer
 from test.support.net import Namespace
 from Zorp.transport.kzorpd import ask, exchange
 
+START_DEADLINE_S = 40.0              # it loads policies in children, one after the other, on a machine that may be busy
 POLICY = """
 from Zorp.Core import *
 from Zorp.Plug import *
@@ -95,7 +96,7 @@ class Kzorpd:
             self.process = subprocess.Popen(
                 self.words("kzorpd", "--no-syslog", "--verbose", "6", *self.arguments, *arguments),
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **(environment or {})})
-        self.log.wait_for("core.debug", 6, "Policies have been read", after=mark)
+        self.log.wait_for("core.debug", 6, "Policies have been read", after=mark, timeout_s=START_DEADLINE_S)
         return self
 
     def kill(self, number: int) -> None:
