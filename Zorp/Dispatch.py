@@ -24,13 +24,15 @@ Deviations
 
 from __future__ import annotations
 
-import re
 import socket
-import threading
-import time
 
 from Zorp import Globals, Log
-from Zorp.acceptance.binds import DBSockAddr, DispatchBindType
+from Zorp.acceptance.bind_forms import binds_of, parsePortString
+from Zorp.acceptance.bind_forms import convertDBProtoToIPProto as convertDBProtoToIPProto  # policies know it from here
+from Zorp.acceptance.bind_forms import convertIPProtoToDBProto as convertIPProtoToDBProto
+from Zorp.acceptance.bind_forms import convertSockAddrToDB as convertSockAddrToDB
+from Zorp.acceptance.binds import DBSockAddr
+from Zorp.acceptance.connections_per_client import ConnectionsPerClient
 from Zorp.acceptance.dispatch_table import NO_SESSION, Dispatch, DispatchParams
 from Zorp.acceptance.instance_numbers import getInstanceId
 from Zorp.acceptance.verdict import DENIED_BY_LIMIT, DENIED_BY_POLICY, conclude, refuse
@@ -43,7 +45,6 @@ from Zorp.Constants import (
     CORE_SESSION,
     FALSE,
     TRUE,
-    ZD_PROTO_AUTO,
     ZD_PROTO_TCP,
     ZD_PROTO_UDP,
 )
@@ -55,7 +56,7 @@ from Zorp.Log import log
 from Zorp.Rule import RuleSet
 from Zorp.Service import AbstractService, PFService
 from Zorp.Session import MasterSession
-from Zorp.SockAddr import SockAddrInet, SockAddrInet6, SockAddrType
+from Zorp.SockAddr import SockAddrInet, SockAddrInet6
 from Zorp.Zone import Zone
 
 ZD_PRI_LISTEN = 100
@@ -66,120 +67,7 @@ dispatch_id = 0              # the number of the next dispatcher
 listen_hook = None           # assigned by old site code; nothing calls them
 unlisten_hook = None
 
-_IPPROTO = {ZD_PROTO_TCP: socket.IPPROTO_TCP, ZD_PROTO_UDP: socket.IPPROTO_UDP}
-_PORT_RANGE = re.compile(r"\s*([0-9]{1,5})(?::([0-9]{1,5}))?\s*", re.ASCII)
 _ANY_ZONE = "*"
-_REFUSAL_LOG_S = 1.0         # at most one line on refused clients in this time
-
-
-# ---------------------------------------------------------------------------- conversions
-
-def convertDBProtoToIPProto(dbproto):
-    """Return the IP protocol number of ZD_PROTO_TCP or ZD_PROTO_UDP; raises ValueError for others."""
-    if dbproto not in _IPPROTO:
-        raise ValueError("Unknown dispatch bind protocol")
-    return int(_IPPROTO[dbproto])
-
-
-def convertIPProtoToDBProto(ipproto):
-    """Return ZD_PROTO_TCP or ZD_PROTO_UDP for an IP protocol number; raises ValueError for others."""
-    for dbproto, number in _IPPROTO.items():
-        if number == ipproto:
-            return dbproto
-    raise ValueError(f"IP protocol not representable in DBProto; protocol='{ipproto}'")
-
-
-def convertSockAddrToDB(sa, protocol):
-    """Return the bind object for a SockAddr or bind object, or a list of them for a sequence.
-
-    A bind object without protocol gets this one.  Raises ValueError when it has another, and
-    for a bare SockAddr without a protocol.
-    """
-    if isinstance(sa, (list, tuple)):
-        return [convertSockAddrToDB(item, protocol) for item in sa]
-    if isinstance(sa, SockAddrType):
-        if protocol == ZD_PROTO_AUTO:
-            raise PolicyError("No preferred protocol specified",
-                              remedy="wrap the address: DBSockAddr(sa, ZD_PROTO_TCP)")
-        return DBSockAddr(sa, protocol)
-    if not isinstance(sa, DispatchBindType):
-        raise PolicyError(f"Expected SockAddr; bindto='{sa}'",
-                          remedy="give a SockAddrInet, SockAddrInet6, DBSockAddr, DBIface or DBIfaceGroup")
-    if sa.protocol == ZD_PROTO_AUTO:
-        sa.protocol = protocol
-    elif sa.protocol != protocol and protocol != ZD_PROTO_AUTO:
-        raise PolicyError(f"Protocol number mismatch ({sa.protocol} != {protocol})",
-                          remedy="leave the protocol out of the bind object, or use a Dispatcher")
-    return sa
-
-
-def parsePortString(s):
-    """Return the (from, to) pairs of a port list: an int, "80", "80,443", "1024:2048,8080"; "" is none."""
-    if isinstance(s, int) and 0 <= s <= arguments.LARGEST_PORT:
-        return [(s, s)]
-    if not s:
-        return []
-    ports = []
-    for part in s.split(",") if isinstance(s, str) else (s,):
-        found = _PORT_RANGE.fullmatch(part) if isinstance(part, str) else None
-        low, high = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
-        if not low <= high <= 0xFFFF:
-            raise PolicyError(f"Invalid port range: '{s}'",
-                              remedy="write rule_port as \"80\", \"80,443\" or \"1024:2048\"")
-        ports.append((low, high))
-    return ports
-
-
-# ---------------------------------------------------------------------------- limits per client
-
-class ConnectionsPerClient:
-    """The open sessions of every client address, for config.options.max_connections_per_client.
-
-    Any thread may call.  _open_lock guards all fields; log lines are written outside it.
-    """
-
-    def __init__(self) -> None:
-        self._open_lock = threading.Lock()
-        self._open: dict[str, int] = {}
-        self._suppressed = 0
-        self._silent_until_s = 0.0
-
-    def admit(self, session, maximum: int) -> bool:
-        """Count the session until its end, or log the refusal and return False when `maximum` are open."""
-        client = getattr(session.client_address, "ip_s", "")
-        with self._open_lock:
-            running = self._open.get(client, 0)
-            if running < maximum:
-                self._open[client] = running + 1
-                suppressed = None
-            else:
-                suppressed = self._suppressed_locked()
-        if running < maximum:
-            session.call_at_end(self._leave, client)
-            return True
-        if suppressed is not None:
-            log(session.session_id, CORE_ERROR, 2,
-                "Too many connections, refusing; client_address='%s', max_connections='%d', suppressed='%d'",
-                (session.client_address, maximum, suppressed))
-        return False
-
-    def _suppressed_locked(self) -> int | None:
-        """Return the number of unlogged refusals when it is time for a line, None when it is not."""
-        now_s = time.monotonic()
-        if now_s < self._silent_until_s:
-            self._suppressed += 1
-            return None
-        self._silent_until_s = now_s + _REFUSAL_LOG_S
-        suppressed, self._suppressed = self._suppressed, 0
-        return suppressed
-
-    def _leave(self, client: str) -> None:
-        with self._open_lock:
-            if self._open[client] == 1:
-                del self._open[client]
-            else:
-                self._open[client] -= 1
-
 
 _clients = ConnectionsPerClient()
 
@@ -203,7 +91,7 @@ class BaseDispatch:
         if not Globals.parsing:
             raise RuntimeError("Parsing phase has not completed yet, Dispatcher must be defined in the instance"
                                " init() function.")
-        binds = _binds(bindto)
+        binds = binds_of(bindto)
         prio = kw.pop("prio", ZD_PRI_LISTEN)
         if not isinstance(prio, int):
             raise arguments.invalid("a dispatcher", "prio", prio, "give a number, or leave it out")
@@ -287,24 +175,6 @@ class BaseDispatch:
 
 
 AbstractDispatch = BaseDispatch
-
-
-def _binds(bindto):
-    """Return the bind objects of a dispatcher: at least one, all with the same explicit protocol."""
-    if bindto is None or (isinstance(bindto, (list, tuple)) and not bindto):
-        raise PolicyError("bindto is required argument and must be a sequence",
-                          remedy="give bindto=DBSockAddr(SockAddrInet('192.0.2.1', 50080), ZD_PROTO_TCP)")
-    items = bindto if isinstance(bindto, (list, tuple)) else (bindto,)
-    binds = [convertSockAddrToDB(item, ZD_PROTO_TCP if isinstance(item, SockAddrType) else ZD_PROTO_AUTO)
-             for item in items if not isinstance(item, (list, tuple))]
-    if len(binds) != len(items):
-        raise PolicyError(f"Expected SockAddr; bindto='{bindto}'", remedy="give one list, not a list of lists")
-    if any(bind.protocol == ZD_PROTO_AUTO for bind in binds):
-        raise PolicyError("No preferred protocol is specified", remedy="give the bind object protocol=ZD_PROTO_TCP")
-    if len({bind.protocol for bind in binds}) > 1:
-        raise PolicyError("Inconsistent protocol specified in dispatch addresses",
-                          remedy="use one dispatcher for TCP and another one for UDP")
-    return binds
 
 
 def _next_session_id(instance):

@@ -6,8 +6,9 @@ object that says otherwise is an error.  Everything else is as in Zorp.Dispatch.
 
 from __future__ import annotations
 
+from Zorp.acceptance.bind_forms import convertSockAddrToDB
 from Zorp.Constants import ZD_PROTO_TCP
-from Zorp.Dispatch import CSZoneDispatcher, Dispatcher, ZoneDispatcher, _warn_deprecated, convertSockAddrToDB
+from Zorp.Dispatch import CSZoneDispatcher, Dispatcher, ZoneDispatcher, _warn_deprecated
 
 __all__ = ["CSZoneListener", "Listen", "Listener", "ZoneListener"]
 

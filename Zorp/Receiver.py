@@ -8,8 +8,9 @@ A session is a pair of client and destination address, see Zorp.acceptance.datag
 
 from __future__ import annotations
 
+from Zorp.acceptance.bind_forms import convertSockAddrToDB
 from Zorp.Constants import ZD_PROTO_UDP
-from Zorp.Dispatch import CSZoneDispatcher, Dispatcher, ZoneDispatcher, _warn_deprecated, convertSockAddrToDB
+from Zorp.Dispatch import CSZoneDispatcher, Dispatcher, ZoneDispatcher, _warn_deprecated
 
 __all__ = ["CSZoneReceiver", "Receiver", "ZoneReceiver"]
 
