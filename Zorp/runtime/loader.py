@@ -261,6 +261,8 @@ def _thread_count() -> int:
 def _remedy(problem: BaseException) -> str:
     if isinstance(problem, NameError):
         return "define the name before this line, or import the module that has it"
+    if isinstance(problem, AttributeError):
+        return "write a name that this object has, or define it"
     if isinstance(problem, ImportError):
         return "put the module beside the policy, or take the import out"
     if isinstance(problem, TypeError):

@@ -9,7 +9,8 @@ Theory of operation
 
     A good policy must never be refused for the sake of the stand-in.  So a failure does not count
     when the policy had looked at the session (anything but its id), except an undefined name; and
-    no other kind of exception counts, for a file or a name server may be missing here only.
+    no other kind of exception counts, for a file or a name server may be missing here only.  Where
+    such a failure ends config(), a line says so with its place: what follows there is unchecked.
     What does not return in time is left alone and said.
 
 Threads: the rehearsal has one of its own, so that policy code that waits cannot hold the check.
@@ -21,6 +22,7 @@ import socket
 import sys
 import threading
 import traceback
+import types
 from collections.abc import Callable
 
 from Zorp import Globals
@@ -54,7 +56,7 @@ class Rehearsal:
     """The config() of all proxy classes of the loaded policy, once."""
 
     def __init__(self, is_policy_file: Callable[[str], bool]) -> None:
-        self._is_policy_file = is_policy_file
+        self.is_policy_file = is_policy_file
         self.failures: list[BaseException] = []
 
     def run(self) -> None:
@@ -76,8 +78,7 @@ class Rehearsal:
             try:
                 self._configure(proxy_class, service, near)
             except BaseException as problem:         # of the stand-in: says nothing about the policy
-                log(None, "core.debug", 4, "Proxy class cannot be checked without a session; class='%s', error='%s'",
-                    (proxy_class.__name__, problem))
+                self._say_unchecked(problem, proxy_class)
             finally:
                 near.close()
                 far.close()
@@ -94,7 +95,7 @@ class Rehearsal:
         try:
             proxy._configure()
         except BaseException as problem:
-            if not self._counts(problem, session.was_read):
+            if not self._counts(problem, proxy, session.was_read):
                 raise
             self.failures.append(self._placed(problem, proxy_class))
         else:
@@ -104,26 +105,39 @@ class Rehearsal:
                                 place=config_lint.place_of(proxy_class, found.key))
                     for found in proxy._config_problems()]
 
-    def _counts(self, problem: BaseException, was_read: bool) -> bool:
+    def _say_unchecked(self, problem: BaseException, proxy_class) -> None:
+        """Say where the rehearsal of a class ended."""
+        steps = [step for step in traceback.extract_tb(problem.__traceback__) if self.is_policy_file(step.filename)]
+        if steps:
+            log(None, "core.policy", 2, "config() cannot be finished without a client, what follows this line is not "
+                "checked; class='%s', place='%s', error='%s'",
+                (proxy_class.__name__, f"{steps[-1].filename}:{steps[-1].lineno}", problem))
+        else:
+            log(None, "core.debug", 4, "Proxy class cannot be checked without a session; class='%s', error='%s'",
+                (proxy_class.__name__, problem))
+
+    def _counts(self, problem: BaseException, proxy, was_read: bool) -> bool:
         """Whether every client would have met this."""
         frames = traceback.extract_tb(problem.__traceback__)
         if isinstance(problem, NameError):
-            return self._is_policy_file(frames[-1].filename)
+            return self.is_policy_file(frames[-1].filename)
         if was_read:
             return False
         if isinstance(problem, (PolicyError, MatcherException)):
             return True
+        if isinstance(problem, AttributeError):          # no other object has its names from the policy alone
+            return problem.obj is proxy or isinstance(problem.obj, (type, types.ModuleType, super))
         return isinstance(problem, (TypeError, ValueError)) and frames[-1].filename in _REFUSING
 
     def _placed(self, problem: BaseException, proxy_class) -> BaseException:
         """What the engine found after config() has no line of the policy in it: give it that of config()."""
         frames = traceback.extract_tb(problem.__traceback__)
-        if any(self._is_policy_file(frame.filename) for frame in frames):
+        if any(self.is_policy_file(frame.filename) for frame in frames):
             return problem
         codes = [vars(cls)["config"].__code__ for cls in proxy_class.__mro__
                  if hasattr(vars(cls).get("config"), "__code__")]
         place = next((f"{code.co_filename}:{code.co_firstlineno}" for code in codes
-                      if self._is_policy_file(code.co_filename)), None)
+                      if self.is_policy_file(code.co_filename)), None)
         text, remedy = (problem.problem, problem.remedy) if isinstance(problem, PolicyError) else (
             str(problem), "correct what config() sets")
         return PolicyError(f"{text}; class='{proxy_class.__name__}'", remedy=remedy, place=place)

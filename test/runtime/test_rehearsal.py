@@ -52,6 +52,9 @@ WRONG = {
     "unknown zone": ('self.relay_zones = ("ofice",)', 10, "No such zone in relay_zones; zone='ofice'"),
     "zones by number": ("self.relay_zones = 5", 10, "relay_zones is no list of zone names"),
     "domains by number": ("self.relay_domains = (5,)", 10, "relay_domains is no list of domains"),
+    "a method by another name": ('self.request["MAIL"] = (SMTP_REQ_POLICY, self.chekMail)', 10,
+                                 "'Mail' object has no attribute 'chekMail'"),
+    "a base by another name": ("super().confg()", 10, "'super' object has no attribute 'confg'"),
     "unknown matcher": ('self.sender_matcher = "spamers"', 8, "No such matcher; matcher='<27>spamers"),
 }
 
@@ -89,3 +92,20 @@ def test_what_may_be_right_with_a_client_is_not_refused(check, line):
     status, output = check(line)
     assert (status, "Policy is usable" in output) == (0, True), output
     assert "accounting" not in output
+
+
+UNFINISHED = {
+    "a value of this host": 'self.name = re.match("x", socket.gethostname() + "y").group()',
+    "a file that is elsewhere": 'self.list = open("/nonexistent/list").read()',
+    "what only a session has": "self.host = self.session.server_address.ip_s",
+}
+
+
+@pytest.mark.parametrize("line", UNFINISHED.values(), ids=UNFINISHED)
+def test_where_the_check_of_a_class_ended_is_said(check, line):
+    # given a line that only works where the policy serves, and a mistake after it
+    status, output = check(f"import re\n{line}\nself.sender_matcher = nosuch")
+    # then nothing is refused, and the place from which on nothing was looked at is told
+    assert (status, "Policy is usable" in output) == (0, True), output
+    assert re.search(r"core.policy\(2\): .*what follows this line is not checked; class='Mail', "
+                     r"place='\S+policy.py:11'", output)
