@@ -166,7 +166,10 @@ class Sink(abc.ABC):
         """Return a descriptor of the caller's own to wait for, None when there is none."""
         with self._line_lock:            # nobody closes it meanwhile
             descriptor = self._descriptor()
-            return os.dup(descriptor) if descriptor is not None else None
+            try:
+                return os.dup(descriptor) if descriptor is not None else None
+            except OSError:
+                return None              # no descriptor left
 
     def _send(self, packet: bytes) -> None:
         with self._line_lock:
@@ -285,7 +288,10 @@ class SyslogSink(Sink):
         """Connect to the system log; False when it is not there."""
         self.close()
         for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
-            sock = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
+            try:
+                sock = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
+            except OSError:                  # no descriptor left: as if it were away
+                break
             try:
                 sock.connect(self._path)
             except OSError:

@@ -62,7 +62,7 @@ from Zorp.runtime.revocation import Revocation
 from Zorp.runtime.slots import Handle, Load, Phase, Purpose, Slot, State
 from Zorp.runtime.supervision import FailureHook, Reporter, RestartBudget
 from Zorp.runtime.worker import EXIT_OK, EXIT_SETUP
-from Zorp.runtime.workers import Workers
+from Zorp.runtime.workers import CannotStart, Workers
 
 LOAD_DEADLINE_S = 300.0          # a policy that loads longer hangs
 HANDOVER_DEADLINE_S = 5.0        # a worker that does not hand over in time is left behind
@@ -144,10 +144,20 @@ class Master:
         for slot in load.slots:
             if purpose is Purpose.INITIAL:           # those after a crash are counted where they are granted
                 self._budgets[slot].started()
-            slot.successor = self._workers.start(slot, load.generation, purpose is Purpose.INITIAL)
+            try:
+                slot.successor = self._workers.start(slot, load.generation, purpose is Purpose.INITIAL)
+            except CannotStart as problem:
+                self._cannot_start(load, str(problem))
+                return
         load.deadline = self._timers.after(LOAD_DEADLINE_S, lambda: self._load_died(
             load, f"loading took longer than {LOAD_DEADLINE_S:.0f} seconds"))
         self._tell_info()
+
+    def _cannot_start(self, load: Load, reason: str) -> None:
+        """The host has no room for a process: that is no fault of the policy, and may pass."""
+        if load.purpose is Purpose.RESTART:
+            self._budgets[load.slots[0]].take_back()
+        self._load_died(load, reason)
 
     def _abandon_later(self, load: Load) -> None:
         """A newer order waits: a load that hangs must not keep it from being carried out."""

@@ -20,6 +20,7 @@ import subprocess
 import time
 from collections.abc import Callable
 
+from Zorp.Log import log
 from Zorp.process.logsinks import SyslogSink
 from Zorp.runtime.logsetup import LogSetup
 from Zorp.runtime.options import Options
@@ -40,6 +41,11 @@ class RestartBudget:
     def started(self) -> None:
         """Count a start."""
         self._starts.append(self._clock())
+
+    def take_back(self) -> None:
+        """The latest start did not come to be."""
+        if self._starts:
+            self._starts.pop()
 
     @property
     def count(self) -> int:
@@ -102,6 +108,11 @@ class FailureHook:
                      None if options.no_caps else options.caps, reason, details,
                      "restarting" if restarting else "not-restarting"]
         # The shell leaves its child behind at once: the hook is nobody's business afterwards.
-        subprocess.run(["/bin/sh", "-c", '"$@" </dev/null >/dev/null 2>&1 &', "sh", self._path,
-                        *("(null)" if argument is None else argument for argument in arguments)], check=False)
+        try:
+            subprocess.run(["/bin/sh", "-c", '"$@" </dev/null >/dev/null 2>&1 &', "sh", self._path,
+                            *("(null)" if argument is None else argument for argument in arguments)], check=False)
+        except OSError as problem:
+            log(None, "core.error", 1, "Cannot run the failure hook; hook='%s', error='%s'",
+                (self._path, problem.strerror))
+            return False
         return True

@@ -36,6 +36,10 @@ _LAST_WORDS_BYTES = 32_768
 _CHANNEL_FLUSH_S = 0.05
 
 
+class CannotStart(Exception):
+    """No process can be made now: descriptors, processes or memory are used up; `str()` is the reason."""
+
+
 class Workers:
     """See the module's text; iterating gives the handles of those that live."""
 
@@ -62,10 +66,28 @@ class Workers:
     # ---- the beginning
 
     def start(self, slot: Slot, generation: int, initial: bool) -> Handle:
-        """Fork a worker of this generation, which begins to load."""
-        ours, theirs = channels.pair()
-        last_words = os.memfd_create("last words")
+        """Fork a worker of this generation, which begins to load.  Raises CannotStart."""
         identity = Identity(name=slot.name, is_master=slot.is_master, generation=generation, initial=initial)
+        with contextlib.ExitStack() as opened:
+            try:
+                ours, theirs = channels.pair()
+                opened.callback(ours.close)
+                opened.callback(theirs.close)
+                last_words = os.memfd_create("last words")
+                opened.callback(os.close, last_words)
+                pid = self._fork(identity, ours, theirs, last_words)
+                opened.callback(os.kill, pid, signal.SIGKILL)
+                self._serial += 1
+                handle = Handle(pid, self._serial, slot, generation, ours, last_words)
+                self._selector.register(ours, selectors.EVENT_READ, lambda events: self._hear(handle))
+            except OSError as problem:
+                raise CannotStart(f"no process can be started: {problem.strerror}") from None
+            opened.pop_all()
+        theirs.close()
+        self._by_pid[pid] = handle
+        return handle
+
+    def _fork(self, identity: Identity, ours: channels.Channel, theirs: channels.Channel, last_words: int) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         gc.freeze()                          # keeps the pages shared when the child collects
@@ -74,12 +96,7 @@ class Workers:
         if pid == 0:
             faulthandler.enable(last_words)
             self._become_worker(identity, ours, theirs, master_pid)
-        theirs.close()
-        self._serial += 1
-        handle = Handle(pid, self._serial, slot, generation, ours, last_words)
-        self._by_pid[pid] = handle
-        self._selector.register(ours, selectors.EVENT_READ, lambda events: self._hear(handle))
-        return handle
+        return pid
 
     def _become_worker(self, identity: Identity, ours: channels.Channel, theirs: channels.Channel,
                        master_pid: int) -> None:

@@ -1,6 +1,8 @@
 """Workers that crash, hang or lose their master."""
 
+import itertools
 import os
+import resource
 import signal
 import time
 
@@ -223,3 +225,46 @@ def test_a_callback_that_ends_the_process_is_a_crash(zorp):
     wait_until(lambda: daemon.worker_pid() != before, "the new worker")
     daemon.connect().close()
     assert daemon.process.poll() is None
+
+
+# ---------------------------------------------------------------- a host without room for a process
+
+def take_descriptors(daemon) -> tuple[int, int]:
+    """Leave the master no descriptor to open; return its limits of before."""
+    limits = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
+    used = {int(number) for number in os.listdir(f"/proc/{daemon.pid}/fd")}
+    unused = next(number for number in itertools.count() if number not in used)
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (unused, limits[1]))
+    return limits
+
+
+def test_a_reload_without_room_for_a_process_fails_and_the_old_policy_serves(zorp):
+    # given a running session, somebody at the control socket, and a master without descriptors
+    daemon = zorp(ECHO)
+    client = daemon.connect()
+    before = client.recv(100)
+    with daemon.control() as control:
+        control.ask("VERSION")
+        limits = take_descriptors(daemon)
+        # when a reload is asked for, then it fails with the reason and nothing ends
+        answer = control.ask("RELOAD WAIT")
+        assert answer == "FAIL Reload failed; reason='no process can be started: Too many open files'"
+        client.sendall(b"still there")
+        assert client.recv(100) == b"still there"
+        # and as soon as there is room it is done
+        resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, limits)
+        assert control.ask("RELOAD WAIT") == "OK Reload successful"
+    assert daemon.connect().recv(100).split()[2] != before.split()[2]
+
+
+def test_a_crashed_worker_is_replaced_as_soon_as_there_is_room_for_it(zorp):
+    # given a master without descriptors, and a budget of one restart
+    daemon = zorp(ECHO, arguments=["--restart-max", "2"])
+    limits = take_descriptors(daemon)
+    # when a worker crashes, and twice there is no room for another
+    daemon.kill(signal.SIGKILL, worker=True)
+    daemon.log.wait_for("core.error", 0, "Loading the policy failed", count=2,
+                        error="no process can be started: Too many open files")
+    # then it is started once there is
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, limits)
+    assert daemon.connect().recv(100)
