@@ -3,6 +3,7 @@
 #
 #   PREFIX/lib/zorp      the Python packages, ours and those that they need, apart from the system's own
 #   PREFIX/sbin          links to the commands there
+#   PREFIX/share/munin, PREFIX/lib/nagios   links to the plugins there
 #   /etc, PREFIX/share   examples, man pages, units and what other programs look for
 #
 # What the administrator edits (files below /etc) is made when it is missing and never overwritten or
@@ -16,16 +17,22 @@ PIP_FLAGS=${PIP_FLAGS:-}
 LIB=$PREFIX/lib/zorp
 LIST=$DESTDIR$LIB/installed
 COMMANDS="zorp zorpctl kzorp kzorpd kzorp-setup"
+PLUGINS="munin/zorp_thread munin/zorp_mem_ nagios/check_zorp_threads.py"
 
 cd "$(dirname "$0")"
 
-# put MODE FILE TARGET: a file that belongs to us; paths in it follow PREFIX
-put() {
+# place MODE FILE TARGET: write a file; paths in it follow PREFIX
+place() {
     mkdir -p "$DESTDIR$(dirname "$3")"
     sed "s,/usr/sbin/,$PREFIX/sbin/,g; s,^PATH=/usr/sbin:,PATH=$PREFIX/sbin:/usr/sbin:,; s,/usr/lib/nagios,$PREFIX/lib/nagios,g" \
         "$2" > "$DESTDIR$3.new"
     chmod "$1" "$DESTDIR$3.new"
     mv -f "$DESTDIR$3.new" "$DESTDIR$3"
+}
+
+# put MODE FILE TARGET: a file that belongs to us
+put() {
+    place "$1" "$2" "$3"
     echo "$3" >> "$LIST.new"
 }
 
@@ -34,9 +41,15 @@ keep() {
     if [ -e "$DESTDIR$3" ]; then
         echo "kept $3"
     else
-        mkdir -p "$DESTDIR$(dirname "$3")"
-        install -m "$1" "$2" "$DESTDIR$3"
+        place "$1" "$2" "$3"
     fi
+}
+
+# link TARGET PATH: a link that belongs to us
+link() {
+    mkdir -p "$DESTDIR$(dirname "$2")"
+    ln -sf "$1" "$DESTDIR$2"
+    echo "$2" >> "$LIST.new"
 }
 
 # The packages are made beside the old ones and change places with them: a running daemon never sees half of them.
@@ -48,21 +61,24 @@ packages() {
     cp -R Zorp zorpctl pyproject.toml setup.py README.md LICENSE "$copy"
     # shellcheck disable=SC2086
     "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-warn-script-location $PIP_FLAGS \
-        --target "$new" "$copy" || { rm -rf "$copy" "$new"; exit 1; }
+        --target "$new" "$copy[metrics]" || { rm -rf "$copy" "$new"; exit 1; }
     rm -rf "$copy" "$new/bin"
-    mkdir "$new/sbin"
+    mkdir "$new/sbin" "$new/plugins" "$new/plugins/munin" "$new/plugins/nagios"
     interpreter=$("$PYTHON" -c 'import sys; print(getattr(sys, "_base_executable", "") or sys.executable)')
-    for command in $COMMANDS; do
-        { echo "#!$interpreter"; tail -n +2 "sbin/$command"; } > "$new/sbin/$command"
-        chmod 755 "$new/sbin/$command"
+    programs=$(printf 'sbin/%s ' $COMMANDS; printf 'plugins/%s ' $PLUGINS)
+    for program in $programs; do
+        { echo "#!$interpreter"; tail -n +2 "$program"; } > "$new/$program"
+        chmod 755 "$new/$program"
     done
     if [ -e "$DESTDIR$LIB" ]; then mv "$DESTDIR$LIB" "$DESTDIR$LIB.old"; fi
     mv "$new" "$DESTDIR$LIB"
     rm -rf "$DESTDIR$LIB.old"
-    mkdir -p "$DESTDIR$PREFIX/sbin"
-    for command in $COMMANDS; do
-        ln -sf "../lib/zorp/sbin/$command" "$DESTDIR$PREFIX/sbin/$command"
-        echo "$PREFIX/sbin/$command" >> "$LIST.new"
+    for command in $COMMANDS; do link "../lib/zorp/sbin/$command" "$PREFIX/sbin/$command"; done
+    for plugin in $PLUGINS; do
+        case $plugin in
+        munin/*) link "../../../lib/zorp/plugins/$plugin" "$PREFIX/share/munin/plugins/${plugin##*/}" ;;
+        nagios/*) link "../../zorp/plugins/$plugin" "$PREFIX/lib/nagios/plugins/${plugin##*/}" ;;
+        esac
     done
 }
 
@@ -76,10 +92,6 @@ files() {
     put 644 systemd/sysusers.d/zorp.conf "$PREFIX/lib/sysusers.d/zorp.conf"
     put 644 systemd/tmpfiles.d/zorp.conf "$PREFIX/lib/tmpfiles.d/zorp.conf"
     put 644 etc/zorpctl.bash "$PREFIX/share/bash-completion/completions/zorpctl"
-    for plugin in plugins/munin/zorp_thread plugins/munin/zorp_mem_; do
-        put 755 "$plugin" "$PREFIX/share/munin/plugins/${plugin##*/}"
-    done
-    put 755 plugins/nagios/check_zorp_threads.py "$PREFIX/lib/nagios/plugins/check_zorp_threads.py"
     put 755 init.d/zorp /etc/init.d/zorp
 
     keep 644 etc/logrotate.zorp /etc/logrotate.d/zorp

@@ -10,6 +10,7 @@ Theory of operation
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import grp
 import os
@@ -74,7 +75,9 @@ class Host:
         if conf_path and os.path.isdir(conf_path):
             directory, conf_path = conf_path, os.path.join(conf_path, "zorpctl.conf")
         text = _read(conf_path or DEFAULT_CONF, required=bool(conf_path and not directory)) or ""
-        conf = zorpctl_conf.parse(f"ZORP_SYSCONFDIR={directory}\n{text}" if directory else text)
+        conf = zorpctl_conf.parse(text, **({"zorp_sysconfdir": directory} if directory else {}))
+        conf = dataclasses.replace(
+            conf, warnings=tuple(f"{warning} ({conf_path or DEFAULT_CONF})" for warning in conf.warnings))
         path = os.path.join(conf.zorp_sysconfdir, "instances.conf")
         text = _read(path, required=False)
         lines, problems = instances_conf.parse(text or "", conf)
@@ -175,6 +178,7 @@ class Host:
                   ("pidfiledir", self.pid_dir, conf.pidfile_dir_owner, conf.pidfile_dir_group,
                    conf.pidfile_dir_mode)]
         return [f"Permissions not correct on {kind} ({path}). Required user={user} group={group} mode={mode:o}."
+                + ("" if os.path.isdir(path) else " There is no such directory.")
                 for kind, path, user, group, mode in wanted if not _has_permissions(path, user, group, mode)]
 
     def refuse_unsafe_configuration(self) -> None:

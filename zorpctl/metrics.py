@@ -14,8 +14,8 @@ Theory of operation
     serves all instances, and it can crash alone.  It listens on loopback addresses or a unix
     socket (mode 0660) only, answers one client after the other, and gives each few seconds.
 
-The text is made by prometheus-client, which is optional: pip install prometheus-client, or
-'.[metrics]' in the source tree.
+The text is made by prometheus-client, which `make install` brings along; a package without it
+(pip's --no-deps) uses that of the system (python3-prometheus-client).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import ipaddress
 import os
 import socket
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
@@ -139,8 +140,8 @@ def _number(text: str | None) -> float | None:
 
 def _registry(processes: Callable[[], list[Process]]):
     if prometheus_client is None:
-        raise MetricsError("prometheus-client is not installed: pip install prometheus-client, or '.[metrics]' "
-                           "in the source tree of zorp")
+        raise MetricsError(f"prometheus-client is not installed for {sys.executable}: apt-get install "
+                           "python3-prometheus-client, or make install with network")
     registry = prometheus_client.CollectorRegistry(auto_describe=False)
     registry.register(Collector(processes))
     return registry

@@ -12,6 +12,7 @@ Theory of operation
 
 from __future__ import annotations
 
+import difflib
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -72,15 +73,22 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(shlex.split(text))
 
 
-_CONVERTERS: dict[str, Callable] = {
-    "bool": _switch, "float": _seconds, "int": _octal, "str": str, "tuple[str, ...]": _words,
+# type of the setting -> (reader, what an administrator has to write)
+_CONVERTERS: dict[str, tuple[Callable, str]] = {
+    "bool": (_switch, "yes or no"), "float": (_seconds, "seconds, 0 or more, like 2.5"),
+    "int": (_octal, "an octal mode like 770"), "str": (str, "a text"),
+    "tuple[str, ...]": (_words, "words, with quotes in pairs"),
 }
 _FIELDS = {item.name: _CONVERTERS[item.type] for item in fields(ZorpctlConf) if item.name != "warnings"}
+_FIELDS[_FD_LIMIT] = (int, "a number")
 
 
-def parse(text: str) -> ZorpctlConf:
-    """Return the settings of a zorpctl.conf; what could not be used is in `warnings`."""
-    values: dict = {}
+def parse(text: str, **settings: str) -> ZorpctlConf:
+    """Return the settings of a zorpctl.conf; what could not be used is in `warnings`.
+
+    `settings` hold where the text does not say otherwise.
+    """
+    values: dict = dict(settings)
     warnings: list[str] = []
     for number, line in enumerate(text.splitlines(), 1):
         line = line.strip()
@@ -89,7 +97,7 @@ def parse(text: str) -> ZorpctlConf:
         key, equals, value = line.partition("=")
         key = key.strip().lower()
         if not equals:
-            warnings.append(f"Invalid zorpctl.conf line at {number}: {line}")
+            warnings.append(f"Invalid zorpctl.conf line at {number}: {line}; write KEY=VALUE")
         else:
             _take(values, warnings, number, _ALIASES.get(key, key), line, value)
     if "pidfile_dir" in values:
@@ -103,19 +111,22 @@ def _take(values: dict, warnings: list[str], number: int, key: str, line: str, r
     if key in _OBSOLETE:
         warnings.append(f"The use of {key.upper()} in zorpctl.conf is deprecated, its value is ignored")
         return
-    if key not in _FIELDS and key != _FD_LIMIT:
-        warnings.append(f"Unknown zorpctl.conf directive at {number}: {line}")
+    if key not in _FIELDS:
+        near = difflib.get_close_matches(key, _FIELDS, 1)
+        advice = f"did you mean {near[0].upper()}" if near else "zorpctl.conf(5) lists what there is"
+        warnings.append(f"Unknown zorpctl.conf directive at {number}: {line}; {advice}")
         return
+    reader, expected = _FIELDS[key]
     try:
         value = _unquoted(raw.strip())
         if key == _FD_LIMIT:
-            values["zorp_append_args"] = (*values.get("zorp_append_args", ()), "--fd-limit-min", str(int(value)))
+            values["zorp_append_args"] = (*values.get("zorp_append_args", ()), "--fd-limit-min", str(reader(value)))
         elif key == "zorp_append_args":
-            values[key] = (*values.get(key, ()), *_words(value))
+            values[key] = (*values.get(key, ()), *reader(value))
         else:
-            values[key] = _FIELDS[key](value)
+            values[key] = reader(value)
     except (ValueError, KeyError):
-        warnings.append(f"Invalid zorpctl.conf line at {number}: {line}")
+        warnings.append(f"Invalid zorpctl.conf line at {number}: {line}; {key.upper()} takes {expected}")
 
 
 def _unquoted(value: str) -> str:

@@ -6,6 +6,8 @@
     0  OK         1  WARNING: names;        running threads reach the warning level
     3  UNKNOWN    2  CRITICAL: names; ...   they reach the critical level, or a process does not run
 
+UNKNOWN is also what the check says of itself when it cannot work, never WARNING.
+
 The limit is --threads of the instance in instances.conf.  An instance with --no-auto-start that
 does not run is in order.  Needs the group zorp, not root.  ZORPCTL_CONF names another zorpctl.conf.
 """
@@ -16,14 +18,19 @@ import argparse
 import os
 import sys
 
-from Zorp.runtime import options as zorp_options
-from Zorp.wire.instances_conf import InstanceLine
-from zorpctl import queries
-from zorpctl.host import Host, HostError
-from zorpctl.processes import Process
-from zorpctl.szig import SzigError
-
 OK, WARNING, CRITICAL, UNKNOWN = 0, 1, 2, 3
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__)))))
+try:
+    from Zorp.runtime import options as zorp_options
+    from Zorp.wire.instances_conf import InstanceLine
+    from zorpctl import queries
+    from zorpctl.host import Host, HostError
+    from zorpctl.processes import Process
+    from zorpctl.szig import SzigError
+except ImportError as problem:
+    print(f"UNKNOWN the check is not beside the firewall's Python packages, install it with make install: {problem}")
+    sys.exit(UNKNOWN)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -97,4 +104,8 @@ def report(states: dict[str, tuple[int, str]], unusable: list[str], verbose: boo
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except Exception as problem:         # a status of 1 would be WARNING
+        print(f"UNKNOWN the check itself failed: {type(problem).__name__}: {problem}")
+        sys.exit(UNKNOWN)

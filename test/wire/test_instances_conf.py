@@ -109,13 +109,19 @@ def test_append_args_reach_every_line():
 
 
 WARNED = {
-    "unknown": ("COLOUR=red", "Unknown zorpctl.conf directive at 1: COLOUR=red"),
-    "no equals": ("AUTO_RESTART", "Invalid zorpctl.conf line at 1: AUTO_RESTART"),
+    "unknown": ("COLOUR=red", "Unknown zorpctl.conf directive at 1: COLOUR=red; zorpctl.conf(5) lists what there is"),
+    "no equals": ("AUTO_RESTART", "Invalid zorpctl.conf line at 1: AUTO_RESTART; write KEY=VALUE"),
     "obsolete": ("AUTO_RESTART_DELAY=5",
                  "The use of AUTO_RESTART_DELAY in zorpctl.conf is deprecated, its value is ignored"),
-    "bad number": ("STOP_CHECK_TIMEOUT=soon", "Invalid zorpctl.conf line at 1: STOP_CHECK_TIMEOUT=soon"),
-    "bad mode": ("PIDFILE_DIR_MODE=0999", "Invalid zorpctl.conf line at 1: PIDFILE_DIR_MODE=0999"),
-    "not a number": ("STOP_CHECK_DELAY=nan", "Invalid zorpctl.conf line at 1: STOP_CHECK_DELAY=nan"),
+    "bad number": ("STOP_CHECK_TIMEOUT=soon",
+        "Invalid zorpctl.conf line at 1: STOP_CHECK_TIMEOUT=soon; "
+        "STOP_CHECK_TIMEOUT takes seconds, 0 or more, like 2.5"),
+    "bad mode": ("PIDFILE_DIR_MODE=0999",
+        "Invalid zorpctl.conf line at 1: PIDFILE_DIR_MODE=0999; "
+        "PIDFILE_DIR_MODE takes an octal mode like 770"),
+    "not a number": ("STOP_CHECK_DELAY=nan",
+        "Invalid zorpctl.conf line at 1: STOP_CHECK_DELAY=nan; "
+        "STOP_CHECK_DELAY takes seconds, 0 or more, like 2.5"),
 }
 
 

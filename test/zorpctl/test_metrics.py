@@ -154,5 +154,5 @@ def test_an_address_in_use(host):
 
 def test_without_prometheus_client(monkeypatch):
     monkeypatch.setattr(metrics, "prometheus_client", None)
-    with pytest.raises(metrics.MetricsError, match=r"install prometheus-client"):
+    with pytest.raises(metrics.MetricsError, match=r"install python3-prometheus-client"):
         metrics.text(list)

@@ -222,3 +222,13 @@ def test_asking_does_not_make_the_log_grow(host):
         host.zorpctl("inclog")
         syslog.wait_for("Changing verbosity level; verbose_level='4'", count=2)
         assert [line for line in syslog.packets[lines:] if "LOGGING" not in line and "Changing" not in line] == []
+
+
+def test_a_bad_line_of_zorpctl_conf_is_named_with_its_file_its_number_and_what_it_takes(host):
+    # given the third line in error, and the directory named instead of the file
+    conf = host.etc / "zorpctl.conf"
+    conf.write_text(f"# ours\n{conf.read_text().strip().splitlines()[0]}\nSTART_WAIT_TIMEOUT=zehn\n")
+    outcome = host.zorpctl("-c", str(host.etc), "status")
+    # then the warning leads there
+    assert ("Invalid zorpctl.conf line at 3: START_WAIT_TIMEOUT=zehn; START_WAIT_TIMEOUT takes seconds, 0 or more, "
+            f"like 2.5 ({conf})") in outcome.err
