@@ -4,8 +4,9 @@ The file and the functions of the instance run as at a start, in a child that ha
 privilege (Zorp.runtime.isolation); nothing is bound, no pid file is touched.  The check then runs
 config() of every proxy class with a stand-in for a session (Zorp.runtime.rehearsal).  Standard output
 gets what was found: one line, for --describe one line of JSON with what the instance wants from
-the packet filter, for --explain what Zorp.runtime.explain writes.  Standard error gets the log
-with the complaint, and what the policy prints.  Exit status 0: usable; 2: not; 1: the check
+the packet filter, for --explain what Zorp.runtime.explain writes.  Standard error gets what the log
+says of the policy up to level 3, whatever the instance's own log options are: there are no sessions
+here that could be told of; and what the policy prints.  Exit status 0: usable; 2: not; 1: the check
 itself could not be made.
 """
 
@@ -31,6 +32,8 @@ from Zorp.runtime.logsetup import LogSetup
 from Zorp.runtime.options import Mode, Options
 from Zorp.runtime.rehearsal import Rehearsal
 from Zorp.runtime.worker import EXIT_OK, EXIT_POLICY, EXIT_SETUP
+
+_VERBOSITY = 3                   # complaints and warnings
 
 Result = tuple[int, str]         # exit status, text for standard output
 
@@ -107,16 +110,15 @@ def _rehearse(loader: Loader) -> int:
     rehearsal = Rehearsal(loader.is_policy_file)
     rehearsal.run()
     for failure in rehearsal.failures:
-        LoadFailed(loader.explain(failure)).log()
+        LoadFailed(loader.explain(failure)).log(is_brief=True)
     return EXIT_POLICY if rehearsal.failures else EXIT_OK
 
 
 def _load_unprivileged(options: Options) -> Loader | int:
     """Return the loader of the policy, or the exit status when it cannot be loaded."""
-    options = dataclasses.replace(
-        options, syslog=False, mode=Mode.FOREGROUND,
-        log_spec="" if options.log_spec == Log.DEFAULT_SPEC else options.log_spec)   # there is nothing to account for
     try:
+        Log.Filter(options.verbosity, options.log_spec)
+        options = dataclasses.replace(options, syslog=False, mode=Mode.FOREGROUND, verbosity=_VERBOSITY, log_spec="")
         LogSetup(options)
         privileges.drop(dataclasses.replace(privileges.prepare(options), capabilities=0))
     except (Log.BadLogSpec, privileges.SetupError) as problem:
@@ -128,6 +130,6 @@ def _load_unprivileged(options: Options) -> Loader | int:
     try:
         loader.load()
     except LoadFailed as failure:
-        failure.log()
+        failure.log(is_brief=True)
         return EXIT_POLICY
     return loader

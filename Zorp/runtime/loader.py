@@ -43,6 +43,7 @@ class Complaint:
 
     text: str                        # file:line: what is wrong, what to write instead
     traceback: tuple[str, ...] = ()  # empty when the text says it all
+    way: tuple[str, ...] = ()        # what of it is the policy's, empty when that is the line in the text
 
 
 class LoadFailed(Exception):
@@ -52,10 +53,10 @@ class LoadFailed(Exception):
         super().__init__(complaint.text if complaint else "the reason is in the log")
         self.complaint = complaint
 
-    def log(self) -> None:
-        """Write the complaint and the way to it."""
+    def log(self, *, is_brief: bool = False) -> None:
+        """Write the complaint and the way to it, with is_brief only through the policy."""
         if self.complaint is not None:
-            for line in self.complaint.traceback:
+            for line in self.complaint.way if is_brief else self.complaint.traceback:
                 log(None, "core.error", 0, "Traceback: %s", (line,))
             log(None, "core.error", 0, "%s", (self.complaint.text,))
 
@@ -207,12 +208,12 @@ class Loader:
         if isinstance(problem, PolicyError):
             return Complaint(f"{getattr(problem, 'place', None) or place}: {problem}")
         if isinstance(problem, SyntaxError):
+            shown = tuple(_lines(traceback.format_exception_only(problem)))
             return Complaint(f"{place}: {problem.msg}; correct this line, policies are Python 3 "
-                             "and those of Python 2 are not translated",
-                             tuple(_lines(traceback.format_exception_only(problem))))
+                             "and those of Python 2 are not translated", shown, shown)
         text = _text_of(problem)
         return Complaint(f"{place}: {type(problem).__name__}: {text}; {_remedy(problem)}",
-                         tuple(self._traceback(problem)))
+                         tuple(self._traceback(problem)), self._way(problem))
 
     def _traceback(self, problem: BaseException) -> list[str]:
         """Return the traceback from the first line of the policy on, without what led there, a line each."""
@@ -220,6 +221,10 @@ class Loader:
         first = next((index for index, step in enumerate(steps.stack) if self.is_policy_file(step.filename)), 0)
         steps.stack = traceback.StackSummary.from_list(steps.stack[first:])
         return _lines(steps.format())
+
+    def _way(self, problem: BaseException) -> tuple[str, ...]:
+        steps = [step for step in traceback.extract_tb(problem.__traceback__) if self.is_policy_file(step.filename)]
+        return tuple(_lines(traceback.format_list(steps))) if len(steps) > 1 else ()
 
     def _place_of(self, problem: BaseException) -> str:
         if isinstance(problem, SyntaxError) and problem.filename and self.is_policy_file(problem.filename):

@@ -30,12 +30,12 @@ def intra():
 @pytest.fixture
 def check(tmp_path):
     """Check a policy whose config() has these lines; return exit status and output."""
-    def run(line):
+    def run(line, *arguments):
         path = tmp_path / "policy.py"
         path.write_text(POLICY.format(line=textwrap.indent(textwrap.dedent(line), " " * 8).lstrip()))
         done = subprocess.run(
             [sys.executable, str(tree.ROOT / "sbin/zorp"), "--as", "intra", "--check-policy", str(path),
-             "--user", str(os.getuid())], capture_output=True, text=True, timeout=50, check=False)
+             "--user", str(os.getuid()), *arguments], capture_output=True, text=True, timeout=50, check=False)
         return done.returncode, done.stdout + done.stderr
     return run
 
@@ -109,3 +109,21 @@ def test_where_the_check_of_a_class_ended_is_said(check, line):
     assert (status, "Policy is usable" in output) == (0, True), output
     assert re.search(r"core.policy\(2\): .*what follows this line is not checked; class='Mail', "
                      r"place='\S+policy.py:11'", output)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--explain", "service mail"]], ids=["check", "explain"])
+def test_the_instance_log_options_bring_no_noise_into_what_was_found(check, arguments):
+    status, output = check("self.mails = 0", "--verbose", "8", "--log-spec", "core.*:8,*.accounting:9", *arguments)
+    assert status == 0, output
+    assert not re.findall(r"\w+\.\w+\(\d\): ", output)
+
+
+def test_a_mistake_is_one_line_and_the_way_to_it_only_what_the_policy_has_of_it(check, tmp_path):
+    policy = tmp_path / "policy.py"
+    # given a mistake in the line that the engine called, and one behind a function of the policy
+    _, output = check("self.nosuch")
+    assert [line for line in output.splitlines() if "Traceback" in line] == []
+    _, output = check("def find():\n    return nosuch\nfind()")
+    steps = [line.partition("Traceback: ")[2] for line in output.splitlines() if "Traceback: " in line]
+    assert [step.strip() for step in steps if "^" not in step] == [
+        f'File "{policy}", line 12, in config', "find()", f'File "{policy}", line 11, in find', "return nosuch"]
