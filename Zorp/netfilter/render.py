@@ -275,8 +275,11 @@ def _numbered(options: list[tuple]) -> Iterator[tuple]:
 def _canonical_value(option: str, value: str) -> str:
     if option == "-p":
         return str(_NUMBERS.get(value) or _number_of(value))
-    if option in ("-s", "-d", "--ctorigdst") and "/" not in value:
-        return value + ("/128" if ":" in value else "/32")
+    if option in ("-s", "-d", "--ctorigdst"):
+        address, _, bits = value.partition("/")
+        if ":" in address:
+            return f"{socket.inet_ntop(socket.AF_INET6, socket.inet_pton(socket.AF_INET6, address))}/{bits or 128}"
+        return f"{address}/{bits or 32}"
     if option in ("--to-source", "--to-destination", "--to"):
         return value.removesuffix("/32").removesuffix("/128")
     if option == "--src-group" and (number := _numbers_of_groups(_GROUP_NAMES).get(value)) is not None:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import socket
 from collections.abc import Iterable, Mapping
 
 from Zorp.netfilter.plan import MAX_SET_NAME_BYTES, SET_PREFIX, AddressSet, Member
@@ -66,8 +67,8 @@ def _halve_everything(members: dict[Net, bool], owners: Mapping[Net, str], zones
 
 
 def _text(net: Net, width: int) -> str:
-    address = ipaddress.IPv4Address(net[0]) if width == 32 else ipaddress.IPv6Address(net[0])
-    return f"{address}/{net[1]}"
+    family = socket.AF_INET if width == 32 else socket.AF_INET6
+    return f"{socket.inet_ntop(family, net[0].to_bytes(width // 8, 'big'))}/{net[1]}"
 
 
 class SetRegistry:

@@ -11,7 +11,7 @@ from Zorp.netfilter.backend import Backend, BackendError, open_backend
 from Zorp.netfilter.compiler import compile_plan
 from Zorp.netfilter.ipsets import SetError, Sets
 from Zorp.netfilter.plan import AddressSet, Chain, Member, Rule, Table, Target, Test
-from Zorp.netfilter.site import Site
+from Zorp.netfilter.site import Bypass, Site
 from Zorp.netfilter.tables import RestoreWriter, TableError
 from Zorp.rules.description import InstanceDescription, ListenerData, ProxyData, ZoneData, parse_net
 from Zorp.rules.engine import RuleData
@@ -188,6 +188,25 @@ def test_sets_hold_exceptions_and_what_a_killed_program_left_is_removed(namespac
         statuses = [subprocess.run(["ipset", "test", "zorp.4.a", address], capture_output=True, check=False).returncode
                     for address in ("10.1.0.6", "10.1.0.66")]
         assert statuses == [0, 1]
+
+    namespace.inside(story)
+
+
+def test_nets_whose_text_has_two_forms_are_read_back_as_written(namespace):
+    def story():
+        # given nets of IPv6 that can be written with the last four bytes as in IPv4, in zones, rules and settings
+        nets = tuple(map(parse_net, ("::1.2.3.4/128", "::9.2.3.0/120", "::ffff:0:0/96")))
+        site = Site(bypass=(Bypass(src="::102:304/128", dst="::ffff:7.7.7.7/128"),))
+        plan = compile_plan([InstanceDescription(
+            instance="i", zones=(ZoneData(name="z", nets=nets),), services=(ProxyData(name="web"),),
+            rules=(RuleData(rule_id=1, service="web", src_zone=("z",)),
+                   RuleData(rule_id=2, service="web", src_subnet=nets),
+                   RuleData(rule_id=3, service="web", dst_subnet=nets[:1])),
+            listeners=(ListenerData(6, "::1", 50080),))], site)
+        # then they are the same to us when they are read
+        backend = open_backend(site)
+        assert backend.apply(plan)
+        assert not backend.apply(plan)
 
     namespace.inside(story)
 

@@ -35,6 +35,7 @@ def test_six_has_its_own_words():
 @pytest.mark.parametrize(("one", "other"), [
     ("-A X -p tcp -m tcp --dport 80 -j DROP", "-A X -p 6 --dport 80 -j DROP"),
     ("-A X -s 10.0.0.1/32 -i a -j DROP", "-A X -i a -s 10.0.0.1 -j DROP"),
+    ("-A X -s ::102:304/128 -d ::1 -j DROP", "-A X -s ::1.2.3.4 -d 0:0::1/128 -j DROP"),
     ("-A X -m devgroup --src-group 0x2 -j DROP", "-A X -m devgroup --src-group 0x02 -j DROP"),
 ])
 def test_spellings_of_one_rule_are_equal(one, other):
