@@ -65,6 +65,7 @@ from Zorp.runtime.binding import BindFailed, Binding
 from Zorp.runtime.channel import Channel, ChannelClosed, Message
 from Zorp.runtime.consent import Consent
 from Zorp.runtime.daemonise import title
+from Zorp.runtime.interpreter import refuse_forks
 from Zorp.runtime.judgement import STEPS
 from Zorp.runtime.listeners import ListenSpec
 from Zorp.runtime.loader import Loader, LoadFailed
@@ -222,6 +223,7 @@ class Worker:
     # ---- the loop
 
     def _serve(self) -> int:
+        refuse_forks(self._loader.is_policy_file)
         gc.collect()
         gc.freeze()                      # the policy lives as long as we do: no collection need look at it
         if not self._options.no_caps:
@@ -387,8 +389,8 @@ class Worker:
         now = int(time.time())
         self._answers.set_info(
             policy__file=self._options.policy, policy__file_stamp=self._file_stamp, policy__reload_stamp=now,
-            version=Zorp.__version__, pid=os.getpid(), started=now, instance=self._options.instance,
-            process=self._identity.name)
+            policy__packet_rules="kzorpd" if self._packet_rules.wanted else "none", version=Zorp.__version__,
+            pid=os.getpid(), started=now, instance=self._options.instance, process=self._identity.name)
 
     def _capture_output(self) -> None:
         """What is printed from now on goes to the log, when that is the system log."""

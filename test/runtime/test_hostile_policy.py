@@ -82,3 +82,46 @@ def test_what_a_policy_prints_is_no_result(tmp_path):
     described = check(tmp_path, "print('{}')\n" + GOOD_END, "--describe")
     assert described.stdout.startswith('{"version":')
     assert "{}" in described.stderr
+
+
+# ---------------------------------------------------------------- in sessions
+
+FORKS = """
+    import multiprocessing, os, subprocess
+    from Zorp.Core import *
+    from Zorp.AnyPy import *
+
+    class Forking(AnyPyProxy):
+        def config(self):
+            pid = self.make()
+            open("$dir/status", "w").write(str(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])) + "\\n")
+
+        def make(self):
+            return os.fork()                                 # line 12
+
+        def startup(self):
+            self.client_stream.write(subprocess.run(
+                ["echo", "hello"], preexec_fn=os.setsid, stdout=subprocess.PIPE, text=True).stdout)
+
+    class Multiprocessing(Forking):
+        def make(self):
+            process = multiprocessing.get_context("fork").Process(target=print)
+            process.start()                                  # line 21
+            return process.pid
+
+    def intra():
+        Service("svc", $proxy, router=DirectedRouter(SockAddrInet("127.0.0.1", 9)))
+        Dispatcher(DBSockAddr(SockAddrInet("127.0.0.1", $port), ZD_PROTO_TCP), service="svc")
+    """
+
+
+@pytest.mark.parametrize(("proxy", "line"), [("Forking", 12), ("Multiprocessing", 21)])
+def test_a_process_forked_in_a_session_ends_at_once_and_programs_run(zorp, proxy, line):
+    daemon = zorp(FORKS, proxy=proxy)
+    # when a session forks, and then starts a program
+    with daemon.connect() as client:
+        assert client.recv(100) == b"hello\n"
+    # then the child has ended, and the log has the place
+    assert (daemon.directory / "status").read_text() == "1\n"
+    lines = daemon.log.find("core.policy", 1, "Policy code forked, the child is ended")
+    assert [found.fields["place"] for found in lines] == [f"{daemon.policy}:{line}"]
