@@ -124,8 +124,7 @@ def _check(host: Host, selection: Selection, options: argparse.Namespace) -> Res
         if instance is None:
             yield failed(name, "Not found in instances.conf")
             continue
-        command = [word for word in lifecycle.command(instance) if word not in ("--foreground", "-F")]
-        status = subprocess.run([*command, "--check-policy"], check=False).returncode
+        status = subprocess.run([*lifecycle.foreground_command(instance), "--check-policy"], check=False).returncode
         if status:                       # else zorp has said that it is usable
             yield failed(name, f"Policy is not usable (rc='{status}')")
 
@@ -137,8 +136,7 @@ def _explain(host: Host, selection: Selection, options: argparse.Namespace) -> R
         yield failed(name, "Not found in instances.conf")
         return
     question = [*(["--json"] if options.json else []), "--explain", " ".join(options.words)]
-    words = [word for word in Lifecycle(host).command(instance) if word not in ("--foreground", "-F")]
-    if subprocess.run([*words, *question], check=False).returncode:
+    if subprocess.run([*Lifecycle(host).foreground_command(instance), *question], check=False).returncode:
         yield failed(name, "Cannot explain")
 
 
@@ -190,6 +188,10 @@ def _reload(host: Host, selection: Selection, options: argparse.Namespace) -> Re
     return Lifecycle(host).reload(selection.by_instance(), revoke=options.revoke)
 
 
+def _restart(host: Host, selection: Selection, options: argparse.Namespace) -> Results:
+    return Lifecycle(host).restart(selection.by_instance(), unchecked=options.force)
+
+
 def _coredump(host: Host, selection: Selection, options: argparse.Namespace) -> Results:
     yield Result("", _COREDUMP)
 
@@ -214,6 +216,10 @@ def _explain_options(parser: argparse.ArgumentParser) -> None:
 
 def _reload_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revoke", action="store_true", help="end running sessions that the new policy refuses")
+
+
+def _restart_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--force", action="store_true", help="stop instances whose policy cannot be used, too")
 
 
 def _log_options(parser: argparse.ArgumentParser) -> None:
@@ -269,8 +275,8 @@ COMMANDS = {
     "stop": Command(_lifecycle("stop"), BOTH, "Stopping {}:", "stop instances", whole_instances="stopped"),
     "force-stop": Command(_lifecycle("stop", forced=True), BOTH, "Stopping {}:", "kill instances",
                           whole_instances="stopped"),
-    "restart": Command(_lifecycle("restart"), BOTH, "Restarting {}:", "stop and start",
-                       whole_instances="started", touches_daemons=True),
+    "restart": Command(_restart, BOTH, "Restarting {}:", "stop and start, if the policy is usable",
+                       options=_restart_options, whole_instances="started", touches_daemons=True),
     "force-restart": Command(_lifecycle("restart", forced=True), BOTH, "Restarting {}:", "kill and start",
                              whole_instances="started", touches_daemons=True),
     "reload": Command(_reload, WITH_PID_FILE, "Reloading {}:", "load policies again", options=_reload_options,

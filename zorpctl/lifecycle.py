@@ -8,6 +8,8 @@ Theory of operation
     start    launches `zorp`, which returns when the first policy serves; its exit status is the
              answer.  A line with --foreground never returns: there the lock decides.
     stop     TERM to the master, or KILL; the master's lock is free when everything has ended.
+    restart  looks at the policies first: an instance that serves is not stopped for one that cannot
+             be used.
     reload   through the control socket; the daemon answers when the new policy serves, or why
              the old one stays.
 
@@ -36,6 +38,7 @@ from zorpctl.report import Result, failed
 from zorpctl.szig import SzigClient, SzigError
 
 RELOAD_TIMEOUT_S = 320.0              # a policy may take long to load; the daemon gives up earlier
+_CHECK_TIMEOUT_S = RELOAD_TIMEOUT_S
 _UNIT_DIRECTORIES = ("/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
 
 
@@ -87,6 +90,10 @@ class Lifecycle:
         if not instance.auto_restart:
             words += ["--process-mode", "background"]
         return words
+
+    def foreground_command(self, instance: InstanceLine) -> list[str]:
+        """Return the command line that ends by itself: for --check-policy and --explain."""
+        return [word for word in self.command(instance) if word not in ("--foreground", "-F")]
 
     def _launch(self, instance: InstanceLine, processes: list[Process]) -> _Launch | Result:
         command = self.command(instance)
@@ -176,11 +183,42 @@ class Lifecycle:
 
     # ---- restart, reload
 
-    def restart(self, groups: dict[str, list[Process]], *, forced: bool = False) -> Iterator[Result]:
-        """Stop and start; instances that have left instances.conf are only stopped."""
+    def restart(self, groups: dict[str, list[Process]], *, forced: bool = False,
+                unchecked: bool = False) -> Iterator[Result]:
+        """Stop and start; instances that have left instances.conf are only stopped.
+
+        One that runs is left alone when its policy cannot be used, unless `unchecked` or `forced`.
+        """
+        if not (forced or unchecked):
+            refused = dict(self._unusable(groups))
+            for name, status in refused.items():
+                text = (f"Not restarted, the policy is not usable (rc='{status}'); the instance goes on as it is, "
+                        "mend the policy or give --force")
+                yield from (failed(process.name, text) for process in groups[name])
+            groups = {name: group for name, group in groups.items() if name not in refused}
         yield from self.stop(groups, forced=forced)
         yield from self.start({name: group for name, group in groups.items() if name in self._host.instances},
                               forced=forced)
+
+    def _unusable(self, groups: dict[str, list[Process]]) -> Iterator[tuple[str, int]]:
+        """Yield the instances that run and could not be started again, with the exit status of the check.
+
+        What is wrong with them goes to standard error.
+        """
+        checks = {}
+        for name, processes in groups.items():
+            if name in self._host.instances and any(process.is_running() for process in processes):
+                command = [*self.foreground_command(self._host.instances[name]), "--check-policy"]
+                checks[name] = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + _CHECK_TIMEOUT_S
+        for name, program in checks.items():
+            try:
+                status = program.wait(deadline - time.monotonic())
+            except subprocess.TimeoutExpired:
+                program.kill()
+                status = program.wait()
+            if status:
+                yield name, status
 
     def reload(self, groups: dict[str, list[Process]], *, revoke: bool = False) -> Iterator[Result]:
         """Load the policy again in every instance; failures say why.

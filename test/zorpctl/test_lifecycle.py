@@ -178,6 +178,31 @@ def test_restart_serves_afterwards(host):
     assert serves(port)
 
 
+def test_restart_does_not_stop_a_good_policy_for_a_broken_one(host):
+    # given two instances, one of which has a broken policy on disk by now
+    ports = [host.instance("good"), host.instance("bad")]
+    assert host.zorpctl("start").status == 0
+    good, bad = (host.process(f"{name}#0").master_pid() for name in ("good", "bad"))
+    host.policy("bad", BROKEN)
+    # when all are restarted
+    outcome = host.zorpctl("restart")
+    # then that one goes on as it is, with the reason, and the other is new
+    assert outcome.status == 1
+    assert "bad#0: Not restarted, the policy is not usable (rc='2')" in outcome.err
+    assert "bad.py:3: " in outcome.err
+    assert "good#0: Running" in outcome.out
+    assert host.process("bad#0").master_pid() == bad
+    assert host.process("good#0").master_pid() not in (None, good)
+    assert all(map(serves, ports))
+    # nor does reload-or-restart stop it
+    assert host.zorpctl("reload-or-restart", "bad").status == 1
+    assert host.process("bad#0").master_pid() == bad
+    # unless it is forced
+    forced = host.zorpctl("restart", "--force", "bad")
+    assert (forced.status, "bad#0: Failed to start (rc='2')" in forced.err) == (1, True)
+    assert not serves(ports[1])
+
+
 def test_a_left_over_pid_file(host):
     # given a master that was killed
     port = host.instance("intra")
