@@ -32,6 +32,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from Zorp.wire.instances_conf import InstanceLine
+from zorpctl import queries
 from zorpctl.host import Host
 from zorpctl.processes import Process, lock_holder
 from zorpctl.report import Result, failed
@@ -73,6 +74,7 @@ class Lifecycle:
                 yield from (Result(process.name, "Not started, because no-auto-start is set") for process in processes)
             elif _managed_by_systemd():
                 yield from self._through_systemd("start", name, processes)
+                yield from _rules_warning(processes)
             else:
                 configured = self._host.configured(name)
                 launches.append(self._launch(instance, configured))
@@ -114,6 +116,8 @@ class Lifecycle:
                 yield Result(process.name, "Running")
             else:
                 yield failed(process.name, status)
+        if status == "running":
+            yield from _rules_warning(launch.processes)
 
     def _start_status(self, launch: _Launch) -> str:
         limit_s = self._host.conf.start_wait_timeout
@@ -285,6 +289,13 @@ class Lifecycle:
             yield from (Result(process.name, text, ok=running) for process in processes)
         else:
             yield from (Result(process.name, "Stopped") for process in processes)
+
+
+def _rules_warning(processes: list[Process]) -> Iterator[Result]:
+    """Yield a warning when packet rules are wanted and nobody sees to them; one for all processes of an instance."""
+    warning = queries.rules_warning(processes[0])
+    if warning is not None:
+        yield warning
 
 
 def reload_zone_daemon() -> Iterator[Result]:

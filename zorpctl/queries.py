@@ -10,16 +10,22 @@ from __future__ import annotations
 import csv
 import io
 import os
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from Zorp.Log import DEFAULT_SPEC, unrecorded
+from Zorp.transport.kzorpd import socket_path as kzorpd_socket
 from zorpctl.processes import Process
 from zorpctl.report import Result, failed
 from zorpctl.szig import SzigClient, SzigError, components
 
 MISSING = "missing"
+UNATTENDED = "unattended"
+RULES_REMEDY = ("kzorpd does not run (systemctl enable --now kzorp-setup kzorpd; who does without it says "
+                "--packet-rules administrator or none)")
+_KZORPD_TIMEOUT_S = 2.0
 LOG_LEVEL_RANGE = (0, 10)
 _GUI_COLUMNS = ("process", "processnum", "status", "pid", "running threads", "total threads",
                 "thread1avg", "thread5avg", "thread15avg")
@@ -46,7 +52,7 @@ def facts(process: Process) -> dict:
         values = {node: szig.value(node) for node in (
             "stats.threads_running", "stats.sessions_running", "info.policy.file", "info.policy.file_stamp",
             "info.policy.reload_stamp", "info.version", "info.pid", "info.policy.generations",
-            "info.policy.load_started")}
+            "info.policy.load_started", "info.policy.packet_rules")}
         sessions = _number(values["stats.sessions_running"]) or 0
         has_drained = (_number(values["info.policy.generations"]) or 1) > 1
         draining = max(0, len(_sessions(process, szig)) - sessions) if has_drained else 0
@@ -59,6 +65,7 @@ def facts(process: Process) -> dict:
         "policy_loaded": _number(values["info.policy.reload_stamp"]),
         "policy_load_started": _number(values["info.policy.load_started"]) or None,
         "policy_current": is_current(values["info.policy.file"], values["info.policy.file_stamp"]),
+        "packet_rules": _packet_rules(process, values["info.policy.packet_rules"]),
         **resources(pid),
     }
 
@@ -74,6 +81,7 @@ def status(process: Process, verbose: bool) -> Result:
              *([f"{state['draining_sessions']} sessions of older policies"] if state["draining_sessions"] else []),
              *([f"policy being loaded since {_clock(state['policy_load_started'])}"]
                if state["policy_load_started"] else []),
+             *([f"packet rules NOT in force: {RULES_REMEDY}"] if state["packet_rules"] == UNATTENDED else []),
              f"pid {state['pid']}"]
     lines = [", ".join(parts)]
     if verbose:
@@ -86,6 +94,33 @@ def status(process: Process, verbose: bool) -> Result:
             f"sessions: running={state['sessions']}, of older policies={state['draining_sessions']}",
         ]
     return Result(process.name, "\n".join(lines))
+
+
+def rules_warning(process: Process) -> Result | None:
+    """Return a warning when the rules of a running process lead no traffic to it; None: all well, or no answer."""
+    try:
+        with SzigClient(process.socket_path) as szig:
+            state = _packet_rules(process, szig.value("info.policy.packet_rules"))
+    except SzigError:
+        return None
+    if state != UNATTENDED:
+        return None
+    return Result(process.name, f"warning: packet rules are NOT in force, {RULES_REMEDY}", warning=True)
+
+
+def _packet_rules(process: Process, keeper: str) -> str:
+    """Say who sees to the packet rules of a process: "kzorpd", "none" (nobody has to), or UNATTENDED (nobody does)."""
+    if keeper != "kzorpd":
+        return "none"
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(_KZORPD_TIMEOUT_S)
+        try:
+            sock.connect(kzorpd_socket(os.path.dirname(process.socket_path)))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return UNATTENDED
+        except OSError:                  # it is there; whether it answers us is another matter
+            return keeper
+    return keeper
 
 
 def gui_status(processes: list[Process]) -> str:

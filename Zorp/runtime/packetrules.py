@@ -8,7 +8,7 @@ Theory of operation
 
     --packet-rules says who is responsible:
 
-        auto            kzorpd, if it answers; else there are listeners only
+        auto            kzorpd, if it answers; else there are listeners only, and a policy with rules says so
         kzorpd          kzorpd; without it the instance does not start
         administrator   packet rules are there, somebody else sees to them (kzorp-setup)
         none            listeners only
@@ -44,6 +44,13 @@ class PacketRules:
         self._options = options
         self._path = socket_path(options.pid_dir)
         self._kzorpd_answers = False
+        self._absence = ""               # why kzorpd does not answer
+
+    @property
+    def wanted(self) -> bool:
+        """Say whether the loaded policy has rules that kzorpd has to put in force."""
+        return bool(self._options.packet_rules in ("auto", "kzorpd") and config.options.kzorp_enabled
+                    and Globals.rules is not None and len(Globals.rules))
 
     def announce(self) -> None:
         """Before the policy loads: set what policies see.  Raises RulesRefused."""
@@ -61,7 +68,7 @@ class PacketRules:
         except KzorpdAway as problem:
             if required:
                 raise RulesRefused(str(problem)) from None
-            log(None, "core.debug", 4, "Packet rules are left as they are; reason='%s'", (problem,))
+            self._absence = str(problem)
             return ""
         except KzorpdError as problem:
             raise RulesRefused(_refusal(problem)) from None
@@ -73,6 +80,11 @@ class PacketRules:
         if not config.options.kzorp_enabled:
             Globals.kzorp_available, Globals.kzorp_version = False, (0, 0)
         if not self._kzorpd_answers:
+            if self.wanted:
+                log(None, "core.error", 2, "Nobody puts the packet rules of this instance in force, no traffic comes "
+                    "to its rules; rules='%d', error='%s'; start kzorpd (systemctl enable --now kzorp-setup kzorpd), "
+                    "or say who sees to them: --packet-rules administrator (kzorp-setup load), or none (listeners "
+                    "only)", (len(Globals.rules), self._absence))
             return
         try:
             if not config.options.kzorp_enabled:

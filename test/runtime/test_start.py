@@ -194,3 +194,19 @@ def test_a_worker_keeps_no_rights_beyond_its_policy(zorp):
     assert not int(master.split("CapPrm:")[1].split()[0], 16) & net_admin
     assert int(worker.split("CapPrm:")[1].split()[0], 16) == 0
     assert worker.split("NoNewPrivs:")[1].split()[0] == "1"
+
+
+def test_rules_that_nobody_puts_in_force_are_said_at_a_level_that_everybody_sees(zorp):
+    # given rules and no kzorpd, and a verbosity below the usual one
+    daemon = zorp("""
+        from Zorp.Core import *
+        from Zorp.Plug import *
+        Zone("all", ["0.0.0.0/0", "::/0"])
+        def intra():
+            Service("plug", PlugProxy, router=TransparentRouter())
+            Rule(dst_port=80, service="plug")
+        """, verbosity=2)
+    # then the log has the number of rules and the remedy
+    record = daemon.log.wait_for("core.error", 2, "Nobody puts the packet rules of this instance in force")
+    assert record.fields["rules"] == "1"
+    assert "systemctl enable --now kzorp-setup kzorpd" in daemon.log.text()

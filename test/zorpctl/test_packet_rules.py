@@ -1,0 +1,60 @@
+"""An instance whose rules lead no traffic to it says so: at the start, in the status and in the log."""
+
+import json
+import socket
+
+import pytest
+
+RULES = """\
+from Zorp.Core import *
+from Zorp.Plug import *
+
+Zone("all", ["0.0.0.0/0", "::/0"])
+config.options.kzorp_enabled = $enabled
+
+def $name():
+    Service("plug", PlugProxy, router=TransparentRouter())
+    Rule(dst_port=80, service="plug")
+"""
+UNATTENDED = "packet rules NOT in force: kzorpd does not run (systemctl enable --now kzorp-setup kzorpd"
+
+
+@pytest.fixture
+def started(host):
+    """Start an instance with a rule; return what zorpctl said."""
+    def start(zorp_args: str = "", enabled: str = "TRUE"):
+        host.instance("intra", RULES, zorp_args=zorp_args, enabled=enabled)
+        outcome = host.zorpctl("start")
+        assert (outcome.status, outcome.out) == (0, "Starting Zorp:\nintra#0: Running\n"), outcome.err
+        return outcome
+
+    return start
+
+
+def test_rules_without_kzorpd_are_no_green_start(host, started):
+    # given rules, and nobody who puts them in force
+    outcome = started()
+    # then start warns with the remedy, and succeeds, for dispatchers may serve
+    assert outcome.err == (
+        "intra#0: warning: packet rules are NOT in force, kzorpd does not run (systemctl enable --now kzorp-setup "
+        "kzorpd; who does without it says --packet-rules administrator or none)\n")
+    # and so does the status, until kzorpd runs
+    assert UNATTENDED in host.zorpctl("status").out
+    assert json.loads(host.zorpctl("status", "--json").out)[0]["packet_rules"] == "unattended"
+    with socket.socket(socket.AF_UNIX) as kzorpd:
+        kzorpd.bind(str(host.pid_dir / "kzorpd"))
+        kzorpd.listen()
+        assert UNATTENDED not in host.zorpctl("status").out
+
+
+@pytest.mark.parametrize(("arguments", "enabled"), [
+    ("--packet-rules administrator", "TRUE"), ("--packet-rules none", "TRUE"), ("", "FALSE")])
+def test_who_has_said_that_there_is_no_kzorpd_hears_nothing(host, started, arguments, enabled):
+    assert started(arguments, enabled).err == ""
+    assert "NOT in force" not in host.zorpctl("status").out
+
+
+def test_dispatchers_need_no_packet_rules(host):
+    host.instance("intra")
+    assert host.zorpctl("start").err == ""
+    assert "NOT in force" not in host.zorpctl("status").out
