@@ -4,7 +4,9 @@ Theory of operation
     A dispatcher registers (Dispatch) its bind object with a priority and a handler.  Equal
     binds share one Chain: one listening socket, parameters of the first registration, and
     entries in the order in which they are asked: lowest priority number first, among equals
-    the latest registration.  A bind to port 0 always gets a chain of its own.
+    the latest registration.  A bind to port 0 always gets a chain of its own.  Dispatchers of a
+    policy take or refuse whatever they are offered, so that one of them that shares its address
+    with an earlier asked one never serves: that is said when the policy has loaded.
 
     Nothing here opens a listening socket.  The runtime takes chains() after the policy has
     loaded, listens as chain.bind and chain.params say, reports the real addresses with
@@ -271,6 +273,7 @@ class Dispatch:
         self.session_id = session_id
         self.prio = prio
         self.handler = handler
+        self.declared_at = str(policy_caller()) if Globals.parsing else ""       # file:line, of those in the policy
         if not isinstance(keywords, DispatchParams):
             protocol = addr.protocol if addr.protocol in _KEYWORDS else ZD_PROTO_TCP
             keywords = DispatchParams.from_keywords(protocol, keywords or {})
@@ -320,6 +323,16 @@ class DispatchTable:
                 if entry in chain.entries:
                     chain.entries = tuple(e for e in chain.entries if e is not entry)
             self._chains = [chain for chain in self._chains if chain.entries]
+
+    def warn_of_idle_entries(self) -> None:
+        """Name the dispatchers that will never be offered a connection."""
+        for chain in self.chains():
+            first, *others = chain.entries
+            for idle in filter(lambda entry: entry.declared_at, others):
+                log(idle.session_id, CORE_POLICY, 2,
+                    "Dispatcher never gets a connection, another one has the same address, take one of them out or "
+                    "give it an address of its own; dispatch='%s', place='%s', winner_place='%s'",
+                    (chain.bind.format(), idle.declared_at, first.declared_at))
 
     def listens_on(self, protocol: int, address) -> bool:
         """True when a connection of this protocol to the SockAddr would come back to this process."""

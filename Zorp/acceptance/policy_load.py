@@ -58,6 +58,7 @@ def _check_references():
         matcher.validateMatcher()
     if Globals.rules is not None:
         Globals.rules.check()
+    Globals.dispatch_table.warn_of_idle_entries()
     for option in take_unknown_options():
         log(None, CORE_POLICY, 2,
             "No such option, the value is kept for the policy only; option='config.%s', place='%s'", option)

@@ -681,6 +681,19 @@ def gateway():
     assert served_by(running) == "b"
 
 
+def test_a_dispatcher_that_never_serves_is_named_at_load(gateway):
+    running = gateway("""
+def gateway():
+    service("a"), service("b")
+    Listener(SockAddrInet("127.0.0.1", 5001), "a")
+    Listener(SockAddrInet("127.0.0.1", 5001), "b")
+    Listener(SockAddrInet("127.0.0.1", 5002), "b")
+""")
+    [line] = running.logged.find("Dispatcher never gets a connection")
+    _, idle, serving = (str(value).rpartition(":")[2] for value in line.arguments)
+    assert int(serving) == int(idle) + 1                 # the later definition wins
+
+
 def test_dispatcher_with_several_addresses(gateway):
     running = gateway("""
 def gateway():
