@@ -28,7 +28,8 @@ from Zorp.transport.interfaces import Snapshot, take_snapshot
 
 _REMEDIES = {
     os.strerror(errno.EADDRINUSE): "stop what listens there ('ss -ltnup' shows it), or bind to another port",
-    os.strerror(errno.EADDRNOTAVAIL): "bind to an address of this host",
+    os.strerror(errno.EADDRNOTAVAIL): "bind to an address that this host has; for one that comes later or moves "
+                                      "(DHCP, VRRP) give DBIface(INTERFACE, PORT, ip=ADDRESS)",
     os.strerror(errno.EACCES): "ports below 1024 need the capability cap_net_bind_service",
 }
 

@@ -79,6 +79,21 @@ def test_a_port_that_is_taken_is_named_with_its_place(host):
             "stop what listens there") in outcome.err
 
 
+def test_an_address_that_is_not_there_yet(host):
+    # given a policy that listens on an address which this host does not have
+    host.instance("fixed", PLUG.replace('"127.0.0.1", $port', '"192.0.2.77", $port'))
+    # when it is started, then the command says what follows addresses
+    outcome = host.zorpctl("start", "fixed")
+    assert outcome.status == 1
+    assert "error='Cannot assign requested address'; bind to an address that this host has" in outcome.err
+    assert 'give DBIface(INTERFACE, PORT, ip=ADDRESS)' in outcome.err
+    # and with that it starts
+    host.instance("following", PLUG.replace('DBSockAddr(SockAddrInet("127.0.0.1", $port), ZD_PROTO_TCP)',
+                                            'DBIface("lo", $port, ip="192.0.2.77", protocol=ZD_PROTO_TCP)'))
+    outcome = host.zorpctl("start", "following")
+    assert (outcome.status, outcome.err) == (0, "")
+
+
 def test_several_processes(host):
     # given three processes of one instance
     host.instance("intra", zorpctl_args="--num-of-processes 3")

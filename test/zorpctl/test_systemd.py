@@ -6,6 +6,7 @@ import stat
 
 import pytest
 
+from test.support import tree
 from zorpctl import lifecycle
 from zorpctl.host import Everything, Host
 
@@ -56,3 +57,10 @@ def test_a_unit_is_stopped_through_systemd(host, systemctl):
     commands, processes = groups(host)
     assert [result.text for result in commands.stop(processes)] == ["Stopped"]
     assert systemctl() == ["--quiet is-active zorp@intra.service", "stop zorp@intra.service"]
+
+
+@pytest.mark.parametrize("unit", ["zorp.service", "zorp@.service"])
+def test_instances_wait_for_the_addresses_of_the_host(unit):
+    settings = (tree.ROOT / "systemd" / unit).read_text().splitlines()
+    assert "Wants=network-online.target" in settings
+    assert any(line.startswith("After=") and "network-online.target" in line.split("=")[1].split() for line in settings)
