@@ -352,6 +352,8 @@ class Kzorpd:
                     error = str(problem)
             if error is not None:
                 log(None, "core.error", 1, "Unable to load configuration, keep existing one; error='%s'", (error,))
+            else:
+                error = self._rules.look_for_drift()     # who asks for rules to be in force must not hear OK otherwise
             self._watch_names()
             self._notifier.send("READY=1")
             answer(error, {})

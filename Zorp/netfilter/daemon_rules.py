@@ -9,7 +9,7 @@ Theory of operation
     Other addresses of host names change sets, not rules: then only the sets are carried over.
 
     look_for_drift() compares the kernel with the plan; what others have changed is reported, and
-    put right if the site wants that.
+    put right if the site wants that.  A reload looks, too: it succeeds over rules in force only.
 
     In mode "listeners" the descriptions are kept and shown, and the kernel is left alone.
 
@@ -270,21 +270,24 @@ class PacketRules:
 
     # ---- what others do
 
-    def look_for_drift(self) -> bool:
-        """Compare the kernel with the plan, report differences, repair them if wanted; tell if there were any."""
+    def look_for_drift(self) -> str | None:
+        """Compare the kernel with the plan, report differences, repair them if wanted; return what stays wrong."""
         if not self.is_active or self._backend is None:
-            return False
+            return None
         try:
             differences = self._backend.drift(self.plan)
         except BackendError as problem:
             log(None, "core.error", 1, "Packet rules cannot be read back; error='%s'", (problem,))
-            return False
+            return f"packet rules cannot be read back: {problem}"
         if not differences:
-            return False
+            return None
         repaired = self._site.on_drift == "repair" and self._repair()
         log(None, "core.error", 1, "Packet rules were changed by another program; differences='%d', first='%s', "
             "restored='%s'", (len(differences), differences[0], "yes" if repaired else "no"))
-        return True
+        if repaired:
+            return None
+        why = "on_drift is report" if self._site.on_drift == "report" else "the log says why they cannot be restored"
+        return f"packet rules were changed by another program and stay so ({why}): {differences[0]}"
 
     def _repair(self) -> bool:
         try:

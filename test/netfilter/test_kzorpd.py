@@ -405,6 +405,26 @@ def test_scenario_33_a_site_may_want_to_be_told_only(kzorpd):
     assert kzorpd.rules() != rules
 
 
+def test_a_reload_brings_flushed_rules_back(kzorpd):
+    # given rules that somebody flushed, and no look at them for long
+    kzorpd.start("--drift-check", "3600")
+    rules = kzorpd.rules()
+    kzorpd.namespace.run("iptables", "-t", "mangle", "-F", "ZORP")
+    # when it is told to reload, the policies being what they were
+    assert kzorpd.command("--reload").returncode == 0
+    # then its success is true
+    assert kzorpd.rules() == rules
+
+
+def test_a_reload_that_may_not_repair_fails_with_the_reason(kzorpd):
+    kzorpd.configure("on_drift: report")
+    kzorpd.start("--drift-check", "3600")
+    kzorpd.namespace.run("iptables", "-t", "mangle", "-F", "ZORP")
+    reload = kzorpd.command("--reload")
+    assert reload.returncode == 1
+    assert "packet rules were changed by another program and stay so (on_drift is report)" in reload.stderr
+
+
 # ---------------------------------------------------------------- beside kzorp-setup, and the host
 
 def test_kzorp_setup_leaves_the_rules_to_a_running_kzorpd(kzorpd):
