@@ -290,6 +290,7 @@ class MasterSession(AbstractSession):
     verdict = ACCEPTED
     refusal_reason = ""              # why the verdict is what it is; in structured summaries only
     summary_info = ""                # the summary's info field; whoever stops a session from outside fills it
+    is_revoked = False               # a newer policy refused it
 
     def __init__(self, service=None, client_stream=None, client_local=None, client_listen=None,
                  client_address=None, **values):

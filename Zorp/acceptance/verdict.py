@@ -146,6 +146,7 @@ def revoke(session, reason: str) -> None:
     """Have the summary of a session say that a newer policy refuses it, and log why; whoever calls this ends it."""
     master = session.getMasterSession()
     master.verdict = ABORTED_BY_POLICY_ACTION
+    master.is_revoked = True
     master.summary_info = f"revoked, the policy refuses it now: {reason}"
     log(master.session_id, CORE_POLICY, 2, "Session revoked, the new policy refuses it; reason='%s'", (reason,))
 

@@ -291,7 +291,8 @@ class BuiltinProxy:
                 self._content_failed("Proxy crashed")
             if self._stop_requested:
                 self._content_failed("Stopped")
-                log(self._session_id, CORE_INFO, 2, "User initiated proxy termination request received;")
+                if not self.session.getMasterSession().is_revoked:       # that has a line of its own
+                    log(self._session_id, CORE_INFO, 2, "User initiated proxy termination request received;")
         finally:
             try:
                 self._end()

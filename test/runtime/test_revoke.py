@@ -91,6 +91,7 @@ def test_a_refused_session_ends_with_the_reason_and_the_other_goes_on(daemon, te
     summary = daemon.log.wait_for("core.summary", 4, "Connection summary", session=line.session)
     assert summary.fields["verdict"] == "ABORTED_BY_POLICY_ACTION"
     assert reason in summary.fields["info"]
+    assert not daemon.log.find(text="User initiated proxy termination request received")       # it was the policy
     assert exchange(daemon.lab) == b"ping"
 
 
