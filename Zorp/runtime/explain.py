@@ -34,7 +34,7 @@ from Zorp.Zone import Zone
 MOST_RULES = 5                   # that lost, and that came near
 _DEFAULT_CLIENT_PORT = 1024
 _WILDCARDS = ("0.0.0.0", "::")
-_ADDRESS = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<v4>[^:\[\]]+)|(?P<bare6>[0-9A-Fa-f:.]+))(?::(?P<port>\d{1,5}))?")
+_ADDRESS = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<v4>[^:\[\]]+)|(?P<bare6>[0-9A-Fa-f:.]+))(?::(?P<port>[0-9]{1,5}))?")
 _PROTOCOLS = {"tcp": ZD_PROTO_TCP, "udp": ZD_PROTO_UDP}
 USAGE = "write: tcp|udp CLIENT[:PORT] SERVER:PORT [INTERFACE], or: service NAME; IPv6 addresses in []"
 
@@ -60,11 +60,13 @@ def read_question(text: str) -> Arrival | str:
 def _address(text: str, default_port: int | None) -> tuple[str, int]:
     found = _ADDRESS.fullmatch(text)
     port = int(found["port"]) if found is not None and found["port"] else default_port
+    if "%" in text:                      # the interface has a place of its own in the question
+        raise QuestionError(f"an address without its interface is expected: {text}; {USAGE}")
     try:
         address = str(ipaddress.ip_address((found["v6"] or found["v4"] or found["bare6"]) if found else text))
     except ValueError:
         raise QuestionError(f"not an IP address: {text}; {USAGE}") from None
-    if port is None or port > 65_535:
+    if port is None or not 0 < port <= 65_535:
         raise QuestionError(f"no port in {text}; {USAGE}")
     return address, port
 

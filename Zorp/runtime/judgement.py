@@ -75,7 +75,7 @@ def end_sessions(refused: list[list]) -> int:
     for proxy in running.all():
         master = proxy.session.getMasterSession()
         key = tuple(_key(master))
-        if key in reasons:
+        if key in reasons and not proxy.stop_requested:      # else it is ending already
             if key not in ended:
                 revoke(master, reasons[key])
                 ended.add(key)

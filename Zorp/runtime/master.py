@@ -94,6 +94,7 @@ class Master:
         self._loads: list[Load] = []
         self._reloads = Reloads()
         self._generation = 0
+        self._file_stamp = -1            # of the policy that was started with or reloaded last
         self._is_revoking = False
         self._stopping = False
         self._exit_status: int | None = None
@@ -289,6 +290,10 @@ class Master:
         self._loads.remove(load)
         for slot in load.slots:
             self._put_into_service(slot)
+        if load.purpose is Purpose.RESTART:
+            self._warn_of_unordered_text(load)
+        else:
+            self._file_stamp = load.file_stamp
         if load.purpose is Purpose.INITIAL:
             self._started()
         elif load.purpose is Purpose.RELOAD:
@@ -312,9 +317,15 @@ class Master:
 
     def _log_success(self, load: Load) -> None:
         """Say which text is in force: the file may have changed once more since."""
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(load.file_stamp))
         log(None, "core.info", 3, "Policy reloaded; policy_file='%s', file_stamp='%s', generation='%d'",
-            (self._options.policy, stamp, load.generation))
+            (self._options.policy, _shown(load.file_stamp), load.generation))
+
+    def _warn_of_unordered_text(self, load: Load) -> None:
+        """A crash may put a text in force that nobody has reloaded; other processes go on with the old one."""
+        if load.file_stamp != self._file_stamp:
+            log(None, "core.error", 1, "Restarted process follows a policy that was changed and not reloaded, "
+                "reload or take the change back; policy_file='%s', file_stamp='%s', reloaded_stamp='%s', process='%s'",
+                (self._options.policy, _shown(load.file_stamp), _shown(self._file_stamp), load.slots[0].name))
 
     def _put_into_service(self, slot: Slot) -> None:
         old, new = slot.serving, slot.successor
@@ -549,6 +560,11 @@ def _detail(reason: str, status: int) -> int | None:
     if reason == "signal":
         return os.WTERMSIG(status)
     return os.WEXITSTATUS(status) if reason == "failure" else None
+
+
+def _shown(stamp: int) -> str:
+    """Return epoch seconds as the log shows them."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(stamp))
 
 
 def version() -> str:

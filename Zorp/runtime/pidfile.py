@@ -67,7 +67,7 @@ class PidFile:
 
     def remove(self) -> None:
         """Remove the file at the end of the instance; the lock goes with the process."""
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):   # it is gone, or somebody has put something else there
             os.unlink(self._name, dir_fd=self._directory.descriptor)
 
     def close(self) -> None:

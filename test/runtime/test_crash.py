@@ -227,6 +227,34 @@ def test_a_callback_that_ends_the_process_is_a_crash(zorp):
     assert daemon.process.poll() is None
 
 
+def test_a_restart_that_loads_a_text_nobody_reloaded_says_so(zorp):
+    # given two processes, and a text on disk that nobody has ordered to be loaded
+    daemon = zorp(ECHO, arguments=["--num-of-processes", "2"])
+    daemon.write_policy(ECHO, word="draft")
+    os.utime(daemon.policy, (1_000_000_000, 1_000_000_000))
+    # when one of them crashes
+    before = daemon.worker_pid(1)
+    os.kill(before, signal.SIGKILL)
+    wait_until(lambda: daemon.worker_pid(1) != before, "the next worker")
+    # then the log has both texts and who follows the new one, and a reload is the end of it
+    line = daemon.log.wait_for("core.error", 1, "Restarted process follows a policy that was changed and not reloaded")
+    assert line.fields["file_stamp"].startswith("2001-09-09")
+    assert line.fields["process"] == "intra#1"
+    daemon.reload()
+    before = daemon.worker_pid(1)
+    os.kill(before, signal.SIGKILL)
+    wait_until(lambda: daemon.worker_pid(1) != before, "the next worker")
+    assert len(daemon.log.find("core.error", 1, "Restarted process follows")) == 1
+
+
+def test_a_pid_file_that_became_a_directory_does_not_spoil_the_end(zorp):
+    daemon = zorp(ECHO)
+    daemon.pid_file().unlink()
+    daemon.pid_file().mkdir()
+    daemon.process.terminate()
+    assert daemon.wait() == 0
+
+
 # ---------------------------------------------------------------- a host without room for a process
 
 def take_descriptors(daemon) -> tuple[int, int]:

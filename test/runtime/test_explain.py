@@ -134,7 +134,9 @@ def test_questions(text, protocol, client, server):
     assert (arrival.protocol, arrival.client, arrival.destination) == (protocol, client, server)
 
 
-@pytest.mark.parametrize("text", ["", "tcp", "icmp 10.1.0.1 10.1.0.2:1", "tcp 10.1.0.1 10.1.0.2:99999"])
+@pytest.mark.parametrize("text", ["", "tcp", "icmp 10.1.0.1 10.1.0.2:1", "tcp 10.1.0.1 10.1.0.2:99999",
+                                  "tcp 10.1.0.1 10.1.0.2:0", "tcp 10.1.0.1 10.1.0.2:\N{ARABIC-INDIC DIGIT EIGHT}",
+                                  "tcp [fe80::1%lo] [fe80::2%lo]:80", "tcp fe80::1%lo [fe80::2]:80"])
 def test_no_questions(text):
     with pytest.raises(QuestionError):
         read_question(text)

@@ -139,6 +139,20 @@ def test_only_the_refused_of_several_secondary_sessions_end(zorp, server):
     assert exchange(clients[0]) == exchange(clients[3]) == b"ping"
 
 
+def test_a_session_that_is_ending_already_is_not_counted_again(zorp, server):
+    # given a session that was revoked, and whose policy does not return from its shutdown()
+    begin = "class SomePlug(PlugProxy):"
+    slow = policy().replace(begin, f"{begin}\n    def shutdown(self): stay()\n")
+    daemon = zorp(slow, server_port=server.port)
+    office = daemon.connect(source=("127.0.0.2", 0))
+    assert exchange(office) == b"ping"
+    assert revoke(daemon, policy(LAB)) == "OK Reload successful; revoked='1'"
+    wait_until((daemon.directory / "here").exists, "the shutdown")
+    # when the next reload revokes, then it has nobody to end
+    assert revoke(daemon, policy(LAB)) == "OK Reload successful; revoked='0'"
+    let_go(daemon)
+
+
 # ---------------------------------------------------------------- the question by itself
 
 class _Master:
