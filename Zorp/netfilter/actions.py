@@ -64,6 +64,10 @@ def jump(chain: str) -> Target:
     return Target("jump", (chain,))
 
 
+LOG_PREFIX = "zorp:"
+NO_RULE = 0                      # indexes of rules begin at 1
+
+
 class Actions:
     """The actions of one family.
 
@@ -204,8 +208,15 @@ class Actions:
             Rule((self._connmark(marks.deny, marks.class_mask),), goto("ZORP_DENY")),
         ]
         if self._site.default_deny:
-            rules += [Rule((self._connmark(marks.bypass, marks.class_mask),), RETURN), Rule((), DROP)]
+            rules.append(Rule((self._connmark(marks.bypass, marks.class_mask),), RETURN))
+            if self._site.log_unmatched:
+                rules.append(self._logged(NO_RULE))
+            rules.append(Rule((), DROP))
         return [Chain("ZORP_FORWARD", tuple(rules)), *self._refusals()]
+
+    def _logged(self, index: int) -> Rule:
+        """Return the rule that hands a packet to the log; the prefix has the index of the policy's rule."""
+        return Rule((), Target("nflog", (self._site.nflog_group, f"{LOG_PREFIX}{index}")))
 
     def _refusals(self) -> list[Chain]:
         targets = {rule.index: f"ZORP_N{rule.index}" for rule, _ in self._rules if rule.kind == "deny"}
@@ -219,7 +230,7 @@ class Actions:
     def _refusal(self, rule: RuleIndex, service: DenyData) -> list[Rule]:
         rules = []
         if service.logging:
-            rules.append(Rule((), Target("nflog", (self._site.nflog_group, f"zorp:{rule.index}"))))
+            rules.append(self._logged(rule.index))
         setting = service.ipv4 if self._family == 4 else service.ipv6
         if setting == "TCP_RESET":
             rules.append(Rule((Test("proto", TCP),), Target("reject", ("tcp-reset",))))

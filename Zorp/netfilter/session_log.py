@@ -10,7 +10,8 @@ Theory of operation
     counted as ended without their bytes, new ones get their line late, and the gap is logged.
 
     "Session denied" is one line per packet of anybody who is not let in, so every service has a
-    number of lines per second; what goes beyond is counted and reported every second.
+    number of lines per second; what goes beyond is counted and reported every second.  What no
+    rule matches has a number of its own, if the site wants lines for it (log_unmatched).
 
 Counters go up by one per session: of the service, of its rule, and of the zones that the rule
     asks for.  A session's number is its service's counter.
@@ -26,6 +27,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from Zorp.Log import log
+from Zorp.netfilter.actions import LOG_PREFIX, NO_RULE
 from Zorp.netfilter.conntrack import Connection, ConntrackError, Event
 from Zorp.netfilter.kzorp_text import RULE, SERVICE, ZONE, parse_address
 from Zorp.netfilter.nflog import LoggedPacket
@@ -33,8 +35,8 @@ from Zorp.netfilter.plan import RuleIndex
 from Zorp.netfilter.site import INDEX_BITS, Site
 
 MAX_SESSIONS = 262_144
-PREFIX = "zorp:"
 _NONE = "(NULL)"
+_NO_SERVICE = ""                         # in the account of lines: packets that no rule wants
 _PROTOCOLS = {1: "ICMP", 6: "TCP", 17: "UDP", 58: "ICMPv6"}
 _INDEX_MASK = (1 << INDEX_BITS) - 1
 _SUMMARY = ("kzorp (svc/%s:%d): Connection summary; rule_id='%d', session_start='%d', session_end='%d', "
@@ -140,14 +142,16 @@ class SessionLog:
 
     def deny(self, packet: LoggedPacket) -> None:
         """A packet was refused by a rule with logging."""
-        number = packet.prefix.removeprefix(PREFIX)
+        number = packet.prefix.removeprefix(LOG_PREFIX)
+        if number == str(NO_RULE):
+            self._drop(packet)
+            return
         rule = self._rules.rule_of(int(number)) if number.isascii() and number.isdigit() else None
         if rule is None:
             return
         client_zone, server_zone = self._zone(packet.source), self._zone(packet.destination)
         session_number = self._count(rule, client_zone, server_zone)
-        denials = self._denials.setdefault(rule.service, _Denials(self._site.deny_log_rate))
-        if not denials.may_write(int(self._clock())):
+        if not self._may_write(rule.service):
             return
         protocol = protocol_name(packet.protocol)
         log(None, "core.policy", 2, "kzorp (svc/%s): Session denied; service='%s', client_zone='%s', server_zone='%s', "
@@ -161,11 +165,24 @@ class SessionLog:
                 client_zone or _NONE, _NONE, _NONE, 0, _NONE, packet.destination, packet.destination_port, _NONE, 0,
                 "DENIED_BY_POLICY", "Rejecting session"))
 
+    def _drop(self, packet: LoggedPacket) -> None:
+        """A packet was not forwarded because no rule matches."""
+        if self._may_write(_NO_SERVICE):
+            log(None, "core.policy", 2, "kzorp: No rule matches, packet dropped; client_zone='%s', server_zone='%s', "
+                "client_address='%s:%d', server_address='%s:%d', protocol='%s'",
+                (self._zone(packet.source) or _NONE, self._zone(packet.destination) or _NONE, packet.source,
+                 packet.source_port, packet.destination, packet.destination_port, protocol_name(packet.protocol)))
+
+    def _may_write(self, service: str) -> bool:
+        denials = self._denials.setdefault(service, _Denials(self._site.deny_log_rate))
+        return denials.may_write(int(self._clock()))
+
     def tick(self) -> None:
         """Report what was held back; every second."""
         for service, denials in self._denials.items():
             if held := denials.take_held(int(self._clock())):
-                log(None, "core.policy", 2, "kzorp (svc/%s): %d messages suppressed.", (service, held))
+                who = f"kzorp (svc/{service})" if service != _NO_SERVICE else "kzorp"
+                log(None, "core.policy", 2, "%s: %d messages suppressed.", (who, held))
 
     # ---- both
 

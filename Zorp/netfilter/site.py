@@ -11,7 +11,7 @@ import dataclasses
 import ipaddress
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import yaml
@@ -112,16 +112,21 @@ class Site:
     on_stop: str = "keep"                    # the rules of an instance that stops: keep, or flush
     on_drift: str = "repair"                 # when others changed our rules: repair, or report only
     log_session_verdict: bool = False        # a summary line for every forwarded or denied connection
+    log_unmatched: bool = False              # a line for what default_deny drops
     deny_log_rate: int = 50                  # "Session denied" lines per second and service
 
 
-def read(text: str) -> Site:
-    """Return the settings in the text of kzorp.yml; raises SiteError."""
+def read(text: str, path: str = FILE_NAME) -> Site:
+    """Return the settings in the text of kzorp.yml; raises SiteError, which names the place in `path`."""
     try:
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
         value = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as problem:
-        raise SiteError(f"kzorp.yml is not YAML: {problem}") from None
-    return Site(**_fields("kzorp.yml", {} if value is None else value, _SITE))
+        mark = getattr(problem, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}" if mark is not None else path
+        raise SiteError(f"{place}: not YAML: {getattr(problem, 'problem', None) or problem}") from None
+    lines = {key.value: key.start_mark.line + 1 for key, _ in tree.value} if isinstance(tree, yaml.MappingNode) else {}
+    return Site(**_fields(path, {} if value is None else value, _SITE, lines))
 
 
 def read_file(config_dir: str) -> Site:
@@ -132,21 +137,23 @@ def read_file(config_dir: str) -> Site:
     path = os.path.join(config_dir, FILE_NAME)
     try:
         with open(path, encoding="utf-8") as file:
-            return read(file.read())
+            return read(file.read(), path)
     except FileNotFoundError:
         return Site()
     except (OSError, UnicodeDecodeError) as problem:
         raise SiteError(f"{path} cannot be read: {problem}") from None
 
 
-def _fields(where: str, value: object, readers: dict[str, Callable]) -> dict:
+def _fields(where: str, value: object, readers: dict[str, Callable], lines: Mapping[str, int] | None = None) -> dict:
+    """Return the settings of a mapping; `lines` says where its keys stand."""
     if not isinstance(value, dict):
         raise SiteError(f"{where}: keys with values were expected")
     found = {}
     for key, given in value.items():
+        place = f"{where}:{lines[key]}" if lines and key in lines else where
         if key not in readers:
-            raise SiteError(f"{where}: unknown key {key!r}; known are {', '.join(readers)}")
-        found[key] = readers[key](f"{where}: {key}", given)
+            raise SiteError(f"{place}: unknown key {key!r}; known are {', '.join(readers)}")
+        found[key] = readers[key](f"{place}: {key}", given)
     return found
 
 
@@ -252,6 +259,6 @@ _SITE: dict[str, Callable] = {
     "routing_table": _number(1, 252), "rule_priority": _number(2, 32_765), "hooks": _choice(HOOKS),
     "default_deny": _flag, "bypass": _bypass, "nflog_group": _number(0, 65_535), "split_above": _number(1, 1_000),
     "on_drift": _choice(("repair", "report")), "on_stop": _choice(("keep", "flush")),
-    "log_session_verdict": _flag, "deny_log_rate": _number(1, 100_000),
+    "log_session_verdict": _flag, "log_unmatched": _flag, "deny_log_rate": _number(1, 100_000),
     "export_zone_sets": _flag, "user": _text, "pid_dir": _text, "state_dir": _text, "keep_sessions": _flag,
 }

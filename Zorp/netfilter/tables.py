@@ -235,7 +235,7 @@ def _spoilt(rule: Rule) -> str:
     """Return what python-iptables would spoil about a rule, and the remedy; empty: nothing."""
     if rule.target.what == "nflog":
         return "python-iptables cannot log refused connections; set backend: legacy-restore, " \
-               "or logging=FALSE in the DenyService"
+               "or logging=FALSE in the DenyService and no log_unmatched"
     if any(test.what == "reqid" for test in rule.tests):
         return "python-iptables cannot test IPsec request ids; set backend: legacy-restore"
     return ""

@@ -158,6 +158,23 @@ def test_denials_beyond_the_rate_are_counted_and_told(gateway):
     wait_until(counted, "twenty denials, written or counted")
 
 
+def test_what_no_rule_matches_is_logged_if_the_site_wants_it(gateway):
+    # given a site that wants to know, two lines a second
+    gateway.configure("log_unmatched: true\ndeny_log_rate: 2")
+    gateway.start()
+    # when clients try a port that no rule has
+    for number in range(5):
+        with pytest.raises(TimeoutError):
+            gateway.net.client.connect(SERVER, 799, source=(CLIENT, 40_800 + number), timeout_s=0.05)
+    # then there are lines with zones, addresses and protocol, and the rest is counted
+    line = gateway.log.wait_for("core.policy", 2, "kzorp: No rule matches, packet dropped")
+    assert line.fields == {"client_zone": "office", "server_zone": "internet", "client_address": f"{CLIENT}:40800",
+                           "server_address": f"{SERVER}:799", "protocol": "TCP"}
+    gateway.log.wait_for("core.policy", 2, "kzorp: ", timeout_s=5)
+    wait_until(lambda: any("messages suppressed." in line.raw for line in gateway.log.find("core.policy", 2)),
+               "the count of what was held back")
+
+
 # ---------------------------------------------------------------- instances
 
 POLICY = '''

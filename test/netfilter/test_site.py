@@ -58,6 +58,22 @@ def test_what_is_wrong_is_named(text, complaint):
     assert complaint in str(refused.value)
 
 
+PLACES = {
+    "a key": ("mode: compiled\n\ndefualt_deny: true\n", "/etc/zorp/kzorp.yml:3: unknown key 'defualt_deny'; known are"),
+    "a value": ("\nmode: queue\n", "/etc/zorp/kzorp.yml:2: mode: one of compiled"),
+    "below a key": ("\n\nbypass:\n  - {iface: eth+}\n", "/etc/zorp/kzorp.yml:3: bypass"),
+    "a fault of the syntax": ("mode: compiled\nbypass: [\n", "/etc/zorp/kzorp.yml:3: not YAML: "),
+}
+
+
+@pytest.mark.parametrize(("text", "complaint"), PLACES.values(), ids=PLACES)
+def test_what_is_wrong_is_named_with_its_place(text, complaint):
+    with pytest.raises(SiteError) as refused:
+        read(text, "/etc/zorp/kzorp.yml")
+    assert str(refused.value).startswith(complaint)
+    assert "\n" not in str(refused.value)
+
+
 @given(st.text(alphabet="abmrks:{}[],- \n0x1'\"&*!", max_size=60))
 def test_any_text_is_read_or_refused(text):
     with contextlib.suppress(SiteError):
