@@ -212,7 +212,7 @@ def _patterns(given):
     patterns = arguments.items("RegexpMatcher", "pattern list", given, remedy)
     for pattern in patterns:
         if not isinstance(pattern, str):
-            raise PolicyError(f"Error compiling regular expression; expr='{pattern!r}'", remedy=remedy)
+            raise PolicyError(f"Error compiling regular expression; expr={pattern!r}", remedy=remedy)
     return patterns
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -331,6 +332,9 @@ def main(arguments: list[str] | None = None) -> int:
         general.error(f"invalid choice: '{unknown}'" if unknown else "a command is required")
     try:
         return _run(_command(arguments[split]), arguments[split + 1:], options.config)
+    except BrokenPipeError:                          # `zorpctl szig | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
     except (HostError, OSError) as problem:
         print(problem, file=sys.stderr)
         return EXIT_FAILED

@@ -52,8 +52,9 @@ def look_at(proxy, names_before: int) -> None:
     if cls not in _seen and len(_seen) < _MOST_COMPARED:
         _seen.add(cls)
         for problem in proxy._config_problems():
-            log(proxy._session_id, CORE_POLICY, 2, "%s; class='%s', place='%s', remedy='%s'",
-                (problem.text, cls.__name__, place_of(cls, problem.key), problem.remedy))
+            text = problem.text.replace("%", "%%")           # part of the message: its quotes are no quotes of a value
+            log(proxy._session_id, CORE_POLICY, 2, text + "; class='%s', place='%s', remedy='%s'",
+                (cls.__name__, place_of(cls, problem.key), problem.remedy))
 
 
 def _report_misspelt(proxy, names: list[str], names_before: int) -> None:

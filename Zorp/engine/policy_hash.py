@@ -213,7 +213,7 @@ class PolicyHash(_Table):
         if isinstance(key, (bytes, bytearray)):
             key = key.decode("latin-1")
         elif not isinstance(key, str):
-            raise TypeError(f"Hash key must be a string; key='{key!r}'")
+            raise TypeError(f"Hash key must be a string; key={key!r}")
         return _ascii_lower(key) if self._fold else key
 
     def _fits(self, other: PolicyHash) -> bool:
@@ -272,7 +272,7 @@ class DimHash(_Table):
         elif isinstance(key, (tuple, list)):
             parts = tuple(_text(part) for part in key)
         else:
-            raise TypeError(f"Hash key must be a string or a sequence; key='{key!r}'")
+            raise TypeError(f"Hash key must be a string or a sequence; key={key!r}")
         return tuple(_ANY if part == "*" else part for part in parts)
 
     def _fits(self, other: DimHash) -> bool:
@@ -297,7 +297,7 @@ class DimHash(_Table):
     def __setitem__(self, key: Any, value: Any) -> None:
         parts = self._key(key)
         if not self._allows(parts):
-            raise ValueError(f"Hash key must have {self._least_parts} to {len(self._flags)} parts; key='{key!r}'")
+            raise ValueError(f"Hash key must have {self._least_parts} to {len(self._flags)} parts; key={key!r}")
         self._own()[parts] = value
         self._longest = max(self._longest, *map(len, parts))
         self._remembered.clear()

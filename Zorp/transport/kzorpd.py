@@ -47,15 +47,14 @@ def exchange(path: str, line: bytes, timeout_s: float) -> bytes:
             sock.settimeout(timeout_s)
             sock.connect(path)
         except OSError as problem:
-            raise KzorpdAway(f"kzorpd does not answer; socket='{path}', error='{problem.strerror or problem}'"
-                             ) from None
+            raise KzorpdAway(f"kzorpd does not answer on {path}: {problem.strerror or problem}") from None
         try:
             sock.sendall(line)
             return _first_line(sock, deadline)
         except TimeoutError:
             raise KzorpdError(f"kzorpd did not answer within {timeout_s:.0f} seconds") from None
         except OSError as problem:
-            raise KzorpdError(f"kzorpd ended the connection; error='{problem.strerror}'") from None
+            raise KzorpdError(f"kzorpd ended the connection: {problem.strerror}") from None
 
 
 def _first_line(sock: socket.socket, deadline: float) -> bytes:

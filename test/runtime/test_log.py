@@ -197,3 +197,28 @@ def test_any_argument_gives_one_record_with_one_value(session, value):
     assert len(collected) == 1
     assert "\n" not in collected[0]
     assert collected[0].partition("Text; ")[2].count("'") == 4
+
+
+def test_nothing_that_we_say_ourselves_has_quotes_within_quotes(zorp):
+    # given rules that nobody puts in force, and a table entry that cannot be meant
+    daemon = zorp('''
+        from Zorp.Core import *
+        from Zorp.Plug import *
+        from Zorp.Smtp import *
+
+        class Mail(SmtpProxy):
+            def config(self):
+                SmtpProxy.config(self)
+                self.request["VRFY"] = 99
+
+        def intra():
+            Service("plug", PlugProxy, router=TransparentRouter())
+            Service("mail", Mail, router=DirectedRouter(SockAddrInet("127.0.0.1", 9)))
+            Rule(proto=6, dst_port=80, service="plug")
+            Dispatcher(DBSockAddr(SockAddrInet("127.0.0.1", $port), ZD_PROTO_TCP), service="mail")
+        ''', verbosity=5)
+    client = daemon.connect()
+    daemon.log.wait_for("core.policy", 2, "No such action", key="VRFY")
+    client.close()
+    daemon.log.wait_for("core.error", 2, "Nobody puts the packet rules of this instance in force")
+    assert "<27>" not in daemon.log.text()

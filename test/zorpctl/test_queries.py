@@ -232,3 +232,13 @@ def test_a_bad_line_of_zorpctl_conf_is_named_with_its_file_its_number_and_what_i
     # then the warning leads there
     assert ("Invalid zorpctl.conf line at 3: START_WAIT_TIMEOUT=zehn; START_WAIT_TIMEOUT takes seconds, 0 or more, "
             f"like 2.5 ({conf})") in outcome.err
+
+
+def test_a_reader_who_has_seen_enough_is_no_error(host):
+    host.instance("intra")
+    assert host.zorpctl("start").status == 0
+    # when the output goes to somebody who leaves at once
+    command = [sys.executable, str(ROOT / "sbin/zorpctl"), "-c", str(host.etc / "zorpctl.conf"), "szig"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as asking:
+        asking.stdout.close()
+        assert asking.stderr.read() == ""
