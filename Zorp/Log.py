@@ -127,6 +127,14 @@ def line_of(tag: str, level: int, session: str | None, text: str) -> str:
 _filter = Filter(DEFAULT_VERBOSITY, DEFAULT_SPEC)
 loudest = _filter.loudest        # nothing above this level is written, whatever its tag: spares hot code a call
 _sink: Sink = _plain_sink
+
+
+def _nothing() -> None:
+    pass
+
+
+hold: Callable[[], None] = _nothing      # lines of this thread may wait, to be written at once ...
+let_go: Callable[[], None] = _nothing    # ... now; for stretches that neither wait nor run policy code
 _throttle: Callable[[str, str], bool] | None = None      # (tag, text) -> may this one be written
 _escape_high = False
 _is_structured = False
@@ -136,8 +144,9 @@ show_secrets = False             # --log-secrets; who logs attributes and header
 def configure(*, sink: Sink | None = None, throttle: Callable[[str, str], bool] | None = None,
               escape_high: bool = False, secrets: bool = False, structured: bool = False) -> None:
     """Install what the command line asks for; called before there are threads."""
-    global _sink, _throttle, _escape_high, _is_structured, show_secrets
+    global _sink, _throttle, _escape_high, _is_structured, show_secrets, hold, let_go
     _sink = sink or _plain_sink
+    hold, let_go = getattr(sink, "hold", _nothing), getattr(sink, "let_go", _nothing)
     _throttle = throttle
     _escape_high = escape_high
     _is_structured = structured

@@ -86,7 +86,6 @@ class AbstractPlugProxy(Proxy):
     secondary_mask = _Default(0xF)       # bits: source address, source port, destination address, port
     _relay = None
     _seat = None                         # among sessions that share a proxy
-    _others_remain = False               # when this one ends
     _joined = False                      # a secondary session
 
     # what policies override
@@ -172,14 +171,10 @@ class AbstractPlugProxy(Proxy):
             self._engine_main()
 
     def _end(self):
+        """Whoever shares a proxy leaves its shutdown events to the last one."""
         if self._seat is not None:           # first of all: nobody takes after a proxy that is being taken apart
             self._others_remain = not self._seat.leave()
         super()._end()
-
-    def _run_events(self, family, call=None):
-        """Whoever shares a proxy leaves its shutdown to the last one."""
-        if family != "shutdown" or not self._others_remain:
-            super()._run_events(family, call)
 
     def __destroy__(self):
         others_remain = self._others_remain

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import threading
 
-from Zorp import Globals
+from Zorp import Globals, Log
 from Zorp.Constants import CORE_ERROR
 from Zorp.Log import log, log_exception
 
@@ -75,3 +75,4 @@ def _live(proxy, session) -> None:
         log_exception(session.session_id)
     finally:
         session.release()
+        Log.let_go()

@@ -341,7 +341,7 @@ class MasterSession(AbstractSession):
     @property
     def protocol_name(self):
         """The client side's protocol: "TCP" or "UDP"."""
-        return protocol_name(self.protocol)
+        return "TCP" if self.protocol == ZD_PROTO_TCP else protocol_name(self.protocol)
 
     # setters of release 3
 
@@ -384,6 +384,7 @@ class MasterSession(AbstractSession):
     def _end(self):
         self._attempt(self.destroy)
         self._attempt(self.logVerdict, self.summary_info)
+        Log.let_go()                     # what follows may be a policy's
         if self.service is not None:
             self._attempt(self.service.stopInstance, self)
         for function, args in self._at_end:
@@ -398,7 +399,7 @@ class MasterSession(AbstractSession):
 
     def logVerdict(self, info=""):
         """Write the connection summary (logging 10)."""
-        if not enabled(CORE_SUMMARY, 4):
+        if Log.loudest < 4:
             return
         client_ip, client_port = _ip_and_port(self.client_address)
         server_ip, server_port = _ip_and_port(self.server_address)
@@ -511,7 +512,7 @@ class StackedSession(AbstractSession):
         """Return the place of this session in the statistics tree."""
         if self._szig_key is None:
             master = self._master
-            self._szig_key = ConnectionKey(master.service.name, master.instance_id, self.secondary_connection_id)
+            self._szig_key = ConnectionKey(self.service.name, master.instance_id, self.secondary_connection_id)
         return self._szig_key
 
     def registerStart(self, timestamp=None):

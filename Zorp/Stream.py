@@ -128,7 +128,7 @@ class Stream(SocketStream):
         """Close and account; a second call does nothing."""
         if self.sock.fileno() < 0:
             return
-        if Log.loudest >= 6 and enabled("core.debug", 6):
+        if Log.loudest >= 6:
             log(self._name, "core.debug", 6, "Closing stream; type='ZStreamFD'")
         super().close()
         self._account()
@@ -140,7 +140,7 @@ class Stream(SocketStream):
             self._account()
 
     def _account(self):
-        if enabled("core.accounting", 4):
+        if Log.loudest >= 4:
             log(self._name, "core.accounting", 4,
                 "accounting info; type='ZStreamFD', duration='%d', sent='%d', received='%d'",
                 (time.monotonic() - self._created, self.bytes_sent, self.bytes_recvd))

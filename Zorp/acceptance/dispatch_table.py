@@ -24,8 +24,8 @@ Theory of operation
 
 Threads
     Registration happens while the policy loads; proxies may register and unregister later.
-    _chains_lock guards the list of chains and every chain's entries; entries are an immutable tuple,
-    so deliver() reads it without the lock and no policy code ever runs under it.  deliver() is
+    _chains_lock guards changes of the chains and of every chain's entries; both are immutable tuples,
+    so deliver() reads them without the lock and no policy code ever runs under it.  deliver() is
     called in the thread that will own the session.
 
 Deviations
@@ -286,16 +286,18 @@ class Dispatch:
 
 
 class DispatchTable:
-    """All chains of this process.  _chains_lock guards the list and the entries of every chain."""
+    """All chains of this process.  _chains_lock guards changes of _chains and of every chain's entries.
+
+    Both are tuples, which are replaced and never changed, so who only reads them needs no lock.
+    """
 
     def __init__(self) -> None:
         self._chains_lock = threading.Lock()
-        self._chains: list[Chain] = []
+        self._chains: tuple[Chain, ...] = ()
 
     def chains(self) -> list[Chain]:
         """Return every chain that somebody waits on, in order of registration."""
-        with self._chains_lock:
-            return list(self._chains)
+        return list(self._chains)
 
     def register(self, entry: Dispatch, bind: DispatchBindType, params: DispatchParams) -> Chain:
         """Add an entry to the chain of its bind, a new one when there is none."""
@@ -305,7 +307,7 @@ class DispatchTable:
             chain = None if not key.port else next((c for c in self._chains if c.key == key), None)
             if chain is None:
                 chain = Chain(bind, params)
-                self._chains.append(chain)
+                self._chains = (*self._chains, chain)
             elif key.protocol == ZD_PROTO_TCP and chain.params.accept_one:
                 self._refuse_to_share(entry, bind)
             # the new entry goes before its equals: sorted() is stable
@@ -322,7 +324,7 @@ class DispatchTable:
             for chain in self._chains:
                 if entry in chain.entries:
                     chain.entries = tuple(e for e in chain.entries if e is not entry)
-            self._chains = [chain for chain in self._chains if chain.entries]
+            self._chains = tuple(chain for chain in self._chains if chain.entries)
 
     def warn_of_idle_entries(self) -> None:
         """Name the dispatchers that will never be offered a connection."""
@@ -336,7 +338,7 @@ class DispatchTable:
 
     def listens_on(self, protocol: int, address) -> bool:
         """True when a connection of this protocol to the SockAddr would come back to this process."""
-        return any(chain.protocol == protocol and chain.listens_on(address) for chain in self.chains())
+        return any(chain.protocol == protocol and chain.listens_on(address) for chain in self._chains)
 
     def _check(self, bind: DispatchBindType) -> None:
         if bind.protocol == ZD_PROTO_AUTO:

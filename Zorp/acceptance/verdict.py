@@ -138,7 +138,7 @@ def conclude_by(session, problem: BaseException) -> None:
 def retract(session, verdict: ConnectionVerdict) -> None:
     """Take this verdict back: what it said is no longer so."""
     master = session.getMasterSession()
-    if master.verdict == verdict:
+    if master.verdict is not ACCEPTED and master.verdict == verdict:
         master.verdict, master.refusal_reason = ACCEPTED, ""
 
 

@@ -231,6 +231,7 @@ class BuiltinProxy:
     _connecting = None
     _stop_requested = False
     _ended = False
+    _others_remain = False           # of those who share the policy's object, when this one ends
     _vars = None
     _parent = None
     _children = ()
@@ -342,7 +343,7 @@ class BuiltinProxy:
         self._state = SHUTTING_DOWN
         client, server, parent, lock, stacked = (
             self._client, self._server, self._parent, self._ends_lock, self._stacked)
-        if Log.loudest >= 7 or self._events_of("shutdown"):
+        if not self._others_remain and (Log.loudest >= 7 or self._events_of("shutdown")):
             self._quietly(self._run_events, "shutdown", lambda name: self._quietly(self._call_event, name))
         if self._vars is not None:
             self._quietly(self._engine_stop)
@@ -354,6 +355,7 @@ class BuiltinProxy:
         self._state = DESTROYING
         if parent is not None:
             parent.drop_child(self)
+        Log.hold()                       # accounting and summary in one write: Zorp.ProxyGroup lets go
         for stream in (client, server):
             if stream is not None:
                 self._quietly(_close, stream, lock)
@@ -392,6 +394,8 @@ class BuiltinProxy:
         call = call or self._call_event
         methods = self._events_of(family)
         debug = Log.loudest >= 7 and enabled(CORE_DEBUG, 7)
+        if not methods and not debug:
+            return
         for event in _FAMILIES[family] if debug else methods:
             if debug:
                 log(self._session_id, CORE_DEBUG, 7, "calling event; %s()", (event,))

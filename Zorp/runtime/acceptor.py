@@ -145,7 +145,8 @@ class Acceptor:
         if chain.protocol == ZD_PROTO_UDP:
             return self._receive(descriptor, sock, chain)
         try:
-            client, remote = sock.accept()
+            number, remote = sock._accept()      # accept() builds two members of enumerations first
+            client = socket.socket(family, socket.SOCK_STREAM, 0, number)
         except BlockingIOError:             # another worker was faster
             self._arm(descriptor)
             return None

@@ -208,7 +208,8 @@ class SocketStream:
     def close(self) -> None:
         """Close the descriptor; a second call does nothing."""
         self.sock.close()
-        self._closed()
+        if self._on_close is not None:
+            self._closed()
 
     def reset(self) -> None:
         """Close with a TCP reset instead of an orderly end."""

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import socket
+import threading
 
 import pytest
 
@@ -171,3 +172,43 @@ def test_a_throttle_lets_so_many_of_each_text_through():
     now[0] += 1
     assert throttle("a", "x")
     assert (throttle.take_held(), throttle.take_held()) == (1, 0)
+
+
+def test_lines_held_back_come_in_one_write_and_in_their_order():
+    # given a thread that has called hold() at a socket that keeps writes apart
+    reader, writer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    reader.setblocking(False)
+    sink = StderrSink(Formatter("classic", "intra"), writer.fileno())
+    sink.hold()
+    # when it writes
+    for number in range(3):
+        sink("core.accounting", 4, "s", f"line {number};")
+    # then nothing is there before let_go(), others are not held up, and the lines come together, once
+    with pytest.raises(BlockingIOError):
+        reader.recv(65_536)
+    other = threading.Thread(target=sink, args=("core.session", 3, "s", "of another thread;"))
+    other.start()
+    other.join()
+    assert reader.recv(65_536).endswith(b"of another thread;\n")
+    sink.let_go()
+    sink.let_go()
+    assert re.findall(rb"line (\d);\n", reader.recv(65_536)) == [b"0", b"1", b"2"]
+    # and what follows is written at once again
+    sink("core.session", 3, "s", "after it;")
+    assert reader.recv(65_536).endswith(b"after it;\n")
+    reader.close()
+    writer.close()
+
+
+def test_an_error_is_never_held_back():
+    # given a line that is held back
+    reader, writer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    sink = StderrSink(Formatter("classic", "intra"), writer.fileno())
+    sink.hold()
+    sink("core.accounting", 4, "s", "first;")
+    # when an error follows; then both are there
+    sink("core.error", 2, "s", "second;")
+    assert re.findall(rb"(first|second);\n", reader.recv(65_536)) == [b"first", b"second"]
+    sink.let_go()
+    reader.close()
+    writer.close()
