@@ -21,7 +21,9 @@ Theory of operation
 
     A session ends by end of file (on one side, or with shutdown_soft on both), by an error, by
     `timeout` milliseconds without a byte, by packetStats(), or by a stop request.  A side that
-    was reset makes the other side reset as well; a stacked child that broke makes both.
+    was reset makes the other side reset as well; a stacked child that broke makes both.  A session
+    that did not end by itself resets whoever has not got all that the other side said, so that
+    half of a transfer does not look like a whole one.
 
 Deviations
     Reads are at least 64 KiB whatever buffer_size says, which matters to datagrams only.
@@ -59,6 +61,9 @@ _OWN = frozenset({"session", "_ends_lock"})          # of each session; the othe
 _LEAST_READ_BYTES = 65536
 _MOST_READ_BYTES = 1 << 20
 _UDP_IDLE_MS = 60_000            # a session of datagrams has no other end
+
+
+_CUT_SHORT = frozenset({End.TIMED_OUT, End.CUT, End.REFUSED, End.STOPPED})
 
 
 class _Default(int):
@@ -125,12 +130,10 @@ class AbstractPlugProxy(Proxy):
         if form is not None:
             self._relay_through(form)
         elif is_datagram(self._client) or is_datagram(self._server):
-            self._relay = datagrams(self._client, self._server, self._relay_settings(), self._stats_allow)
-            self._finish(self._relay.run())
+            self._run(datagrams(self._client, self._server, self._relay_settings(), self._stats_allow))
         else:
             on_mask = self._log_mask if Log.loudest >= 7 and enabled(CORE_DEBUG, 7) else None
-            self._relay = Relay(self._client, self._server, self._relay_settings(), self._stats_allow, on_mask)
-            self._finish(self._relay.run())
+            self._run(Relay(self._client, self._server, self._relay_settings(), self._stats_allow, on_mask))
 
     # secondary sessions
 
@@ -205,9 +208,8 @@ class AbstractPlugProxy(Proxy):
             self._not_stacked()
             return
         self._vars.shutdown_soft = TRUE
-        self._relay = through_child(self._client, self._server, stacked.client, stacked.server,
-                                    self._relay_settings(), self._stats_allow, stacked.has_failed)
-        self._finish(self._relay.run())
+        self._run(through_child(self._client, self._server, stacked.client, stacked.server,
+                                self._relay_settings(), self._stats_allow, stacked.has_failed))
 
     def _not_stacked(self):
         conclude(self.session, DENIED_BY_UNKNOWN_FAIL, "nothing to look at the data")
@@ -233,8 +235,22 @@ class AbstractPlugProxy(Proxy):
             return min(max(size, 1), _MOST_READ_BYTES)
         return min(max(size, _LEAST_READ_BYTES), _MOST_READ_BYTES)
 
+    def _run(self, relay):
+        self._relay = relay
+        if self._stop_requested:             # it came before there was a relay to stop
+            relay.stop()
+        try:
+            end = relay.run()
+        except BaseException:
+            self._content_failed("Relay failed")
+            self._reset_unfinished()
+            raise
+        self._finish(end)
+
     def _finish(self, end):
         """Log why the relay ended, and reset the side that is still there when the other was reset."""
+        if end is not End.FINISHED:
+            self._content_failed(f"Relay ended; reason='{end.value}'")      # a parent must know before it sees an end
         if end is End.TIMED_OUT:
             self._log(_PLUG_SESSION, 3, "Connection timed out; timeout='%d'", (self._vars.timeout,))
         elif end is End.CUT:
@@ -243,11 +259,27 @@ class AbstractPlugProxy(Proxy):
             self._reset(self._server)
         elif end is End.SERVER_FAILED:
             self._reset(self._client)
-        elif end is End.CHILD_FAILED:                # an orderly end would say that all has been said
+        elif end is End.CHILD_FAILED:
             self._reset(self._client)
             self._reset(self._server)
-        if end is not End.FINISHED:
-            self._content_failed(f"Relay ended; reason='{end.value}'")
+        if end in _CUT_SHORT:
+            self._reset_unfinished()
+
+    def _wake(self):
+        """A relay of connections is stopped before anybody is told of an end."""
+        relay = self._relay
+        if relay is None or is_datagram(self._client) or is_datagram(self._server):
+            super()._wake()
+            return
+        relay.stop()
+        for stacked in self._stacked:
+            stacked.abort()
+
+    def _reset_unfinished(self):
+        """An orderly end says that all has been said: give it only to a side that has got everything."""
+        for stream in (self._client, self._server):
+            if not is_datagram(stream) and not self._relay.said_all_to(stream):
+                self._reset(stream)
 
     def _stats_allow(self):
         """Ask packetStats() whether the session goes on."""

@@ -599,10 +599,14 @@ class BuiltinProxy:
         for child in self._children:
             child.request_stop()             # first: else they would see an ordinary end of ours
         with lock:
-            for busy in (self._connecting, *self._stacked, self._client, self._server):
-                if busy is not None:
-                    with contextlib.suppress(OSError):
-                        busy.abort()
+            self._wake()
+
+    def _wake(self) -> None:
+        """Wake whatever the proxy's thread may wait for; called with _ends_lock held, by any thread."""
+        for busy in (self._connecting, *self._stacked, self._client, self._server):
+            if busy is not None:
+                with contextlib.suppress(OSError):
+                    busy.abort()
 
 
 _STRUCTS = {

@@ -19,7 +19,8 @@ Theory of operation
     readable while there are some, take() to get the next one, and touch() to be told of traffic.
 
 Threads
-    run() in one thread.  Any other thread may abort() the streams: run() returns End.STOPPED.
+    run() in one thread.  Any other thread may call stop(), or abort() the streams, which tells
+    their peers of an end: run() returns End.STOPPED.
 """
 
 from __future__ import annotations
@@ -148,10 +149,18 @@ class Pumps:
         self._over = over
         self._on_stats = on_stats
         self._broken = broken
+        self._stopped: tuple[SocketStream, ...] | None = None      # by stop(): who had got everything then
         self._touch = getattr(pumps[0].source, "touch", None)        # of a UDP client: it is not idle
         self._started_s = self._last_traffic_s = time.monotonic()
         self._stats_due_s = self._started_s + settings.stats_ms / 1000
         self._reads_at_stats = 0
+
+    def stop(self) -> None:
+        """Make run() return End.STOPPED soon, with no end told to anybody; for any thread, never raises."""
+        if self._stopped is None:
+            self._stopped = tuple(pump.sink for pump in self._pumps if pump.ended)
+        for stream in (self.to_server.source, self.to_client.source):
+            stream.wake()
 
     @property
     def elapsed_s(self) -> float:
@@ -166,7 +175,16 @@ class Pumps:
             end = self._loop()
         except _SideFailed as failure:
             end = failure.end
-        return End.STOPPED if self.to_server.source.aborted or self.to_client.source.aborted else end
+        return End.STOPPED if self._is_stopped() else end
+
+    def _is_stopped(self) -> bool:
+        return self._stopped is not None or self.to_server.source.aborted or self.to_client.source.aborted
+
+    def said_all_to(self, stream: SocketStream) -> bool:
+        """True when whoever speaks to `stream` has ended in order and all of it was sent."""
+        if self._stopped is not None:                # what has ended since then, stop() has ended
+            return stream in self._stopped
+        return any(pump.sink is stream and pump.ended for pump in self._pumps)
 
     def _loop(self) -> End:
         while True:
@@ -179,7 +197,7 @@ class Pumps:
             elif self._is_idle(now_s):
                 return End.TIMED_OUT
             self._serve(ready)
-            if self.to_server.source.aborted or self.to_client.source.aborted:
+            if self._is_stopped():
                 return End.STOPPED
             if self._stats_are_due(now_s) and not self._stats_allow(now_s):
                 return End.REFUSED

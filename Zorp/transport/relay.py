@@ -24,7 +24,8 @@ Theory of operation
     Where there is no pipe to be had, or a socket cannot do it, the direction copies.
 
 Threads
-    run() in one thread.  Any other thread may abort() the streams: run() returns End.STOPPED.
+    run() in one thread.  Any other thread may call stop(), or abort() the streams, which tells
+    their peers of an end: run() returns End.STOPPED.
 
 Only for plain stream sockets: bytes that a TLS layer holds back would not wake poll().
 """
@@ -262,6 +263,7 @@ class Relay:
         self._mask = 0
         self._started_s = time.monotonic()
         self._reads_at_stats = 0
+        self._stopped: tuple[SocketStream, ...] | None = None      # by stop(): who had got everything then
         self._after_pipes: contextlib.ExitStack | None = None      # None: all is copied
 
     def run(self) -> End:
@@ -276,12 +278,25 @@ class Relay:
         finally:
             if self._after_pipes is not None:
                 self._after_pipes.close()
-        return End.STOPPED if client.aborted or server.aborted else end
+        return End.STOPPED if self._stopped is not None or client.aborted or server.aborted else end
+
+    def stop(self) -> None:
+        """Make run() return End.STOPPED soon, with no end told to anybody; for any thread, never raises."""
+        if self._stopped is None:
+            self._stopped = tuple(way.sink for way in (self.to_server, self.to_client) if way.ended)
+        for stream in (self.to_server.source, self.to_client.source):
+            stream.wake()
 
     @property
     def elapsed_s(self) -> float:
         """Seconds since the relay was made."""
         return time.monotonic() - self._started_s
+
+    def said_all_to(self, stream: SocketStream) -> bool:
+        """True when the other side has ended in order and `stream` has got all of it."""
+        if self._stopped is not None:                # what has ended since then, stop() has ended
+            return stream in self._stopped
+        return any(direction.sink is stream and direction.ended for direction in (self.to_server, self.to_client))
 
     def _loop(self) -> End:
         clocks = _Clocks(self.settings) if self.settings.stats_ms > 0 else None
@@ -300,6 +315,8 @@ class Relay:
                 if clocks.stats_are_due() and not self._stats_allow():
                     return End.REFUSED
                 clocks.traffic(bool(events))
+            if self._stopped is not None:
+                return End.STOPPED
             if changed:
                 if self._has_ended():
                     return self._drain()

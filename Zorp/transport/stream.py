@@ -166,6 +166,18 @@ class SocketStream:
         self._aborted = True
         self.shutdown(socket.SHUT_RDWR)
 
+    def wake(self) -> None:
+        """Wake whoever polls this stream, without an end that its peer could take for that of the data.
+
+        For any thread, never raises; whoever is woken must reset or close the stream.  Only a
+        peer that takes nothing at present may be told of an end: it comes after what it has not
+        taken, and the reset overtakes it.
+        """
+        with contextlib.suppress(OSError, ValueError):
+            poll = select.poll()
+            poll.register(self.sock, select.POLLOUT)
+            self.sock.shutdown(socket.SHUT_RD if poll.poll(0) else socket.SHUT_RDWR)
+
     @property
     def aborted(self) -> bool:
         """True after abort(): end of file then means "we were told to stop"."""

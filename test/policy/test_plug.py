@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import threading
@@ -11,6 +12,7 @@ import pytest
 
 from test.support.proxies import serve
 from Zorp.Constants import FALSE, TRUE, ZV_ACCEPT, ZV_REJECT
+from Zorp.engine.builtin_proxy import running
 from Zorp.Plug import AbstractPlugProxy, PlugProxy
 from Zorp.transport import relay
 
@@ -35,6 +37,15 @@ def receive_all(sock):
     while chunk := sock.recv(65536):
         chunks.append(chunk)
     return b"".join(chunks)
+
+
+def is_reset(sock) -> bool:
+    """Read to the end; True when that is a reset."""
+    try:
+        receive_all(sock)
+    except ConnectionResetError:
+        return True
+    return False
 
 
 def exchange(session):
@@ -101,8 +112,8 @@ def test_idle_session_is_closed_and_logged(serve):
     with serve(plug(timeout=200)) as session:
         exchange(session)
         began = time.monotonic()
-        assert session.client.recv(1) == b""
-        assert session.server.recv(1) == b""
+        assert is_reset(session.client)
+        assert is_reset(session.server)
         assert time.monotonic() - began >= 0.15
         session.wait_for_end()
     line = session.log.find("Connection timed out; timeout='200'")[0]
@@ -166,7 +177,7 @@ def test_packet_stats_that_refuse(serve, answer, text):
 
     with serve(plug(Refusing, packet_stats_interval_packet=5)) as session:
         send_one_by_one(session, 5)
-        assert session.client.recv(1) == b""
+        assert is_reset(session.client)
         assert session.verdict == "ABORTED_BY_POLICY_ACTION"
     line = session.log.find(text)[0]
     assert (line.tag, line.level) == ("plug.policy", 1)
@@ -179,7 +190,7 @@ def test_packet_stats_that_raise(serve):
 
     with serve(plug(Raising, packet_stats_interval_packet=1)) as session:
         session.client.sendall(b"m")
-        assert session.client.recv(1) == b""
+        assert is_reset(session.client)
         assert session.verdict == "ABORTED_BY_POLICY_ACTION"
 
 
@@ -215,7 +226,7 @@ def test_idleness_is_noticed_between_two_statistics(serve):
     with serve(plug(type("Counted", (Counting,), {"calls": []}), packet_stats_interval_time=30,
                     timeout=200)) as session:
         exchange(session)
-        assert session.client.recv(1) == b""
+        assert is_reset(session.client)
         session.wait_for_end()
     assert session.log.find("Connection timed out; timeout='200'")
 
@@ -380,3 +391,84 @@ def test_attributes_of_secondary_sessions_can_be_set(serve):
     with serve(plug(secondary_sessions=100, secondary_mask=0xC)) as session:
         exchange(session)
     assert session.verdict == "ACCEPTED"
+
+
+# ---------------------------------------------------------------- half of a transfer does not look like a whole one
+
+class Failing(PlugProxy):
+    def packetStats(self, *counts):
+        raise ValueError("counts")
+
+
+CUT_SHORT = {
+    "by an administrator": (plug(), True),
+    "by idleness": (plug(timeout=100), False),
+    "by the policy": (plug(Failing, packet_stats_interval_packet=1), False),
+    "in a stacked proxy by an administrator": (plug(stack_proxy=PlugProxy), True),
+    "in a stacked proxy by idleness": (plug(timeout=100, stack_proxy=PlugProxy), False),
+}
+
+
+@pytest.mark.parametrize(("proxy", "is_stopped"), CUT_SHORT.values(), ids=CUT_SHORT)
+@pytest.mark.parametrize("half_close", [FALSE, TRUE])
+def test_a_transfer_that_is_cut_short_ends_with_a_reset(serve, proxy, is_stopped, half_close):
+    # given half of an upload
+    with serve(plug(proxy, shutdown_soft=half_close)) as session:
+        session.client.sendall(b"half of it")
+        assert session.server.recv(100) == b"half of it"
+        # when the session is cut short, then neither side takes that for the end of the data
+        if is_stopped:
+            assert running.stop_session(session.master.session_id)
+        assert is_reset(session.server)
+        assert is_reset(session.client)
+
+
+@pytest.mark.parametrize("is_stopped", [True, False])
+def test_who_has_got_everything_sees_an_orderly_end_all_the_same(serve, is_stopped):
+    # given a complete upload, which the server does not answer
+    with serve(plug(shutdown_soft=TRUE, timeout=600_000 if is_stopped else 100)) as session:
+        session.client.sendall(b"all of it")
+        session.client.shutdown(socket.SHUT_WR)
+        assert receive_all(session.server) == b"all of it"
+        # when the session is cut short
+        if is_stopped:
+            assert running.stop_session(session.master.session_id)
+        # then only the client, which waits for an answer, is reset
+        assert is_reset(session.client)
+        session.wait_for_end()
+        assert session.server.recv(1) == b""
+
+
+@pytest.mark.parametrize("sides", [("client",), ("client", "server")])
+def test_a_session_whose_peers_do_not_read_is_stopped_at_once(serve, sides):
+    # given peers that send and do not read, until nothing more can be sent
+    with serve(plug()) as session:
+        exchange(session)
+        for side in sides:
+            sock = getattr(session, side)
+            sock.settimeout(0.3)
+            flood(sock)
+            sock.settimeout(10)
+        # when an administrator stops it, then it ends
+        assert running.stop_session(session.master.session_id)
+        session.wait_for_end()
+        assert is_reset(session.server)
+
+
+def test_a_client_that_never_stops_sending_is_stopped(serve):
+    with serve(plug()) as session:
+        exchange(session)
+        reader = threading.Thread(target=is_reset, args=(session.server,))
+        writer = threading.Thread(target=flood, args=(session.client,))
+        for thread in (reader, writer):
+            thread.start()
+        assert running.stop_session(session.master.session_id)
+        session.wait_for_end()
+        for thread in (reader, writer):
+            thread.join()
+
+
+def flood(sock):
+    with contextlib.suppress(OSError):
+        while True:
+            sock.sendall(bytes(65536))
