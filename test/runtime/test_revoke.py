@@ -277,9 +277,9 @@ def test_sessions_of_rules_are_judged_with_port_and_interface(net):
         # and when port 80 gets another service, its session does; then the interface is another one
         daemon.write_policy(RULES, first="other")
         assert control.ask("RELOAD REVOKE") == "OK Reload successful; revoked='1'"
-        assert clients[80].recv(10) == b""
+        assert ended(clients[80])
         daemon.write_policy(RULES, first="other", iface="fs")
         assert control.ask("RELOAD REVOKE") == "OK Reload successful; revoked='1'"
-        assert clients[81].recv(10) == b""
+        assert ended(clients[81])
     reasons = [line.fields["reason"] for line in daemon.log.find("core.policy", 2, "Session revoked")]
     assert reasons == ["it would get the service other", "no rule matches"]

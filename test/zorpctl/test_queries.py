@@ -16,6 +16,7 @@ import time
 import pytest
 
 from test.support.daemon import wait_until
+from test.support.gateway import ended
 from test.support.host import ROOT
 from test.support.syslog import SyslogReceiver
 
@@ -106,7 +107,7 @@ def test_one_session_is_ended(intra):
         assert intra.zorpctl("stop-session", "-i", found).status == 0
         # then the client sees the end
         client.settimeout(5)
-        assert client.recv(1) == b""
+        assert ended(client)
     assert intra.zorpctl("stop-session", "-i", "svc/none:1").status == 1
 
 
@@ -126,7 +127,7 @@ def test_sessions_of_older_policies_are_shown_and_can_be_ended(intra):
             (line,) = [line for line in intra.zorpctl("conns").out.splitlines() if address in line]
             assert intra.zorpctl("stop-session", "-i", re.search(r"session_id=([^;]*);", line)[1]).status == 0
             old.settimeout(5)
-            assert old.recv(1) == b""
+            assert ended(old)
         assert second.fileno() >= 0
 
 
