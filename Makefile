@@ -38,6 +38,7 @@ fuzz: $(VENV)/.test
 
 attributes: $(VENV)/.test
 	$(BIN)/python -m doc.attributes
+	$(BIN)/python -m doc.reference
 
 install uninstall: | $(BIN)/python
 	PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' PIP_FLAGS='$(PIP_FLAGS)' PYTHON='$(BIN)/python' ./install.sh $@

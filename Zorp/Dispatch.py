@@ -24,6 +24,7 @@ Deviations
 
 from __future__ import annotations
 
+import difflib
 import socket
 
 from Zorp import Globals, Log
@@ -80,8 +81,15 @@ class BaseDispatch:
     Arguments:
         session_id: name of the instance, the first part of the dispatcher's own session id.
         bindto: a bind object or a sequence of them, all of one protocol; a bare SockAddr is TCP.
-        **kw: prio, transparent, mark_tproxy, threaded, backlog, accept_one, rcvbuf,
-            session_limit, rule_port, proxy_protocol.
+        transparent: TRUE: foreign destinations are accepted, direct connections refused.
+        mark_tproxy: TRUE: as transparent, direct connections are not refused.
+        prio: of several dispatchers of one address the one with the lowest number is asked first.
+        backlog: TCP: connections that may wait to be accepted; 255.
+        accept_one: TCP: TRUE: stop listening after one connection.
+        rcvbuf, session_limit: UDP: bytes of the receive buffer; accepted for old policies.
+        rule_port: transparent ones: the ports that are diverted to it, "80,8000:8099".
+        proxy_protocol: subnets whose hosts must send a PROXY header.
+        threaded: accepted for old policies.
 
     Raises RuntimeError outside an instance function, ValueError for bad binds, TypeError for
     unknown keywords.
@@ -207,7 +215,7 @@ class Dispatcher(BaseDispatch):
         if service is not None:
             self.service = _existing_service(service)
         elif type(self).getService is Dispatcher.getService:
-            raise ServiceException(f"Service {service} not found")
+            raise _UnknownService(service)
         else:
             self.service = None                  # a site's own getService() chooses
         self.bindto = bindto
@@ -222,8 +230,22 @@ def _existing_service(service):
     if isinstance(service, AbstractService):
         return service
     if not isinstance(service, str) or service not in Globals.services:
-        raise ServiceException(f"Service {service} not found")
+        raise _UnknownService(service)
     return Globals.services[service]
+
+
+class _UnknownService(PolicyError, ServiceException):
+    """A dispatcher is given a service that does not exist."""
+
+    def __init__(self, service):
+        near = difflib.get_close_matches(str(service), Globals.services, 1)
+        known = f"did you mean '{near[0]}'" if near else f"there are: {', '.join(sorted(Globals.services)) or 'none'}"
+        super().__init__(f"Service {service} not found", remedy="give the dispatcher the name of a service that is "
+                         f"defined above it; {known}")
+        self.detail = self.problem
+
+    def __str__(self):
+        return f"{self.what}: {self.problem}; {self.remedy}"
 
 
 class _TableDispatcher(Dispatcher):

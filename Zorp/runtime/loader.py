@@ -21,6 +21,7 @@ import codecs
 import dataclasses
 import inspect
 import os
+import re
 import stat
 import sys
 import threading
@@ -271,8 +272,18 @@ def _remedy(problem: BaseException) -> str:
     if isinstance(problem, ImportError):
         return "put the module beside the policy, or take the import out"
     if isinstance(problem, TypeError):
-        return "compare the arguments with the manual of this class or function"
+        return _arguments_of(problem)
     return "correct what this line does"
+
+
+def _arguments_of(problem: TypeError) -> str:
+    """Say what a class of ours takes, if it is one that was called wrongly."""
+    called = re.match(r"(\w+)\.__init__\(\)", _text_of(problem))
+    cls = getattr(Core, called[1], None) if called is not None else None
+    if not isinstance(cls, type):
+        return "compare the arguments with reference.md, which has those of every class"
+    taken = [str(parameter).split("=")[0] for parameter in inspect.signature(cls).parameters.values()]
+    return f"{called[1]} takes {', '.join(taken)}; reference.md has what they mean"
 
 
 def _positional_count(function, most: int) -> int:

@@ -5,6 +5,8 @@ import socket
 
 import pytest
 
+from Zorp.Exceptions import ServiceException
+
 
 @pytest.fixture
 def gateway(dispatching):
@@ -13,7 +15,11 @@ def gateway(dispatching):
 
 REFUSED = {
     "undefined service": ('Listener(SockAddrInet("127.0.0.1", 1), "nosuch")',
-                          Exception, "Service: Service nosuch not found"),
+                          ServiceException, "Service: Service nosuch not found; give the dispatcher the name of a "
+                                            "service that is defined above it; there are: a"),
+    "misspelt service": ("service('plug9')\n    Listener(SockAddrInet('127.0.0.1', 1), 'plug8')",
+                         ServiceException, "Service plug8 not found; give the dispatcher the name of a service that is "
+                                           "defined above it; did you mean 'plug9'"),
     "mixed protocols": (
         'Dispatcher([DBSockAddr(SockAddrInet("127.0.0.1", 1), ZD_PROTO_TCP),'
         ' DBSockAddr(SockAddrInet("127.0.0.1", 1), ZD_PROTO_UDP)], "a")',

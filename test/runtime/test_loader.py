@@ -150,3 +150,12 @@ def test_a_policy_with_its_own_init_serves(zorp, arguments):
         """)
     daemon.connect().close()
     assert daemon.log.wait_for("core.session", 3, "Starting proxy instance").session == "svc/intra/plug:0"
+
+
+def test_a_wrong_argument_of_ours_names_those_that_there_are(zorp):
+    # given a misspelt argument
+    daemon = zorp("from Zorp.Core import *\ndef intra():\n    TransparentRouter(forge_address=TRUE)\n", start=False)
+    # then the remedy is the list of the right ones
+    assert daemon.run() == 2
+    assert ("TransparentRouter takes forced_port, forge_addr, overrideable, forge_port; reference.md has what they mean"
+            in daemon.log.text())
