@@ -192,7 +192,9 @@ def log(sessionid, logclass, verbosity, msg=None, args=None) -> None:
         if _throttle is not None and not _throttle(logclass, msg):
             return
         session = sessionid or thread_session()
-        _sink(logclass, verbosity, _clean(session), _formatted(msg, args))
+        if not session.isprintable() or _escape_high:
+            session = _clean(session)
+        _sink(logclass, verbosity, session, _formatted(msg, args))
     except Exception as problem:
         _report_bad_call(sessionid, msg, problem)
 

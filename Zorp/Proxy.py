@@ -109,9 +109,9 @@ class Proxy(BuiltinProxy):
         if Log.loudest >= 6 and enabled(CORE_DEBUG, 6):
             log(session.session_id, CORE_DEBUG, 6, "Proxy destroy; class='%s', module='%s'",
                 (self.__class__.__name__, self.name))
-        kept = {name: self.__dict__[name] for name in ("session", "_session_id", "_state") if name in self.__dict__}
+        session_id, state = self._session_id, self._state
         self.__dict__.clear()
-        self.__dict__.update(kept)
+        self.__dict__.update(session=session, _session_id=session_id, _state=state)
 
     def _announce_end(self):
         super()._announce_end()
@@ -143,11 +143,9 @@ class Proxy(BuiltinProxy):
 
     def _check_config(self):
         """Refuse TLS settings, also those of classes whose __post_config__() does not call the base."""
-        structs = vars(self._vars).get("_structs", {})
-        wanted = (getattr(self.session.service, "encryption_policy", None), self.encryption_policy, self.encryption,
-                  "ssl" in structs and structs["ssl"].client_connection_security,
-                  "ssl" in structs and structs["ssl"].server_connection_security)
-        if any(wanted):
+        ssl = vars(self._vars).get("_structs", {}).get("ssl")
+        if (self.encryption_policy or self.encryption or getattr(self.session.service, "encryption_policy", None)
+                or (ssl is not None and (ssl.client_connection_security or ssl.server_connection_security))):
             raise PolicyError("TLS is not built in this release, session refused",
                               remedy="take the encryption settings out of the policy")
 

@@ -64,7 +64,7 @@ class Stream(SocketStream):
         self.nul_nonfatal = 0
         self.raw = 0
         self._name = name
-        if dump.is_wanted():
+        if Log.loudest >= dump.COUNTS and dump.is_wanted():
             dump.watch(self.sock)
 
     @property

@@ -135,9 +135,11 @@ class Statistics:
         """A session of the service counts from now (epoch seconds) on."""
         with self._counters_lock:
             counters = self._service_locked(service)
-            counters.session_number = max(counters.session_number, instance_id + 1)
+            if counters.session_number <= instance_id:
+                counters.session_number = instance_id + 1
             counters.sessions_running += 1
-            counters.sessions_max = max(counters.sessions_max, counters.sessions_running)
+            if counters.sessions_max < counters.sessions_running:
+                counters.sessions_max = counters.sessions_running
             counters.last_started_s = now_s
 
     def service_stopped(self, service: str) -> None:

@@ -327,8 +327,11 @@ class BuiltinProxy:
         self._state = STATE_CONFIG
         plain_attributes = len(self.__dict__)
         self._run_events("config")
-        self._guarded(self._check_config)
-        self._guarded(self._engine_config)
+        try:
+            self._check_config()
+            self._engine_config()
+        except BaseException as problem:
+            self._policy_failed(problem)         # what config() set is the policy's fault
         self._quietly(look_at, self, plain_attributes)
 
     def _crashed(self, problem: BaseException) -> None:
@@ -370,13 +373,6 @@ class BuiltinProxy:
             step(*args)
         except BaseException as problem:
             log_policy_exception(self._session_id, problem)
-
-    def _guarded(self, step) -> None:
-        """Run a step whose exceptions are the policy's fault."""
-        try:
-            step()
-        except BaseException as problem:
-            self._policy_failed(problem)
 
     # events
 

@@ -108,7 +108,9 @@ class Formatter:
         return f"<{priority}>{self._rfc5424(tag, level, session, text)}"
 
     def _classic(self, tag, level, session, text) -> str:
-        date = self._plain_date()
+        second, date = self._plain_date.made
+        if second != int(time.time()):
+            date = self._plain_date()
         if session is None:              # as line_of(), without the call
             return f"{date} {tag}({level}): {text}"
         return f"{date} {tag}({level}): ({session}): {text}"

@@ -136,23 +136,21 @@ class Memo:
     computed again.
     """
 
-    __slots__ = ("_limit", "_values", "_values_lock")
+    __slots__ = ("_limit", "_values", "_values_lock", "get")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._values: dict = {}
         self._values_lock = threading.Lock()
+        self.get = self._values.get          # None: not remembered
 
     def __len__(self) -> int:
         return len(self._values)
 
-    def get(self, key):
-        return self._values.get(key)
-
     def put(self, key, value) -> None:
         with self._values_lock:
             if len(self._values) >= self._limit:
-                self._values = {}
+                self._values.clear()
             self._values[key] = value
 
 
@@ -194,16 +192,13 @@ class Ports:
         self._lows = [low for low, _, _ in self._wide]
         edges = sorted({0, PORTS} | {edge for low, high in self.named for edge in (low, high + 1)})
         self._first_of_class = edges[:-1]
-        self._classes = array("H")
+        self.classes = array("H")            # port: its class
         for number, (first, after) in enumerate(itertools.pairwise(edges)):
-            self._classes.extend([number] * (after - first))
-
-    def class_of(self, port: int) -> int:
-        return self._classes[port]
+            self.classes.extend([number] * (after - first))
 
     def classes_within(self, low: int, high: int) -> range:
         """Return the classes that make up a range which some rule names."""
-        return range(self._classes[low], self._classes[high] + 1)
+        return range(self.classes[low], self.classes[high] + 1)
 
     def first_port(self, class_: int) -> int:
         return self._first_of_class[class_]
@@ -392,7 +387,7 @@ class RuleEngine:
         protos, types, subtypes = self.values
         src_ports, dst_ports = self.ports
         key = (self.incoming.class_of(iface, ifgroup, reqids), protos.class_of(proto), types.class_of(proto_type),
-               subtypes.class_of(proto_subtype), src_ports.class_of(src_port), dst_ports.class_of(dst_port))
+               subtypes.class_of(proto_subtype), src_ports.classes[src_port], dst_ports.classes[dst_port])
         front = self._front_memo.get(key)
         if front is None:
             front = self._front(key)

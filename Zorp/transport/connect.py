@@ -227,7 +227,7 @@ class Connector:
             failure = self._connect(sock)
             if failure is None:
                 local = sock.getsockname()
-                if self._is_itself(sock, local):
+                if self._family in _INET and local[1] == self._remote[1] and self._is_itself(sock, local):
                     raise SelfConnection(sock.fileno())
                 self._withdraw()
                 sock.setblocking(True)
@@ -353,9 +353,7 @@ class Connector:
             raise ConnectFailed(code or errno.ECONNABORTED, sock.fileno(), at_once=False)
 
     def _is_itself(self, sock: socket.socket, local: tuple | str) -> bool:
-        if self._kind != socket.SOCK_STREAM or self._family not in _INET:
-            return False
-        return local[1] == self._remote[1] and local == sock.getpeername()
+        return self._kind == socket.SOCK_STREAM and local == sock.getpeername()
 
 
 def _make_transparent(sock: socket.socket) -> OSError | None:
