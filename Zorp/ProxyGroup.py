@@ -20,6 +20,7 @@ from __future__ import annotations
 import threading
 
 from Zorp import Globals, Log
+from Zorp.acceptance.verdict import DENIED_BY_UNKNOWN_FAIL, conclude
 from Zorp.Constants import CORE_ERROR
 from Zorp.Log import log, log_exception
 
@@ -70,9 +71,10 @@ ProxyGroupType = ProxyGroup
 def _live(proxy, session) -> None:
     try:
         proxy.run()
-    except BaseException:
-        # run() promises not to raise; a thread of the pool must survive a proxy that does
+    except BaseException as problem:
+        # run() does not raise unless a policy breaks its own proxy; a thread of the pool must survive that
         log_exception(session.session_id)
+        conclude(session, DENIED_BY_UNKNOWN_FAIL, type(problem).__name__)
     finally:
         session.release()
         Log.let_go()

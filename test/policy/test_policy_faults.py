@@ -106,3 +106,18 @@ def test_target_that_cannot_be_set_is_an_abort(serve, problem):
         assert session.verdict == ABORTED
         assert not session.server_was_contacted
     assert session.master.refusal_reason == f"policy code raised {type(problem).__name__}"
+
+
+@pytest.mark.parametrize("harm", [
+    lambda proxy: setattr(proxy, "session", None),
+    lambda proxy: vars(proxy).clear(),
+    lambda proxy: setattr(proxy, "__class__", type("Other", (), {})),
+], ids=["no session", "no attributes", "another class"])
+def test_a_proxy_that_its_policy_has_taken_apart_is_no_accepted_session(serve, harm):
+    class Broken(PlugProxy):
+        def config(self):
+            harm(self)
+
+    with serve(Broken) as session:
+        session.wait_for_end()
+        assert session.verdict == UNKNOWN
