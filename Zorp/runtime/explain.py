@@ -5,7 +5,8 @@
 
 Theory of operation
     The policy is loaded in a child without privileges (Zorp.runtime.check).  explain() answers a
-    question about a connection with plain data: zones, the listener that takes it, the winning
+    question about a connection with plain data: zones (of the client, of the address that it connects
+    to, which for a dispatcher is ours, and of each server), the listener that takes it, the winning
     rule and the ones that came near, the service with everything it would use, and whether the
     zones permit it.  text() puts the same into words; --json prints the data.
 
@@ -22,7 +23,20 @@ from collections.abc import Iterator
 
 from Zorp import Globals
 from Zorp.acceptance.binds import DBSockAddr
-from Zorp.Constants import ZD_PROTO_TCP, ZD_PROTO_UDP
+from Zorp.Chainer import StateBasedChainer
+from Zorp.Config import config
+from Zorp.Constants import (
+    Z_KEEPALIVE_BOTH,
+    Z_KEEPALIVE_CLIENT,
+    Z_KEEPALIVE_NONE,
+    Z_KEEPALIVE_SERVER,
+    Z_PORT_ANY,
+    Z_PORT_EXACT,
+    Z_PORT_GROUP,
+    Z_PORT_RANDOM,
+    ZD_PROTO_TCP,
+    ZD_PROTO_UDP,
+)
 from Zorp.Dispatch import RuleDispatcher
 from Zorp.Router import DirectedRouter, InbandRouter, TransparentRouter
 from Zorp.rules.explanation import COMPONENTS, conditions, lost_by, unmet
@@ -35,6 +49,11 @@ MOST_RULES = 5                   # that lost, and that came near
 _DEFAULT_CLIENT_PORT = 1024
 _WILDCARDS = ("0.0.0.0", "::")
 _ADDRESS = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<v4>[^:\[\]]+)|(?P<bare6>[0-9A-Fa-f:.]+))(?::(?P<port>[0-9]{1,5}))?")
+_SERVICE_SETTINGS = ("snat_policy", "dnat_policy", "authentication_policy", "authorization_policy", "encryption_policy",
+                     "max_instances", "limit_target_zones_to")
+_KEEPALIVE = {Z_KEEPALIVE_CLIENT: "of the client's connection", Z_KEEPALIVE_SERVER: "of the server's connection",
+              Z_KEEPALIVE_BOTH: "of both connections"}
+_PORTS = {Z_PORT_GROUP: "Z_PORT_GROUP", Z_PORT_EXACT: "Z_PORT_EXACT", Z_PORT_RANDOM: "Z_PORT_RANDOM"}
 _PROTOCOLS = {"tcp": ZD_PROTO_TCP, "udp": ZD_PROTO_UDP}
 USAGE = "write: tcp|udp CLIENT[:PORT] SERVER:PORT [INTERFACE], or: service NAME; IPv6 addresses in []"
 
@@ -82,7 +101,7 @@ def explain(question: Arrival | str) -> dict:
         return {"service": _service(Globals.services[question], None), "rules": _rules_for(question)}
     answer = {"client": list(question.client), "server": list(question.destination), "interface": question.iface,
               "protocol": "UDP" if question.protocol == ZD_PROTO_UDP else "TCP",
-              "client_zone": _zone(question.client), "server_zone": _zone(question.destination),
+              "client_zone": _zone(question.client), "destination_zone": _zone(question.destination),
               "listener": None, "rule": None, "service": None, "refused": None}
     question = question._replace(listener=_own_listener(question))
     try:
@@ -187,17 +206,46 @@ def _service(service, question: Arrival | None) -> dict:
     value = {"name": service.name, "place": _place(service),
              "kind": "the packet filter forwards" if is_forwarded else "a proxy serves",
              "proxy": None if is_forwarded else _class(service.proxy_class),
-             "router": {"class": type(service.router).__name__, "target": _target(service.router)},
-             "chainer": type(service.chainer).__name__}
+             "router": {"class": type(service.router).__name__, "target": _target(service.router),
+                        "settings": _router_settings(service)},
+             "chainer": type(service.chainer).__name__, "chainer_settings": _chainer_settings(service.chainer)}
     targets = _targets(service.router, question) if question is not None else []
     value["servers"] = [{"address": list(target), "zone": _zone(target), "refused": _refusal(service, question, target)}
                         for target in targets]
-    for name in ("snat_policy", "dnat_policy", "authentication_policy", "authorization_policy", "encryption_policy",
-                 "max_instances", "limit_target_zones_to"):
+    for name in _SERVICE_SETTINGS:
         found = getattr(service, name, None)
         if found:
             value[name] = _nat(found) if name.endswith("nat_policy") else _plain(found)
+    if getattr(service, "keepalive", Z_KEEPALIVE_NONE):
+        value["keepalive"] = _KEEPALIVE[service.keepalive]
     return value
+
+
+def _router_settings(service) -> dict[str, str]:
+    """Return what the router is told beyond its target, in words."""
+    router, settings = service.router, {}
+    if getattr(router, "forge_addr", False):
+        settings["forge_addr"] = "TRUE, the server sees the client's address" + (
+            " as the snat_policy translates it" if getattr(service, "snat_policy", None) else "")
+    port = getattr(router, "forge_port", Z_PORT_ANY)
+    if port != Z_PORT_ANY:
+        settings["forge_port"] = _PORTS.get(port, str(port))
+    freedoms = {"overrideable": "TRUE, the proxy may take another server",
+                "permit_local_targets": "TRUE, also loopback, broadcast and multicast"}
+    return settings | {name: meaning for name, meaning in freedoms.items() if getattr(router, name, False)}
+
+
+def _chainer_settings(chainer) -> dict[str, str]:
+    """Return the times that differ from those of every chainer, and what it sends first."""
+    settings = {}
+    connect_ms = getattr(chainer, "timeout_connect", None)
+    if connect_ms and connect_ms != config.options.timeout_server_connect:
+        settings["timeout_connect"] = f"{connect_ms} ms"
+    if isinstance(chainer, StateBasedChainer):
+        settings["timeout_state"] = f"{1000 * chainer.state.timeout} ms"
+    if getattr(chainer, "proxy_protocol", 0):
+        settings["proxy_protocol"] = str(chainer.proxy_protocol)
+    return settings
 
 
 def _plain(value) -> object:
@@ -262,8 +310,10 @@ def _lines(answer: dict) -> Iterator[str]:
         iface = f" on {answer['interface']}" if answer["interface"] else ", interface unknown"
         yield f"{answer['protocol']} {_shown(answer['client'])} -> {_shown(answer['server'])}{iface}"
         yield f"client zone: {_zone_words(answer['client_zone'])}"
-        yield f"server zone: {_zone_words(answer['server_zone'])}"
         listener = answer["listener"]
+        is_ours = listener is not None and not listener["by_rules"]
+        what = "zone of the address that the client connects to" if is_ours else "server zone"
+        yield f"{what}: {_zone_words(answer['destination_zone'])}"
         if listener is not None:
             kind = "the rules of the policy" if listener["by_rules"] else f"{listener['class']} on {listener['bind']}"
             yield f"taken by: {kind}"
@@ -311,13 +361,17 @@ def _service_lines(service: dict) -> Iterator[str]:
         built_on = f", built on {proxy['built_on']}" if proxy["built_on"] else ""
         config = f", config at {proxy['config']}" if proxy["config"] else ""
         yield f"    proxy: {proxy['class']}{built_on}{config}"
-    yield f"    router: {service['router']['class']}, {service['router']['target']}"
+    router = service["router"]
+    yield f"    router: {router['class']}, {router['target']}"
+    yield from (f"        {name}: {meaning}" for name, meaning in router["settings"].items())
     yield f"    chainer: {service['chainer']}"
+    yield from (f"        {name}: {meaning}" for name, meaning in service["chainer_settings"].items())
+    if "keepalive" in service:
+        yield f"    keepalive: {service['keepalive']}"
     for server in service["servers"]:
         yield f"    server: {_shown(server['address'])} in zone {_zone_words(server['zone'])}" + (
             f"; refused: {server['refused']}" if server["refused"] else "")
-    for name in ("snat_policy", "dnat_policy", "authentication_policy", "authorization_policy", "encryption_policy",
-                 "max_instances", "limit_target_zones_to"):
+    for name in _SERVICE_SETTINGS:
         if name in service:
             found = service[name]
             yield f"    {name}: {', '.join(found) if isinstance(found, list) else found}"

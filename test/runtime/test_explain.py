@@ -80,6 +80,26 @@ PERMITTED by service web
 """
 
 
+def test_what_the_server_sees_and_how_long_we_wait_is_explained(explain):
+    # given a dispatcher whose service forges addresses and has times of its own
+    explain.path.write_text(explain.path.read_text().replace(
+        'Service("strict", PlugProxy, router=DirectedRouter(SockAddrInet("192.0.2.80", 25))',
+        'Service("strict", PlugProxy, router=DirectedRouter(SockAddrInet("10.2.0.80", 25), forge_addr=TRUE, '
+        'forge_port=Z_PORT_EXACT), chainer=FailoverChainer(timeout_connect=3000, timeout_state=30000), '
+        'keepalive=Z_KEEPALIVE_BOTH'))
+    lines = explain("tcp 203.0.113.7 10.1.0.1:2525").stdout.splitlines()
+    # then the zone of the server is that of the server, and not that of our own address
+    assert not [line for line in lines if line.startswith("server zone")]
+    assert "zone of the address that the client connects to: office (10.1.0.0/16) inside intranet" in lines
+    assert "    server: 10.2.0.80:25 in zone dmz (10.2.0.0/16) inside intranet" in lines
+    # and all that the router and the chainer were told is there
+    for line in ("        forge_addr: TRUE, the server sees the client's address", "        forge_port: Z_PORT_EXACT",
+                 "        timeout_connect: 3000 ms", "        timeout_state: 30000 ms",
+                 "    keepalive: of both connections"):
+        assert line in lines
+    assert lines[-1] == "PERMITTED by service strict"
+
+
 @pytest.mark.parametrize(("question", "last"), {
     "no rule": ("tcp 10.3.0.1 203.0.113.80:443", "REFUSED: no rule matches"),
     "a service that denies": ("tcp 10.1.0.2 203.0.113.80:25", "REFUSED: service no denies"),
