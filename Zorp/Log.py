@@ -42,6 +42,7 @@ VALUE_BYTES = 2048
 _AUDIT_TAGS, _AUDIT_LEVEL = ("core.summary", "core.accounting"), 4
 _CUT_MARK = "…(cut)"
 _MAX_KNOWN_TAGS = 1000           # policies may invent tags; the look-up table must not grow for ever
+_MAX_KNOWN_TEXTS = 1000          # so may the texts of messages be
 
 QUOTE = "\udc27"                 # a quote within a value; no decoding makes this character
 _CONTROL = re.compile(            # C0, DEL, C1; line and paragraph separators; marks that turn the direction of text
@@ -235,10 +236,20 @@ def _formatted(msg: str, args) -> str:
             text = msg % args
         except (TypeError, ValueError):          # bytes for %d and the like
             return _clean(_formatted_one_by_one(msg, args))
-        if (text.isascii() and text.isprintable() and len(text) <= VALUE_BYTES
-                and text.count("'") == msg.count("'")):
-            return text
+        if text.isascii() and text.isprintable() and len(text) <= VALUE_BYTES:
+            quotes = _quotes_in.get(msg)
+            if text.count("'") == (_count_quotes(msg) if quotes is None else quotes):
+                return text
     return _clean(_formatted_one_by_one(msg, args))
+
+
+_quotes_in: dict[str, int] = {}          # text of a message: its quotes
+
+
+def _count_quotes(msg: str) -> int:
+    if len(_quotes_in) < _MAX_KNOWN_TEXTS and len(msg) <= VALUE_BYTES:
+        _quotes_in[msg] = msg.count("'")
+    return msg.count("'")
 
 
 def _formatted_one_by_one(msg: str, args) -> str:

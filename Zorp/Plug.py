@@ -231,7 +231,7 @@ class AbstractPlugProxy(Proxy):
     def _read_bytes(self):
         """Return the size of one read: what is fast; where a stream becomes datagrams, what the policy sets."""
         size = self._vars.buffer_size
-        if is_datagram(self._client) != is_datagram(self._server):
+        if self._client.kind != self._server.kind and is_datagram(self._client) != is_datagram(self._server):
             return min(max(size, 1), _MOST_READ_BYTES)
         return min(max(size, _LEAST_READ_BYTES), _MOST_READ_BYTES)
 

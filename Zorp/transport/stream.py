@@ -55,9 +55,8 @@ def _timeval(milliseconds: int | None) -> bytes:
 _SINK = bytearray(_CHUNK_BYTES)        # what is discarded may be written here, by any thread
 
 
-def kind_of(sock: socket.socket) -> int:
-    """Return SOCK_STREAM, SOCK_DGRAM, ... as a plain number: sock.type builds a member of an enumeration each time."""
-    return super(socket.socket, sock).type
+# kind_of(sock): SOCK_STREAM, SOCK_DGRAM, ... as a plain number; sock.type builds a member of an enumeration each time
+kind_of = socket.SocketType.type.__get__
 
 
 def _peer_goes_on(sock: socket.socket) -> bool:
