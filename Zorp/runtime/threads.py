@@ -257,7 +257,8 @@ class ThreadPool:
             log_exception(None)
         with self._state_lock:
             self._busy -= 1
-        self._tell_barriers()
+        if self._barriers:
+            self._tell_barriers()
 
     def _deliver(self, accepted) -> None:
         thread = threading.current_thread()
@@ -269,12 +270,14 @@ class ThreadPool:
             deferred, thread.deferred = thread.deferred, None
             with self._state_lock:
                 self._undelivered -= 1
-            self._tell_barriers()
+            if self._barriers:
+                self._tell_barriers()
         if deferred is not None:
-            self._run(*deferred)
+            self._run(*deferred, thread)
 
-    def _run(self, name: str, job: Callable[[], None]) -> None:
-        thread = threading.current_thread()
+    def _run(self, name: str, job: Callable[[], None], thread: threading.Thread | None = None) -> None:
+        """Run a session's job; thread: this one, where it is known."""
+        thread = thread or threading.current_thread()
         thread.name = name
         if self._events is not None:
             self._events.thread_started()
@@ -292,8 +295,6 @@ class ThreadPool:
                 self._events.thread_stopped()
 
     def _tell_barriers(self) -> None:
-        if not self._barriers:
-            return
         with self._state_lock:
             if self._waiting:
                 return
