@@ -6,6 +6,7 @@ import types
 
 import pytest
 
+from test.support.gateway import ended
 from test.support.proxies import events_of, serve
 from Zorp.engine import builtin_proxy as core
 from Zorp.engine.builtin_proxy import running
@@ -470,8 +471,8 @@ def test_stop_request_ends_a_waiting_session(serve, end_of_id):
         wanted = session.session.session_id if end_of_id else session.master.session_id
         assert running.stop_session(wanted) == 1
         # then both peers see the end
-        assert session.client.recv(1) == b""
-        assert session.server.recv(1) == b""
+        assert ended(session.client)
+        assert ended(session.server)
         session.wait_for_end()
     line = session.log.find("User initiated proxy termination request received;")[0]
     assert (line.tag, line.level) == ("core.info", 2)
