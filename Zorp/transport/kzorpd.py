@@ -1,12 +1,16 @@
 """Client of kzorpd's control socket; what is said there is in Zorp.wire.kzorpd.
 
 Every call is one connection and is bounded by its deadline as a whole.
+
+The directory of the socket belongs to the user of the instances, so anybody who has taken one of
+them over can listen there.  What is not run by user 0 or by our own user is therefore nobody.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+import struct
 import time
 
 from Zorp.wire import kzorpd as wire
@@ -48,6 +52,7 @@ def exchange(path: str, line: bytes, timeout_s: float) -> bytes:
             sock.connect(path)
         except OSError as problem:
             raise KzorpdAway(f"kzorpd does not answer on {path}: {problem.strerror or problem}") from None
+        _check_owner(sock, path)
         try:
             sock.sendall(line)
             return _first_line(sock, deadline)
@@ -55,6 +60,14 @@ def exchange(path: str, line: bytes, timeout_s: float) -> bytes:
             raise KzorpdError(f"kzorpd did not answer within {timeout_s:.0f} seconds") from None
         except OSError as problem:
             raise KzorpdError(f"kzorpd ended the connection: {problem.strerror}") from None
+
+
+def _check_owner(sock: socket.socket, path: str) -> None:
+    """Raises KzorpdAway when somebody else than kzorpd can have made the socket."""
+    _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    if uid not in (0, os.geteuid()):
+        raise KzorpdAway(f"kzorpd does not answer on {path}: who listens there is user {uid}, which may be anybody; "
+                         "kzorpd must run as user 0")
 
 
 def _first_line(sock: socket.socket, deadline: float) -> bytes:

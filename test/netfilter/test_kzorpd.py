@@ -12,10 +12,10 @@ import pytest
 from test.support.daemon import wait_until
 from test.support.dns_server import SERVFAIL, SILENCE
 from test.support.kzorpd import RULES, ZONES, kzorpd
-from test.support.unprivileged import run_unprivileged
+from test.support.unprivileged import NOBODY, run_unprivileged
 from Zorp.rules.description import InstanceDescription, ListenerData, ProxyData, ZoneData, from_json, parse_net, to_json
 from Zorp.rules.engine import RuleData
-from Zorp.transport.kzorpd import KzorpdError, ask
+from Zorp.transport.kzorpd import KzorpdAway, KzorpdError, ask
 
 __all__ = ["kzorpd"]
 
@@ -327,6 +327,39 @@ def test_strangers_may_do_nothing_and_the_user_of_instances_only_what_instances_
     kzorpd.start()
     os.chmod(kzorpd.socket, 0o666)
     assert run_unprivileged(attempt) == dict.fromkeys(("hello", "dump", "flush", "zones"), "permission denied")
+
+
+def test_nobody_believes_a_false_kzorpd_of_the_user_of_instances(tmp_path):
+    # given a directory of the user of instances, where a process of that user answers OK to everything
+    tmp_path.chmod(0o777)
+    for path in tmp_path.parents:
+        if path.is_relative_to("/tmp/pytest-of-root"):
+            path.chmod(0o755)
+    path = str(tmp_path / "kzorpd")
+
+    def serve():
+        listening, kept = os.pipe()
+        pid = os.fork()
+        if pid:
+            os.close(kept)
+            os.read(listening, 1)
+            return pid
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind(path)
+            sock.listen()
+            os.write(kept, b"x")
+            signal.pause()
+        os._exit(0)
+
+    pid = serve()
+    try:
+        # then for us nobody answers
+        with pytest.raises(KzorpdAway, match=f"user {NOBODY}"):
+            ask(path, "reload", 5)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 # ---------------------------------------------------------------- the process
