@@ -24,7 +24,8 @@ Whose zones are in force
 Rules of one instance without those of another
     What a rule keeps for a proxy, or refuses, another instance's PFService may cover as well.  So
     as long as the policy of one instance cannot be read and no rules of it are in force either,
-    nobody gets a rule that forwards and that was not in force before.
+    everything that is in force stays as it is, zones included; only rules that forward nothing are
+    added (Zorp.netfilter.caution).
 
     An instance that stops keeps its rules, or, where the site wants the original's way (on_stop:
     flush), has rules only while it runs.
@@ -40,6 +41,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from Zorp.Log import log
 from Zorp.netfilter import preflight
 from Zorp.netfilter.backend import BackendError, open_backend
+from Zorp.netfilter.caution import opening
 from Zorp.netfilter.compiler import CompileError, IndexState, compile_plan
 from Zorp.netfilter.evaluator import Evaluator
 from Zorp.netfilter.instance_zones import InstanceZones
@@ -196,7 +198,7 @@ class PacketRules:
         for _, zones in instances:
             zones.feed(self._addresses)
         plan = self._compiled(instances, state.indexes)
-        self._refuse_to_open(plan, {description.instance for description in state.descriptions})
+        self._refuse_to_open(state.descriptions)
         state = State(state.entries, IndexState.of(plan, state.indexes))
         try:
             with self._store.lock(), self._store.replacing(state):
@@ -213,16 +215,13 @@ class PacketRules:
         if plan != before and self.is_active and not self._site.keep_sessions:
             self._settle_sessions(before.indexes)
 
-    def _refuse_to_open(self, plan: Plan, described: set[str]) -> None:
-        """Raises RulesError when a plan forwards more than the last one while rules of somebody are missing."""
-        missing = sorted(self._unread - described)
-        opening = next((rule for rule in plan.indexes
-                        if rule.kind == "forward" and rule.key not in self.state.indexes.by_key), None)
-        if missing and opening is not None:
+    def _refuse_to_open(self, descriptions: tuple[InstanceDescription, ...]) -> None:
+        """Raises RulesError when these might forward more than those in force while rules of somebody are missing."""
+        missing = sorted(self._unread - {description.instance for description in descriptions})
+        if missing and (what := opening(self.state.descriptions, descriptions)):
             who = f"of instance '{missing[0]}'" if missing[0] else "of a line of instances.conf"
-            raise RulesError(f"instance '{opening.instance}', rule {opening.rule_id} might forward what the policy "
-                             f"{who} keeps for a proxy or refuses, and that policy cannot be read; repair it and "
-                             "reload kzorpd")
+            raise RulesError(f"{what} what the policy {who} keeps for a proxy or refuses, and that policy cannot be "
+                             "read; repair it and reload kzorpd")
 
     def _settle_sessions(self, before: tuple[RuleIndex, ...]) -> None:
         """Forwarded connections do not outlive their rule."""

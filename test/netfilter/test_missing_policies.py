@@ -94,6 +94,42 @@ def test_who_forwards_already_goes_on_and_reloads_beside_a_new_broken_instance(t
     assert two.rules() == rules
 
 
+NARROW = POLICY.replace("def intra()", "def wide()") + """    Rule(rule_id=1, service="fwd", proto=6, src_zone="office")
+    Rule(rule_id=2, service="no", proto=6, dst_port=80, src_zone="office")
+"""
+
+
+@pytest.mark.parametrize("change", ["a zone grows", "a denial goes", "the instance goes that keeps something"])
+def test_while_a_policy_is_unknown_zones_and_denials_stay_as_they_are(two, change):
+    # given an instance whose rule forwards from a zone what another rule does not refuse, and one that has a proxy
+    wide_file, zones, instances = (two.directory / name for name in ("wide.py", "zones.py", "instances.conf"))
+    wide_file.write_text(NARROW)
+    instances.write_text(instances.read_text().replace("intra", "kept"))
+    two.write_policy()
+    (two.directory / "policy.py").write_text((two.directory / "policy.py").read_text().replace("def intra", "def kept"))
+    two.start()
+    before = two.sets(), two.rules()
+    assert before[1]
+    # when another one comes whose policy is broken, and something that might open changes
+    (two.directory / "broken.py").write_text("def (")
+    line = instances.read_text().splitlines()[0]
+    both = instances.read_text() + line.replace("policy.py", "broken.py").replace("kept", "broken") + "\n"
+    instances.write_text(both)
+    if change == "a zone grows":
+        zones.write_text(zones.read_text().replace("10.1.0.0/24", "10.0.0.0/8"))
+    elif change == "a denial goes":
+        wide_file.write_text("\n".join(NARROW.splitlines()[:-1]) + "\n")
+    else:
+        instances.write_text("\n".join(both.splitlines()[1:]) + "\n")
+    # then nothing of it comes into force: neither by a reload, nor when kzorpd starts
+    assert two.say(b"RELOAD\n").startswith(b"FAIL")
+    two.stop(signal.SIGKILL)
+    two.start()
+    assert (two.sets(), two.rules()) == before
+    assert any("what the policy of instance" in line.raw for line in two.log.find("core.error", 1, EXISTING)) == (
+        change != "the instance goes that keeps something")
+
+
 def test_packets_for_proxies_that_never_ran_are_dropped_and_not_forwarded_by_others(two):
     # given an instance without ports of its own, because it has never run
     two.write_policy()

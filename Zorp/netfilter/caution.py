@@ -1,0 +1,79 @@
+"""What must not come into force: more than is in force while a policy is unknown, more than a policy says.
+
+Theory of operation
+    What a rule keeps for a proxy, or refuses, another rule that forwards may cover as well, in the
+    same instance or in another.  A zone that grows, or shrinks around an exception, changes which of them decides.
+    So nothing here weighs rules against each other: a change is harmless when nothing is
+    forwarded after it, or when only rules that forward nothing were added.
+
+    Descriptions are compared without the ports of listeners: these are not in a policy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+from Zorp.rules.description import ForwardData, InstanceDescription
+from Zorp.rules.engine import RuleData
+
+_PARTS = {"zones": "zone", "services": "service", "rules": "rule"}
+_SHOWN_CHARACTERS = 300
+
+
+def forwarding_rules(description: InstanceDescription) -> tuple[RuleData, ...]:
+    """Return the rules that let the kernel forward."""
+    forwarding = {service.name for service in description.services if isinstance(service, ForwardData)}
+    return tuple(rule for rule in description.rules if rule.service in forwarding)
+
+
+def opening(before: Iterable[InstanceDescription], after: Iterable[InstanceDescription]) -> str | None:
+    """Return what might be forwarded after a change and was not before, None: surely nothing."""
+    old, new = ({one.instance: one for one in descriptions} for descriptions in (before, after))
+    if not any(map(forwarding_rules, new.values())):
+        return None
+    for name, description in new.items():
+        known = old.get(name)
+        fresh = [rule for rule in forwarding_rules(description)
+                 if known is None or rule not in forwarding_rules(known)]
+        if fresh:
+            return f"instance '{name}', rule {fresh[0].rule_id} might forward"
+        if known is not None and (changed := difference(known, description)):
+            return f"instance '{name}' ({changed[0]}, which was {changed[1]}) might let rules forward"
+    if gone := [name for name, description in old.items() if name not in new and description.rules]:
+        return f"other instances, without the rules of instance '{gone[0]}', might forward"
+    return None
+
+
+def difference(one: InstanceDescription, other: InstanceDescription) -> tuple[str, str] | None:
+    """Return what the second says where the two differ first, and what the first says there; None: nowhere."""
+    for part, what in _PARTS.items():
+        here, there = ({_name(item): item for item in getattr(description, part)} for description in (one, other))
+        for name in (*there, *here):
+            if here.get(name) != there.get(name):
+                return _text(what, name, there.get(name)), _text(what, name, here.get(name))
+    return None
+
+
+def same_places(one: InstanceDescription, other: InstanceDescription) -> bool:
+    """Return whether rules lead to listeners at the same addresses; their ports may differ."""
+    here, there = (sorted((listener.protocol, listener.address) for listener in description.listeners)
+                   for description in (one, other))
+    return here == there
+
+
+def _name(item: object) -> object:
+    return item.rule_id if isinstance(item, RuleData) else item.name
+
+
+def _text(what: str, name: object, item: object) -> str:
+    if item is None:
+        return f"no {what} '{name}'"
+    fields = ((field.name, getattr(item, field.name), field.default) for field in dataclasses.fields(item))
+    said = ", ".join(f"{name}={_value(value)}" for name, value, default in fields
+                     if value != default and name not in ("name", "rule_id"))
+    return f"{what} '{name}': {said or 'without properties'}"[:_SHOWN_CHARACTERS]
+
+
+def _value(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
