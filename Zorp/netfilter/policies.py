@@ -78,8 +78,10 @@ class Child:
                 words, stdin=subprocess.DEVNULL, stdout=self._output, stderr=self._complaints,
                 start_new_session=True, cwd="/")
             self.descriptor = os.pidfd_open(self._program.pid)
-        except OSError as problem:
-            raise PolicyUnusable(f"{words[0]}: {problem.strerror}") from None
+        except (OSError, ValueError) as problem:     # ValueError: a word that no program can be given
+            os.close(self._output)
+            os.close(self._complaints)
+            raise PolicyUnusable(f"{words[0]}: {getattr(problem, 'strerror', problem)}") from None
         with contextlib.suppress(OSError):           # it has ended already
             resource.prlimit(self._program.pid, resource.RLIMIT_FSIZE, (MAX_BYTES + 1, MAX_BYTES + 1))
 

@@ -11,9 +11,9 @@ Exit status: 0 done, in force; 1 refused, drifted or failed, the reason is on st
 2 wrong command line.
 
 boot is for a kernel without any rule of ours, which would forward what belongs to a proxy.  So it
-leaves no way out: the rules in force last are one consistent whole (parts of them beside new parts
-might let one instance forward what another one's proxy was to see), and without these no packet is
-forwarded.  It ends with 1 then, so that the failure shows.
+leaves no way out, whatever exception a step ends with: the rules in force last are one consistent
+whole (parts of them beside new parts might let one instance forward what another one's proxy was to
+see), and without these no packet is forwarded.  It ends with 1 then, so that the failure shows.
 
 While kzorpd runs, it alone writes: load becomes a reload of kzorpd, which takes from the file of an
 instance that runs its zones only, and unload is refused, because kzorpd would undo it.
@@ -27,6 +27,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable, Sequence
 
@@ -197,15 +198,27 @@ _COMMANDS = {"check": _check, "print": _print, "load": _load, "status": _status,
 
 def _boot(options: argparse.Namespace) -> int:
     """Put in force the best that can be had."""
-    with contextlib.suppress(SiteError):
+    with contextlib.suppress(Exception):             # said by _load, which meets the same
         if _site(options).mode != "compiled":
             print("this host wants no packet rules")
             return EXIT_OK
-    if _attempt(_load, options) == EXIT_OK:
+    if _survive(_load, options) == EXIT_OK:
         return EXIT_OK
-    if _attempt(_load_stored, options) != EXIT_OK:
-        _attempt(_close, options)
+    if _survive(_load_stored, options) != EXIT_OK:
+        _survive(_close, options)
     return EXIT_FAILED
+
+
+def _survive(step: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
+    """Return the exit status of a step of boot.
+
+    Whatever goes wrong is a failure of this step only: until the next one has ended the host is open.
+    """
+    try:
+        return _attempt(step, options)
+    except Exception as problem:
+        print(f"kzorp-setup: {options.command}: {type(problem).__name__}: {problem}", file=sys.stderr)
+        return EXIT_FAILED
 
 
 def _load_stored(options: argparse.Namespace) -> int:
@@ -220,13 +233,19 @@ def _load_stored(options: argparse.Namespace) -> int:
 
 def _close(options: argparse.Namespace) -> int:
     """Forward nothing, whatever the site says.  The stored state stays as it is."""
-    try:
-        site = _site(options)
-    except SiteError:
-        site = preflight.adapted(Site())
-    _refuse_beside_kzorpd(site)
-    open_backend(site).apply(compile_plan((), dataclasses.replace(site, default_deny=True)))
+    sites = [preflight.adapted(Site())]
+    with contextlib.suppress(Exception):             # said before, by _load
+        sites.insert(0, _site(options))
+    with contextlib.suppress(KzorpdError):           # what does not speak like kzorpd keeps no rules
+        _refuse_beside_kzorpd(sites[0])
+    if not any(_survive(functools.partial(_apply_closed, site), options) == EXIT_OK for site in sites):
+        return EXIT_FAILED
     print("closed: nothing is forwarded until packet rules can be loaded")
+    return EXIT_OK
+
+
+def _apply_closed(site: Site, options: argparse.Namespace) -> int:
+    open_backend(site).apply(compile_plan((), dataclasses.replace(site, default_deny=True)))
     return EXIT_OK
 
 

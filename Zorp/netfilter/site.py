@@ -2,7 +2,7 @@
 
 read() takes the text of the file apart.  Every key is optional; unknown keys, wrong kinds and
 impossible values are errors that name the key, because a misspelt `default_deny` must not pass
-for its default.
+for its default.  Whatever stands in the file, SiteError is the only exception.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import dataclasses
 import ipaddress
 import os
 import re
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -20,6 +21,8 @@ FILE_NAME = "kzorp.yml"
 INDEX_BITS = 16
 _CONNECTION_BITS = 20            # index, undecided, one bit that stays free, class
 _U32 = 0xFFFFFFFF
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 60
 _IFACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@-]{0,14}")
 _PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58}
 MODES = ("compiled", "listeners")
@@ -118,15 +121,44 @@ class Site:
 
 def read(text: str, path: str = FILE_NAME) -> Site:
     """Return the settings in the text of kzorp.yml; raises SiteError, which names the place in `path`."""
-    try:
-        tree = yaml.compose(text, Loader=yaml.SafeLoader)
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as problem:
-        mark = getattr(problem, "problem_mark", None)
-        place = f"{path}:{mark.line + 1}" if mark is not None else path
-        raise SiteError(f"{place}: not YAML: {getattr(problem, 'problem', None) or problem}") from None
+    tree, value = _yaml(text, path)
     lines = {key.value: key.start_mark.line + 1 for key, _ in tree.value} if isinstance(tree, yaml.MappingNode) else {}
     return Site(**_fields(path, {} if value is None else value, _SITE, lines))
+
+
+def _yaml(text: str, path: str) -> tuple[yaml.Node | None, object]:
+    """Return the tree of a text and its value; raises SiteError."""
+    try:
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.reader.ReaderError as problem:
+        line = text.count("\n", 0, problem.position) + 1
+        raise SiteError(f"{path}:{line}: not YAML: character {problem.character:#x}, {problem.reason}") from None
+    except Exception as problem:             # the library lets many kinds through: ValueError, IndexError, KeyError...
+        mark = getattr(problem, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}" if mark is not None else path
+        raise SiteError(f"{place}: not YAML: {_reason(problem)}") from None
+    try:
+        return tree, None if tree is None else _value(tree)
+    except Exception as problem:
+        raise SiteError(f"{_place_of_fault(tree, path)}: not YAML: {_reason(problem)}") from None
+
+
+def _reason(problem: Exception) -> str:
+    return getattr(problem, "problem", None) or f"{type(problem).__name__}: {problem}"
+
+
+def _value(tree: yaml.Node) -> object:
+    return yaml.SafeLoader("").construct_document(tree)
+
+
+def _place_of_fault(tree: yaml.Node, path: str) -> str:
+    """Return which key has a value that cannot be had."""
+    for key, value in tree.value if isinstance(tree, yaml.MappingNode) else ():
+        try:
+            _value(value)
+        except Exception:
+            return f"{path}:{value.start_mark.line + 1}: {key.value}"
+    return path
 
 
 def read_file(config_dir: str) -> Site:
@@ -144,6 +176,14 @@ def read_file(config_dir: str) -> Site:
         raise SiteError(f"{path} cannot be read: {problem}") from None
 
 
+def _shown(value: object) -> str:
+    """Return a value for a message: short, whatever it is."""
+    try:
+        return _REPR.repr(value)
+    except ValueError:                       # a number of thousands of digits has no text
+        return "a number without end"
+
+
 def _fields(where: str, value: object, readers: dict[str, Callable], lines: Mapping[str, int] | None = None) -> dict:
     """Return the settings of a mapping; `lines` says where its keys stand."""
     if not isinstance(value, dict):
@@ -152,7 +192,7 @@ def _fields(where: str, value: object, readers: dict[str, Callable], lines: Mapp
     for key, given in value.items():
         place = f"{where}:{lines[key]}" if lines and key in lines else where
         if key not in readers:
-            raise SiteError(f"{place}: unknown key {key!r}; known are {', '.join(readers)}")
+            raise SiteError(f"{place}: unknown key {_shown(key)}; known are {', '.join(readers)}")
         found[key] = readers[key](f"{place}: {key}", given)
     return found
 
@@ -160,34 +200,41 @@ def _fields(where: str, value: object, readers: dict[str, Callable], lines: Mapp
 def _number(low: int, high: int) -> Callable[[str, object], int]:
     def check(where: str, value: object) -> int:
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise SiteError(f"{where}: a number from {low} to {high} was expected, not {value!r}")
+            raise SiteError(f"{where}: a number from {low} to {high} was expected, not {_shown(value)}")
         return value
     return check
 
 
 def _flag(where: str, value: object) -> bool:
     if not isinstance(value, bool):
-        raise SiteError(f"{where}: true or false was expected, not {value!r}")
+        raise SiteError(f"{where}: true or false was expected, not {_shown(value)}")
     return value
 
 
 def _choice(choices: tuple[str, ...]) -> Callable[[str, object], str]:
     def check(where: str, value: object) -> str:
         if value not in choices:
-            raise SiteError(f"{where}: one of {', '.join(choices)} was expected, not {value!r}")
+            raise SiteError(f"{where}: one of {', '.join(choices)} was expected, not {_shown(value)}")
         return value
     return check
 
 
 def _text(where: str, value: object) -> str:
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise SiteError(f"{where}: a text was expected, not {value!r}")
+    if not isinstance(value, str) or not value or not value.isprintable():
+        raise SiteError(f"{where}: a text was expected, not {_shown(value)}")
+    return value
+
+
+def _directory(where: str, value: object) -> str:
+    if not _text(where, value).startswith("/"):
+        raise SiteError(f"{where}: a directory that begins with / was expected, not {_shown(value)}")
     return value
 
 
 def _families(where: str, value: object) -> tuple[int, ...]:
-    if not isinstance(value, list) or not value or not set(value) <= {4, 6}:
-        raise SiteError(f"{where}: [4], [6] or [4, 6] was expected, not {value!r}")
+    if not isinstance(value, list) or not value or any(type(family) is not int or family not in (4, 6)
+                                                       for family in value):
+        raise SiteError(f"{where}: [4], [6] or [4, 6] was expected, not {_shown(value)}")
     return tuple(sorted(set(value)))
 
 
@@ -202,7 +249,7 @@ def _marks(where: str, value: object) -> Marks:
 def _one_bit(where: str, value: object) -> int:
     number = _number(1, _U32)(where, value)
     if number & (number - 1):
-        raise SiteError(f"{where}: a number with one bit was expected, not {number:#x}")
+        raise SiteError(f"{where}: a number with one bit was expected, not {_shown(number)}")
     return number
 
 
@@ -226,7 +273,7 @@ def _bypass_entry(where: str, value: object) -> Bypass:
 
 def _iface(where: str, value: object) -> str:
     if not is_exact_iface(value):
-        raise SiteError(f"{where}: an interface name was expected, not {value!r}")
+        raise SiteError(f"{where}: an interface name was expected, not {_shown(value)}")
     return value
 
 
@@ -241,9 +288,11 @@ def _protocol(where: str, value: object) -> int:
 
 def _net(where: str, value: object) -> str:
     try:
+        if not isinstance(value, str) or "%" in value:
+            raise ValueError
         return str(ipaddress.ip_network(value))
-    except (ValueError, TypeError):
-        raise SiteError(f"{where}: address/bits was expected, not {value!r}") from None
+    except ValueError:
+        raise SiteError(f"{where}: address/bits was expected, not {_shown(value)}") from None
 
 
 def _ports(where: str, value: object) -> tuple[int, int]:
@@ -260,5 +309,5 @@ _SITE: dict[str, Callable] = {
     "default_deny": _flag, "bypass": _bypass, "nflog_group": _number(0, 65_535), "split_above": _number(1, 1_000),
     "on_drift": _choice(("repair", "report")), "on_stop": _choice(("keep", "flush")),
     "log_session_verdict": _flag, "log_unmatched": _flag, "deny_log_rate": _number(1, 100_000),
-    "export_zone_sets": _flag, "user": _text, "pid_dir": _text, "state_dir": _text, "keep_sessions": _flag,
+    "export_zone_sets": _flag, "user": _text, "pid_dir": _directory, "state_dir": _directory, "keep_sessions": _flag,
 }

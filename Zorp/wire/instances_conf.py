@@ -24,6 +24,7 @@ from Zorp.wire.zorpctl_conf import ZorpctlConf
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 _FUNCTION_NAME = re.compile(r"[A-Za-z0-9_]+")
 _OTHER_FUNCTION = re.compile(r"--as(=|$)|-a")
+_NUMBER = re.compile(r"[0-9]{1,19}")
 _MOST_PROCESSES = 1024
 
 # long and short spelling of zorpctl's own options, and whether a value follows
@@ -109,6 +110,8 @@ def parse(text: str, conf: ZorpctlConf) -> tuple[list[InstanceLine], list[Proble
 
 def _instance(line: str, number: int, conf: ZorpctlConf, problems: list[Problem]) -> InstanceLine:
     name, words = _split(line)
+    if any("\0" in word for word in (*words, *conf.zorp_append_args)):
+        raise _LineError(f"Invalid arguments at instance {name}: no word can have a byte of value 0")
     separator = words.index("--") if "--" in words else len(words)
     if separator and not words[0].startswith("-"):
         raise _LineError(f"Invalid arguments at instance {name}: '{words[0]}' is not an option; "
@@ -172,7 +175,7 @@ def _read_options(words: list[str], settings: dict, name: str, number: int, prob
             settings[setting] = constant
             continue
         text = value if equals else next(rest, "")
-        if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= _limit(setting):
+        if not _NUMBER.fullmatch(text) or not 1 <= int(text) <= _limit(setting):
             raise _LineError(f"{option} needs a number from 1 to {_limit(setting)}, not '{text}'")
         settings[setting] = int(text)
 

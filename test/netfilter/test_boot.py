@@ -132,6 +132,17 @@ def break_settings(host: Host) -> None:
     (host.directory / "kzorp.yml").write_text("backend: [\n")
 
 
+def settings(text: str):
+    """Return the fault of a kzorp.yml with this text."""
+    def write(host: Host) -> None:
+        (host.directory / "kzorp.yml").write_text(text + "\n")
+    return write
+
+
+def nul_in_instances(host: Host) -> None:
+    (host.directory / "instances.conf").write_text("intra --policy un\0usable\n")
+
+
 def open_the_site(host: Host) -> None:
     host.net.firewall.more_settings = "default_deny: false\n"
     host.net.firewall.write_settings()
@@ -151,7 +162,13 @@ BOOTS = {
     "broken policy, no store": (False, (break_policy,), [], "no packet rules are stored"),
     "broken policy, broken store": (True, (break_policy, break_store), [], "no packet rules are stored"),
     "broken policy, no store, open site": (False, (break_policy, open_the_site), [], "No valid service"),
-    "broken kzorp.yml": (True, (break_settings,), [], "kzorp.yml is not YAML"),
+    "broken kzorp.yml": (True, (break_settings,), [], "kzorp.yml:2: not YAML"),
+    "families in a list": (True, (settings("families: [[4, 6]]"),), [], "families: [4], [6] or [4, 6]"),
+    "a month without name": (True, (settings("routing_table: 2026-13-45"),), [], "routing_table: not YAML: ValueError"),
+    "a number without digits": (True, (settings("nflog_group: !!int ''"),), [], "nflog_group: not YAML: IndexError"),
+    "NUL in kzorp.yml": (True, (settings("user: a\0b"),), [], "kzorp.yml:1: not YAML: character 0x0"),
+    "NUL in instances.conf": (True, (nul_in_instances,), FORWARDED, "no word can have a byte of value 0"),
+    "NUL in instances.conf, no store": (False, (nul_in_instances,), [], "no packet rules are stored"),
 }
 CASES = [pytest.param("nft", *boot, id=f"nft, {name}") for name, boot in BOOTS.items()] + [
     pytest.param("legacy-restore", *BOOTS[name], id=f"legacy-restore, {name}")
@@ -186,6 +203,28 @@ def test_nothing_of_a_proxied_service_leaks_from_the_first_packet_on(
         host.daemon.start()
         assert connected(host.net.client, PROXIED, within_s=2) == PROXIED
         assert kernel_state(host.net.firewall) == before
+
+
+STEPS = {"of the settings": ("read_file",), "of the policies": ("policies.read_instances",),
+         "of the compiler and the store": ("Store.read", "policies.describe")}
+
+
+@pytest.mark.parametrize("broken", STEPS.values(), ids=STEPS)
+def test_a_defect_of_any_part_closes_the_host(host, broken):
+    # given a program with a defect: these parts end with an exception that nobody foresaw
+    faults = "".join(f"setup_cli.{name} = fault\n" for name in broken)
+    program = (f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+               "from Zorp.netfilter import setup_cli\n"
+               "def fault(*given): raise ZeroDivisionError('defect')\n"
+               f"{faults}sys.exit(setup_cli.main())")
+    # when the host is switched on
+    result = host.net.firewall.run(sys.executable, "-c", program, "--config-dir", str(host.directory), "boot",
+                                   check=False)
+    host.links("up")
+    # then it is closed, and says why without a traceback
+    assert (result.returncode, "Traceback" in result.stderr) == (1, False)
+    assert "kzorp-setup: boot: ZeroDivisionError: defect" in result.stderr
+    assert connected(host.net.client, PROXIED + FORWARDED + NO_RULE, within_s=0.3) == []
 
 
 def test_a_host_that_closed_itself_opens_when_its_policy_is_mended(host):

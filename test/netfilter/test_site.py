@@ -1,6 +1,7 @@
 """kzorp.yml: defaults, what can be said, and what is refused by name."""
 
 import contextlib
+import dataclasses
 
 import pytest
 from hypothesis import given
@@ -77,4 +78,34 @@ def test_what_is_wrong_is_named_with_its_place(text, complaint):
 @given(st.text(alphabet="abmrks:{}[],- \n0x1'\"&*!", max_size=60))
 def test_any_text_is_read_or_refused(text):
     with contextlib.suppress(SiteError):
+        read(text)
+
+
+# fifteen kinds of value; each key refuses all but its own kinds
+WRONG = ["[[4, 6]]", "{a: 1}", "2026-13-45", "!!int ''", "!!binary 'x'", "!!timestamp 'x'", "!!bool 'x'",
+         "!!python/none x", "!!float 'x'", "-1", ".nan", ".inf", "0x" + "f" * 5000, '"a\\0b"', '"\\ud800"']
+
+
+@pytest.mark.parametrize("key", [
+    field.name for field in dataclasses.fields(Site) if field.name != "accepts_marks"])
+@pytest.mark.parametrize("value", WRONG, ids=range(len(WRONG)))
+def test_a_wrong_value_of_any_key_is_refused_by_name(key, value):
+    with pytest.raises(SiteError, match=rf"^kzorp\.yml:2: .*{key}") as refused:
+        read(f"\n{key}: {value}\n")
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 300
+
+
+@pytest.mark.parametrize("key", ["iface", "proto", "src", "dst", "dst_port"])
+@pytest.mark.parametrize("value", [*WRONG, "true", "1.5", "fe80::1%lo"], ids=range(len(WRONG) + 3))
+def test_a_wrong_value_of_any_key_of_a_bypass_is_refused_by_name(key, value):
+    with pytest.raises(SiteError, match=rf"^kzorp\.yml:1: .*{key}|^kzorp\.yml:1: bypass: not YAML"):
+        read(f"bypass: [{{{key}: {value}}}]")
+
+
+@pytest.mark.parametrize("text", ["? [a]\n: b", "? {a: b}\n: c", "1: 2", "? !!int ''\n: 1", "null: 1", "&a [*a]",
+                                  "families: &a [*a]", "<<: 1", "a\0b",
+                                  "mode: *nobody", "families: [4.0, true]", "state_dir: here"])
+def test_what_is_no_setting_is_refused(text):
+    with pytest.raises(SiteError, match=r"^kzorp\.yml"):
         read(text)

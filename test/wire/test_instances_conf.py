@@ -135,3 +135,23 @@ def test_any_text_gives_values_and_problems(text):
     instances, problems = instances_conf.parse(text, zorpctl_conf.parse(text))
     assert len({instance.name for instance in instances}) == len(instances)
     assert all(str(problem) for problem in problems)
+
+
+REFUSED_WORDS = {
+    "NUL in a word": ("a --policy /etc/x\0y.py",
+                      "Invalid arguments at instance a: no word can have a byte of value 0"),
+    "a number of 5000 digits": (
+        "a --policy x -- --process-limit " + "9" * 5000, "--process-limit needs a number from 1"),
+}
+
+
+@pytest.mark.parametrize(("text", "problem"), REFUSED_WORDS.values(), ids=REFUSED_WORDS)
+def test_a_line_that_no_program_can_be_started_with_is_a_problem(text, problem):
+    instances, problems = instances_conf.parse(f"{text}\nb --policy y\n", ZorpctlConf())
+    assert [instance.name for instance in instances] == ["b"]
+    assert str(problems[0]).startswith(f"instances.conf:1: {problem}")
+
+
+def test_a_word_of_zorpctl_conf_that_no_program_can_be_given_is_a_problem():
+    instances, problems = instances_conf.parse("a --policy x\n", zorpctl_conf.parse("APPEND_ARGS=--x\0y\n"))
+    assert (instances, len(problems)) == ([], 1)
