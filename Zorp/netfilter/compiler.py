@@ -57,30 +57,46 @@ class IndexState:
 
     by_key: Mapping[str, int] = field(default_factory=dict)
     last: int = 0                            # the latest index that was given away
+    reserved: Mapping[str, int] = field(default_factory=dict)    # of a plan that was begun and never confirmed
 
     def to_json(self) -> str:
         """Return the state as text."""
-        return json.dumps({"last": self.last, "indexes": dict(self.by_key)}, sort_keys=True)
+        return json.dumps({"last": self.last, "indexes": dict(self.by_key), "reserved": dict(self.reserved)},
+                          sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> IndexState:
         """Return the state in a text; ValueError when it is none."""
         try:
             value = json.loads(text)
-            by_key = {str(key): int(index) for key, index in value["indexes"].items()}
-            last = int(value["last"])
+            by_key, reserved = ({str(key): _whole(index) for key, index in part.items()}
+                                for part in (value["indexes"], value.get("reserved", {})))
+            last = _whole(value["last"])
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as problem:
             raise ValueError(f"not a table of rule indexes: {problem}") from None
-        indexes = set(by_key.values())
-        if len(indexes) != len(by_key) or not all(1 <= index <= _LAST_INDEX for index in (*indexes, last or 1)):
+        indexes = {*by_key.values(), *reserved.values()}
+        if len(indexes) != len(by_key) + len(reserved) or not all(
+                1 <= index <= _LAST_INDEX for index in (*indexes, last or 1)):
             raise ValueError("not a table of rule indexes: a number is wrong")
-        return cls(by_key, last)
+        return cls(by_key, last, reserved)
 
     @classmethod
     def of(cls, plan: Plan, before: IndexState) -> IndexState:
         """Return the state after a plan."""
         new = [rule.index for rule in plan.indexes if rule.key not in before.by_key]
         return cls({rule.key: rule.index for rule in plan.indexes}, new[-1] if new else before.last)
+
+    def reserving(self, after: IndexState) -> IndexState:
+        """Return this state with the indexes that another one is about to use: no other rule gets them then."""
+        taken = set(self.by_key.values())
+        return IndexState(self.by_key, after.last, {
+            key: index for key, index in after.by_key.items() if key not in self.by_key and index not in taken})
+
+
+def _whole(value: object) -> int:
+    if type(value) is not int:
+        raise TypeError(f"{value!r} is no index")
+    return value
 
 
 def compile_plan(descriptions: Sequence[InstanceDescription], site: Site, state: IndexState | None = None) -> Plan:
@@ -143,14 +159,15 @@ class _Compiler:
         if len(known) > _LAST_INDEX:
             raise CompileError(f"{len(known)} rules in all instances, at most {_LAST_INDEX} are possible")
         keys = [_key(description.instance, rule, service) for description, rule, service in known]
-        used = set(state.by_key.values())
-        free = _free_indexes(state.last, used, {state.by_key[key] for key in keys if key in state.by_key})
+        given = {**state.reserved, **state.by_key}
+        used = set(given.values())
+        free = _free_indexes(state.last, used, {given[key] for key in keys if key in given})
         numbered = []
         for (description, rule, service), key in zip(known, keys, strict=True):
-            index = state.by_key.get(key) or next(free)
+            index = given.get(key) or next(free)
             numbered.append((RuleIndex(index, key, description.instance, rule.rule_id, rule.service,
                                        _kind(service), _key(description.instance, None, service)), service))
-        return sorted(numbered, key=lambda pair: pair[0].index) if state.by_key else numbered
+        return sorted(numbered, key=lambda pair: pair[0].index) if given else numbered
 
     # ---- tables
 

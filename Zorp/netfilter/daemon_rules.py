@@ -8,6 +8,10 @@ Theory of operation
 
     Other addresses of host names change sets, not rules: then only the sets are carried over.
 
+    Forwarded connections are decided about after every change.  That these decisions are due is in
+    the state before the kernel is changed, so neither the death of kzorpd nor an error of
+    connection tracking is the end of it: the next check tries again.
+
     look_for_drift() compares the kernel with the plan; what others have changed is reported, and
     put right if the site wants that.  A reload looks, too: it succeeds over rules in force only.
 
@@ -75,6 +79,7 @@ class PacketRules:
         self._is_behind = False                          # the zones have addresses that the kernel has not
         self._instances: list[tuple[InstanceDescription, InstanceZones]] = []
         self._by_index: dict[int, RuleIndex] = {}
+        self._former: dict[int, RuleIndex] = {}          # rules that connections may have until they are settled
         self._zone_conditions: dict[tuple[str, int], tuple[bool, bool]] = {}
         self._reported: frozenset[preflight.Finding] = frozenset()
         self._unread: frozenset[str] = frozenset()
@@ -200,20 +205,35 @@ class PacketRules:
         plan = self._compiled(instances, state.indexes)
         self._refuse_to_open(state.descriptions)
         state = State(state.entries, IndexState.of(plan, state.indexes))
+        changes = plan != self.plan or (is_first and bool(state.entries))
+        if not changes:
+            state = dataclasses.replace(state, is_settled=self.state.is_settled)
         try:
-            with self._store.lock(), self._store.replacing(state):
-                if plan != self.plan or (is_first and state.entries):
-                    self._carry(plan)
+            with self._store.lock():
+                self._take(state, plan if changes else None)
         except StoreError as problem:
             raise RulesError(str(problem)) from None
-        before, self.plan = self.plan, plan
-        self.state, self._instances = state, instances
+        except RulesError:
+            self._settle_sessions()                      # what began meanwhile need not be permitted by the old rules
+            raise
+        if changes and not self._site.keep_sessions:
+            self._former |= {rule.index: rule for rule in self.plan.indexes}
+        self.plan, self._instances = plan, instances
         self._by_index = {rule.index: rule for rule in plan.indexes}
         self._zone_conditions = {(description.instance, rule.rule_id): (bool(rule.src_zone), bool(rule.dst_zone))
                                  for description in state.descriptions for rule in description.rules}
         self.evaluator = Evaluator(instances)
-        if plan != before and self.is_active and not self._site.keep_sessions:
-            self._settle_sessions(before.indexes)
+        self._settle_sessions()
+
+    def _take(self, state: State, plan: Plan | None) -> None:
+        """Carry a plan to the kernel, None: it is there, and make `state` the state."""
+        if plan is None:
+            self._store.write(state)
+        else:
+            before, self.state = self.state, self.state.before_a_change(state)
+            with self._store.replacing(before, state):
+                self._carry(plan)
+        self.state = state
 
     def _refuse_to_open(self, descriptions: tuple[InstanceDescription, ...]) -> None:
         """Raises RulesError when these might forward more than those in force while rules of somebody are missing."""
@@ -223,15 +243,29 @@ class PacketRules:
             raise RulesError(f"{what} what the policy {who} keeps for a proxy or refuses, and that policy cannot be "
                              "read; repair it and reload kzorpd")
 
-    def _settle_sessions(self, before: tuple[RuleIndex, ...]) -> None:
-        """Forwarded connections do not outlive their rule."""
+    def _settle_sessions(self) -> str | None:
+        """Forwarded connections do not outlive their rule; return why that is not so, the next check tries again."""
+        if self.state.is_settled or not self.is_active or self._site.keep_sessions:
+            return None
+        if self.plan is _EMPTY and self.state.entries:
+            return None                                  # the rules are not in force yet, see retry()
         try:
-            ended, _ = settle(self._site, before, self.plan.indexes, self.state.descriptions, self.evaluator)
-        except (OSError, NetlinkError) as problem:
+            ended, _ = settle(self._site, self._former.values(), self.plan.indexes, self.state.descriptions,
+                              self.evaluator)
+            self._write_settled()
+        except (OSError, NetlinkError, StoreError) as problem:
             log(None, "core.error", 1, "Forwarded sessions whose rule is gone cannot be ended; error='%s'", (problem,))
-            return
+            return f"forwarded sessions whose rule is gone cannot be ended: {problem}"
+        self._former = {}
         if ended:
             log(None, "core.info", 3, "Forwarded sessions ended with their rule; count='%d'", (ended,))
+        return None
+
+    def _write_settled(self) -> None:
+        state = dataclasses.replace(self.state, is_settled=True)
+        with self._store.lock():
+            self._store.write(state)
+        self.state = state
 
     def _compiled(self, instances: list[tuple[InstanceDescription, InstanceZones]], indexes: IndexState) -> Plan:
         if not instances or not self.is_active:
@@ -279,18 +313,20 @@ class PacketRules:
             log(None, "core.error", 1, "Packet rules cannot be read back; error='%s'", (problem,))
             return f"packet rules cannot be read back: {problem}"
         if not differences:
-            return None
+            return self._settle_sessions()
         repaired = self._site.on_drift == "repair" and self._repair()
         log(None, "core.error", 1, "Packet rules were changed by another program; differences='%d', first='%s', "
             "restored='%s'", (len(differences), differences[0], "yes" if repaired else "no"))
         if repaired:
-            return None
+            return self._settle_sessions()               # what began meanwhile need not be permitted
         why = "on_drift is report" if self._site.on_drift == "report" else "the log says why they cannot be restored"
         return f"packet rules were changed by another program and stay so ({why}): {differences[0]}"
 
     def _repair(self) -> bool:
         try:
+            self.state = dataclasses.replace(self.state, is_settled=False)
             with self._store.lock():
+                self._store.write(self.state)
                 self._backend.apply(self.plan)
         except (BackendError, StoreError) as problem:
             log(None, "core.error", 1, "Packet rules cannot be restored; error='%s'", (problem,))

@@ -31,6 +31,8 @@ import functools
 import sys
 from collections.abc import Callable, Sequence
 
+from pyroute2.netlink.exceptions import NetlinkError
+
 from Zorp.netfilter import policies, preflight, sessions
 from Zorp.netfilter.backend import Backend, BackendError, open_backend
 from Zorp.netfilter.compiler import CompileError, IndexState, compile_plan
@@ -127,21 +129,38 @@ def _put_in_force(site: Site, entries: tuple[Entry, ...]) -> int:
         state = State(entries, before.indexes)
         plan = compile_plan(state.descriptions, site, state.indexes)
         _refuse_on_errors(site, plan, backend)
-        with store.replacing(State(entries, IndexState.of(plan, state.indexes))):
-            changed = backend.apply(plan)
-        ended = _settle_sessions(site, before, plan, state) if changed and not site.keep_sessions else 0
+        after = State(entries, IndexState.of(plan, state.indexes))
+        try:
+            with store.replacing(before, after):
+                changed = backend.apply(plan)
+        except BackendError:                             # what began meanwhile need not be permitted by the old rules
+            if before.entries:
+                _settle_sessions(site, store, before, before)
+            raise
+        if not changed and before.is_settled:
+            store.write(dataclasses.replace(after, is_settled=True))
+        ended = _settle_sessions(site, store, before, after)
     print(f"{'loaded' if changed else 'unchanged'}; instances: {len(entries)}, rules: {len(plan.indexes)}, "
           f"sets: {len(plan.sets)}, back end: {backend.name}, forwarded connections ended: {ended}")
     return EXIT_OK
 
 
-def _settle_sessions(site: Site, before: State, plan: Plan, now: State) -> int:
-    """Decide about forwarded connections; return how many ended."""
-    old: tuple[RuleIndex, ...] = ()
+def _settle_sessions(site: Site, store: Store, before: State, after: State) -> int:
+    """Decide about forwarded connections unless that was done under this state; return how many ended."""
+    if site.keep_sessions or store.read().is_settled:
+        return 0
+    former: tuple[RuleIndex, ...] = ()
     with contextlib.suppress(CompileError):          # kzorp.yml may have changed, too
-        old = compile_plan(before.descriptions, site, before.indexes).indexes
-    evaluator = Evaluator([(description, InstanceZones(description)) for description in now.descriptions])
-    return sessions.settle(site, old, plan.indexes, now.descriptions, evaluator).ended
+        former = compile_plan(before.descriptions, site, before.indexes).indexes
+    evaluator = Evaluator([(description, InstanceZones(description)) for description in after.descriptions])
+    rules = compile_plan(after.descriptions, site, after.indexes).indexes
+    try:
+        ended = sessions.settle(site, former, rules, after.descriptions, evaluator).ended
+    except (OSError, NetlinkError) as problem:
+        raise SetupFailed("the rules are in force, but connections that they do not permit cannot be ended; "
+                          f"load again; error='{problem}'") from None
+    store.write(dataclasses.replace(after, is_settled=True))
+    return ended
 
 
 def _left_to_kzorpd(site: Site) -> bool:
@@ -172,16 +191,22 @@ def _status(options: argparse.Namespace) -> int:
     drift = open_backend(site).drift(compile_plan(state.descriptions, site, state.indexes))
     for text in drift:
         print(text)
-    print("drifted; load again" if drift else "in force")
-    return EXIT_FAILED if drift else EXIT_OK
+    is_due = not (state.is_settled or site.keep_sessions)
+    if is_due:
+        print("a load did not end: forwarded connections may live that these rules do not permit")
+    print("drifted; load again" if drift else "in force, but not for all connections; load again" if is_due
+          else "in force")
+    return EXIT_FAILED if drift or is_due else EXIT_OK
 
 
 def _unload(options: argparse.Namespace) -> int:
     site = _site(options)
     _refuse_beside_kzorpd(site)
     store, backend = Store(site.state_dir), open_backend(site)
-    with store.lock(), store.replacing(State((), store.read().indexes)):
-        backend.unload()
+    with store.lock():
+        before = store.read()
+        with store.replacing(before, State((), before.indexes)):
+            backend.unload()
     return EXIT_OK
 
 

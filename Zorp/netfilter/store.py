@@ -5,11 +5,24 @@ Theory of operation
     (without which connections that live now would be taken for others after a restart).  It is
     one file in the state directory, written beside and renamed, so a reader finds the old state
     or the new one.  It is written before the kernel is changed and renamed after that: a full
-    disk leaves the kernel as it was.  Who changes packet rules holds the lock from before it
-    reads the state until after it has written it; the kernel frees the lock of a process that dies.
+    disk leaves the kernel as it was.
+
+    A writer may die at any point, and a load may fail half-way.  So before the kernel is changed
+    the old state is written once more with the indexes that are about to be used, which nobody
+    gets a second time then, and as not settled: connections may live that the rules in force
+    would not let begin.  It stays so until somebody has decided about these connections
+    (Zorp.netfilter.sessions) and says so with write().
+
+    Who changes packet rules holds the lock from before it reads the state until after it has
+    written it; the kernel frees the lock of a process that dies.
 
     A file that makes no sense is treated as absent and reported: the policies can be read again,
     and rules are compiled from them.  Only the stability of indexes is lost.
+
+    The directory is not only root's: its owner is the user of instances, who may put anything
+    there, a pipe or a directory under our names, numbers without end.  So only plain files are
+    read, of a bounded size and without waiting; what is written goes to a file made anew; and
+    nothing is given to that owner that has another name elsewhere.
 
 The lock is between processes.  Inside kzorpd only the main thread writes.
 """
@@ -17,27 +30,30 @@ The lock is between processes.  Inside kzorpd only the main thread writes.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
+import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from Zorp.Log import log
 from Zorp.netfilter.compiler import IndexState
-from Zorp.rules.description import DescriptionError, InstanceDescription, from_json, to_json
+from Zorp.rules.description import InstanceDescription, from_json, to_json
 
 FILE_NAME = "packet-rules.json"
 LOCK_NAME = "packet-rules.lock"
 LOCK_DEADLINE_S = 30.0
+MAX_BYTES = 64 << 20             # of the file
 _VERSION = 1
 _MODE = 0o640
 _POLL_S = 0.02
 
 
 class StoreError(Exception):
-    """The state cannot be locked or written; `str()` is for the administrator."""
+    """The state cannot be locked, read or written; `str()` is for the administrator."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +70,7 @@ class State:
 
     entries: tuple[Entry, ...] = ()                  # in upload order
     indexes: IndexState = field(default_factory=IndexState)
+    is_settled: bool = False         # all forwarded connections were decided about under these rules
 
     @property
     def descriptions(self) -> tuple[InstanceDescription, ...]:
@@ -67,6 +84,10 @@ class State:
         else:
             entries = (*self.entries, entry)
         return State(entries, self.indexes)
+
+    def before_a_change(self, after: State) -> State:
+        """Return this state as it has to be on disk while the kernel gets another one."""
+        return State(self.entries, self.indexes.reserving(after.indexes))
 
     def without(self, instance: str) -> State:
         """Return the state without the part of an instance."""
@@ -98,10 +119,17 @@ class Store:
     @staticmethod
     def _open(path: str, flags: int) -> int:
         """Open a file of ours; what user 0 makes belongs to the owner of the directory, who may be kzorpd's user."""
-        descriptor = os.open(path, flags | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, _MODE)
-        if os.geteuid() == 0:
-            owner = os.stat(os.path.dirname(path))
-            os.fchown(descriptor, owner.st_uid, owner.st_gid)
+        descriptor = os.open(path, flags | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, _MODE)
+        try:
+            state = os.fstat(descriptor)
+            if not stat.S_ISREG(state.st_mode) or state.st_nlink != 1:
+                raise OSError(errno.EINVAL, "not a plain file with one name", path)
+            if os.geteuid() == 0:
+                owner = os.stat(os.path.dirname(path))
+                os.fchown(descriptor, owner.st_uid, owner.st_gid)
+        except OSError:
+            os.close(descriptor)
+            raise
         return descriptor
 
     def _take(self, descriptor: int, deadline: float) -> None:
@@ -118,37 +146,64 @@ class Store:
     def read(self) -> State:
         """Return the state; an empty one when there is none that can be used."""
         try:
-            with open(self._path, encoding="utf-8") as file:
-                value = json.load(file)
+            value = json.loads(self._text(), parse_constant=_no_number)
             if value["version"] != _VERSION:
                 raise ValueError(f"version {value['version']!r}")
-            entries = tuple(Entry(from_json(json.dumps(part["description"])), bool(part["handed_over"]))
+            entries = tuple(Entry(from_json(json.dumps(part["description"])), part["handed_over"] is True)
                             for part in value["instances"])
-            return State(entries, IndexState.from_json(json.dumps(value["indexes"])))
+            return State(entries, IndexState.from_json(json.dumps(value["indexes"])), value.get("settled") is True)
         except FileNotFoundError:
             return State()
-        except (OSError, ValueError, TypeError, KeyError, RecursionError, DescriptionError) as problem:
+        except Exception as problem:             # whatever is in a file of theirs, the host's start goes on
             log(None, "core.error", 1, "State of the packet rules cannot be read, starting without it; "
                 "file='%s', error='%s'", (self._path, problem))
             return State()
 
-    @contextlib.contextmanager
-    def replacing(self, state: State) -> Iterator[None]:
-        """Make this the state when the `with` block ends without an exception, in which the kernel is changed.
+    def _text(self) -> bytes:
+        """Return what the file holds, at once; raises OSError, and StoreError for what cannot be ours."""
+        with open(os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise StoreError("not a plain file")
+            if found.st_size > MAX_BYTES:
+                raise StoreError(f"{found.st_size} bytes, at most {MAX_BYTES} are read")
+            return file.read(MAX_BYTES)
 
-        What can fail for want of room or rights fails before the block.  Raises StoreError; the old
-        state stays then.
+    @contextlib.contextmanager
+    def replacing(self, before: State, state: State) -> Iterator[None]:
+        """Make `state` the state when the `with` block ends without an exception, in which the kernel is changed.
+
+        Otherwise `before` stays, unsettled.  What can fail for want of room or rights fails before
+        the block.  Raises StoreError.
         """
-        value = {"version": _VERSION, "indexes": json.loads(state.indexes.to_json()), "instances": [
+        self.write(before.before_a_change(state))
+        self._prepare(state)
+        yield
+        self._take_over()
+
+    def write(self, state: State) -> None:
+        """Make this the state.  Raises StoreError; the old state stays then."""
+        self._prepare(state)
+        self._take_over()
+
+    def _prepare(self, state: State) -> None:
+        value = {"version": _VERSION, "settled": state.is_settled, "indexes": json.loads(state.indexes.to_json()),
+                 "instances": [
             {"handed_over": entry.handed_over, "description": json.loads(to_json(entry.description))}
             for entry in state.entries]}
+        text = json.dumps(value, separators=(",", ":")).encode()
+        if len(text) > MAX_BYTES:
+            raise StoreError(f"The state of the packet rules has more than {MAX_BYTES} bytes; file='{self._path}'")
         with self._errors():
-            descriptor = self._open(self._path + ".new", os.O_WRONLY | os.O_TRUNC)
-            with open(descriptor, "w", encoding="utf-8") as file:
-                json.dump(value, file, separators=(",", ":"))
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._path + ".new")
+            descriptor = self._open(self._path + ".new", os.O_WRONLY | os.O_EXCL)
+            with open(descriptor, "wb") as file:
+                file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
-        yield
+
+    def _take_over(self) -> None:
         with self._errors():
             os.replace(self._path + ".new", self._path)
 
@@ -159,3 +214,7 @@ class Store:
         except OSError as problem:
             raise StoreError(f"Cannot write the state of the packet rules; file='{self._path}', "
                              f"error='{problem.strerror}'") from None
+
+
+def _no_number(name: str) -> None:
+    raise StoreError(f"{name} is no number of ours")
