@@ -1,16 +1,31 @@
 """A plan into the kernel, and the kernel compared with a plan.
 
 Theory of operation
-    apply() works from what is harmless to what decides: sets, routing, then the tables nat,
-    filter and mangle, mangle last, because it makes the marks that the others read.  Every table
-    is tried before the first is changed, and read back after the last.  When a step fails all the
-    same, or something else is read than was written, the tables that were changed get their old
-    chains back, sets their old members, and BackendError says what happened: the old rules stay
-    in force.
+    apply() works from what is harmless to what decides: new sets and routing, which are read back;
+    then the tables nat, filter and mangle, mangle last, because it makes the marks that the others
+    read.  Every table is tried before the first is changed, and read back after the last.  When a
+    step fails all the same, or something else is read than was written, the tables that were
+    changed get their old chains back, sets their old members, and BackendError says what
+    happened: the old rules stay in force.
+
+    Then the new rules are in force, and what only the old ones used goes: sets and routing.  What
+    cannot be removed (a rule of the site uses a set of ours) is reported and tried again by
+    the next load that finds it unused; it never makes a load fail.
 
     A plan that the kernel holds already changes nothing, not even for a moment.
 
     unload() takes out our jumps and chains, mangle first, then sets and routing.
+
+    Both families are read always: what a family holds of ours that the site uses no longer is
+    cleared away, after the tables of the others.
+
+Deviation from kzorp.md 9.5 and 9.13
+    The text there swaps the members of sets first, then loads the rules, and takes either state
+    between for valid.  It is not: the old rules with the new zones are a policy that nobody
+    wrote, and nets that move from one zone to another get past their proxy for as long as the
+    tables take, or for good when the load is killed there.  So the sets of a changed policy have
+    names of their own (Zorp.netfilter.zonesets), stand beside the old ones, and the switch of the
+    tables is the switch of both.
 
 Which writer is used: the kind of the command iptables, unless the site says otherwise.
 python-iptables (backend: legacy) is for hosts that ask for it; Zorp.netfilter.tables says why.
@@ -21,7 +36,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from Zorp.netfilter.ipsets import SetError, Sets
+from Zorp.Log import log
+from Zorp.netfilter.ipsets import TEMPORARY, SetError, Sets
 from Zorp.netfilter.plan import Plan, Table
 from Zorp.netfilter.render import Present, expected
 from Zorp.netfilter.routing import Routing, RoutingError
@@ -38,6 +54,9 @@ from Zorp.netfilter.tables import (
     run,
     undo,
 )
+
+_FAMILIES = (4, 6)
+_EMPTY = Plan(tables=(), sets=(), ip_rules=(), routes=(), indexes=())
 
 
 class BackendError(Exception):
@@ -83,14 +102,24 @@ class Backend:
                 sets.load(plan.sets)
                 try:
                     routing.load(plan.ip_rules, plan.routes, self._site)
+                    if missing := [*_missing_sets(plan, sets), *self._missing_routing(plan, routing)]:
+                        raise SetError(_not_as_given(missing))
                     self._write_tables(plan, present)
-                except (TableError, RoutingError):
+                except (TableError, RoutingError, SetError):
                     sets.undo()
                     raise
-                sets.finish(keep=[members.name for members in plan.sets])
-            if left := self._other_drift(plan):
-                raise BackendError(_not_as_given(left))
+                self._remove_others(plan, sets, routing)
             return True
+
+    def _remove_others(self, plan: Plan, sets: Sets, routing: Routing) -> None:
+        """Remove what the plan does not want beside the tables; report what stays."""
+        try:
+            for problem in sets.finish(keep=[members.name for members in plan.sets]):
+                log(None, "core.error", 2, "Old address set stays; error='%s'",
+                    (problem,))
+            routing.remove_others(plan.ip_rules, plan.routes, self._site)
+        except (SetError, RoutingError) as problem:
+            log(None, "core.error", 2, "Old address sets or routing rules stay; error='%s'", (problem,))
 
     def update_sets(self, plan: Plan) -> bool:
         """Give the kernel the members of the plan's sets and nothing else; return whether anything changed."""
@@ -103,19 +132,15 @@ class Backend:
         """Remove everything of ours.  Raises BackendError."""
         with self._errors():
             present = self._read()
-            for name in reversed(TABLES):
-                for family in self._site.families:
-                    held = present.get((family, name))
-                    if held is not None and (held.ours or hooks_of(held)):
-                        self._writer.write(change_to(Table(family, name, (), ()), held, "none"))
-            with Sets() as sets:
-                sets.finish(keep=())
-            with Routing() as routing:
-                routing.unload(self._site)
+            for table in _unwanted(_EMPTY, present):
+                self._writer.write(change_to(table, present[table.family, table.name], "none"))
+            with Sets() as sets, Routing() as routing:
+                self._remove_others(_EMPTY, sets, routing)
 
     def _write_tables(self, plan: Plan, present: dict[tuple[int, str], Present]) -> None:
+        wanted = sorted(plan.tables, key=lambda table: TABLES.index(table.name))
         changes = [change_to(table, present.get((table.family, table.name)), self._site.hooks)
-                   for name in TABLES for table in plan.tables if table.name == name]
+                   for table in (*wanted, *_unwanted(plan, present))]
         changes = [change for change in changes if change]
         for change in changes:
             self._writer.test(change)
@@ -139,8 +164,12 @@ class Backend:
     # ---- reading
 
     def _read(self) -> dict[tuple[int, str], Present]:
-        return {(family, name): held for family in self._site.families
-                for name, held in self._writer.read(family).items()}
+        found = {}
+        for family in _FAMILIES:
+            # a host without a family needs no iptables for it
+            with contextlib.nullcontext() if family in self._site.families else contextlib.suppress(TableError):
+                found.update({(family, name): held for name, held in self._writer.read(family).items()})
+        return found
 
     def drift(self, plan: Plan) -> list[str]:
         """Return what of the kernel's state is not as planned, a text each; none: it holds the plan."""
@@ -151,16 +180,17 @@ class Backend:
         return self._tables_drift(plan, self._read()) + self._other_drift(plan)
 
     def _tables_drift(self, plan: Plan, present: dict[tuple[int, str], Present]) -> list[str]:
-        return [text for table in plan.tables for text in self._table_drift(table, present)]
+        return [text for table in (*plan.tables, *_unwanted(plan, present))
+                for text in self._table_drift(table, present)]
 
     def _other_drift(self, plan: Plan) -> list[str]:
-        with Sets() as sets:
-            found = list(_set_drift(plan, sets))
-        with Routing() as routing:
-            routes, rules = routing.routes(self._site), routing.rules(self._site)
-        found += [f"missing: {route}" for route in plan.routes if route not in routes]
-        found += [f"missing: {rule}" for rule in plan.ip_rules if rule not in rules]
-        return found
+        with Sets() as sets, Routing() as routing:
+            return [*_missing_sets(plan, sets), *_unused_sets(plan, sets), *self._missing_routing(plan, routing)]
+
+    def _missing_routing(self, plan: Plan, routing: Routing) -> list[str]:
+        routes, rules = routing.routes(self._site), routing.rules(self._site)
+        return [*(f"missing: {route}" for route in plan.routes if route not in routes),
+                *(f"missing: {rule}" for rule in plan.ip_rules if rule not in rules)]
 
     def _table_drift(self, table: Table, present: dict[tuple[int, str], Present]) -> Iterator[str]:
         where = f"{'iptables' if table.family == 4 else 'ip6tables'} table {table.name}"
@@ -175,14 +205,16 @@ class Backend:
             elif ours[name] != wanted[name]:
                 yield f"{where}: chain {name} has other rules"
         jumps = hooks_of(held)
+        if not table.chains and jumps:
+            yield f"{where}: jumps to chains of ours are left over"
         for hook in table.hooks:
             if jumps.count((hook.builtin, hook.chain)) != 1:
                 yield f"{where}: {hook.builtin} does not jump to {hook.chain} once"
 
     def foreign(self) -> dict[tuple[int, str], Present]:
-        """Return what the tables hold, ours and others', for the preflight checks."""
+        """Return what the tables of the families in use hold, ours and others', for the preflight checks."""
         with self._errors():
-            return self._read()
+            return {key: held for key, held in self._read().items() if key[0] in self._site.families}
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
@@ -196,13 +228,26 @@ def _not_as_given(left: list[str]) -> str:
     return f"the kernel does not hold what it was given: {'; '.join(left[:3])}"
 
 
-def _set_drift(plan: Plan, sets: Sets) -> Iterator[str]:
+def _unwanted(plan: Plan, present: dict[tuple[int, str], Present]) -> list[Table]:
+    """Return, without chains and in the order of removal, the tables that hold something of ours and no plan."""
+    planned = {(table.family, table.name) for table in plan.tables}
+    return [Table(family, name, (), ()) for name in reversed(TABLES) for family in _FAMILIES
+            if (family, name) not in planned and (held := present.get((family, name))) is not None
+            and (held.ours or hooks_of(held))]
+
+
+def _missing_sets(plan: Plan, sets: Sets) -> Iterator[str]:
     present = sets.read()
-    wanted = {members.name: members for members in plan.sets}
-    for name in sorted(wanted.keys() | present.keys()):
-        if name not in present:
-            yield f"set {name} is missing"
-        elif name not in wanted:
-            yield f"set {name} is left over"
-        elif frozenset(present[name].members) != frozenset(wanted[name].members):
-            yield f"set {name} has other members"
+    for members in plan.sets:
+        if members.name not in present:
+            yield f"set {members.name} is missing"
+        elif frozenset(present[members.name].members) != frozenset(members.members):
+            yield f"set {members.name} has other members"
+
+
+def _unused_sets(plan: Plan, sets: Sets) -> Iterator[str]:
+    """Yield a text per set that no plan and no rule has; one that a rule of the site uses has to stay."""
+    wanted = {members.name for members in plan.sets}
+    if others := [name for name in sets.names() if name not in wanted and not name.startswith(TEMPORARY)]:
+        used = sets.used()
+        yield from (f"set {name} is left over" for name in others if name not in used)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 
-from Zorp.rules.description import InstanceDescription
+from Zorp.rules.description import InstanceDescription, ZoneData
 from Zorp.rules.engine import NetData
 from Zorp.SockAddr import from_ip_int
 from Zorp.zones.table import ZoneTable
@@ -54,9 +54,13 @@ class InstanceZones:
             resolved.setdefault(zone.name, []).append(NetData(*map(int, net)))
         if not resolved:
             return self._description
-        zones = tuple(dataclasses.replace(zone, nets=(*zone.nets, *sorted(resolved[zone.name])))
-                      if zone.name in resolved else zone for zone in self._description.zones)
+        zones = tuple(_with_addresses(zone, tuple(sorted(resolved[zone.name]))) if zone.name in resolved else zone
+                      for zone in self._description.zones)
         return dataclasses.replace(self._description, zones=zones)
+
+
+def _with_addresses(zone: ZoneData, addresses: tuple[NetData, ...]) -> ZoneData:
+    return dataclasses.replace(zone, nets=(*zone.nets, *addresses), addresses=addresses)
 
 
 def _canonical(hostname: str) -> str:

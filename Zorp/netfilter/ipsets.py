@@ -1,10 +1,16 @@
-"""Our address sets in the kernel: made beside the old ones, then exchanged.
+"""Our address sets in the kernel: made beside the old ones, which go when no rule uses them any more.
 
 Theory of operation
-    load() compares what the kernel holds with the plan.  A set that differs is built under a
-    temporary name, which takes as long as it takes, and swapped with the old one in one step;
-    packet rules that name it see the old content or the new.  What was swapped out is kept until
-    finish() removes it, so that undo() can swap it back when the rules cannot be loaded.
+    load() compares what the kernel holds with the plan.  A set that is new is made and filled.  One
+    that has other members under its name (see Zorp.netfilter.zonesets for those few) is built
+    under a temporary name and swapped with the old one in one step; packet rules that name it
+    see the old content or the new.  What was swapped out is kept until finish() removes it, so
+    that undo() can swap it back when the rules cannot be loaded.
+
+    finish() also removes the sets that the plan has not.  The kernel refuses that as long as a
+    rule uses a set, and frees the rules of a table a moment after they were replaced: refusals are
+    tried again for a second.  What is in use then is used by a rule of the site; it stays
+    as it is, and is told to the caller, who may try again at the next load.
 
     Sets are made, swapped and removed through pyroute2.  Filling and listing speak netlink
     themselves: pyroute2 sends one message per member, the kernel takes hundreds in one, exceptions
@@ -20,6 +26,7 @@ import ipaddress
 import os
 import socket
 import struct
+import time
 from collections.abc import Iterable, Iterator
 
 from pyroute2.ipset import IPSet
@@ -30,7 +37,7 @@ from Zorp.netfilter.netlink import DUMP, HEADER, NetfilterSocket, attribute, att
 from Zorp.netfilter.plan import SET_PREFIX, AddressSet, Member
 
 _TYPE = "hash:net"
-_TEMPORARY = f"{SET_PREFIX}~"            # no set of a plan is called so: set_name() puts a letter or digit there
+TEMPORARY = f"{SET_PREFIX}~"            # no set of a plan is called so: set_name() puts a letter or digit there
 _LEAST_MAXELEM = 65_536
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 
@@ -39,15 +46,17 @@ _NETLINK_NETFILTER = 12
 _ADD = 6 << 8 | 9                        # subsystem ipset, command add
 _REQUEST_ACK = 0x1 | 0x4
 _LIST = 6 << 8 | 7
-_NAMES_ONLY = 1 << 1
+_NAMES_ONLY, _HEADERS_ONLY = 1 << 1, 1 << 2
 _ATTR_PROTOCOL, _ATTR_SETNAME, _ATTR_FAMILY, _ATTR_FLAGS, _ATTR_DATA, _ATTR_ADT, _ATTR_LINENO = 1, 2, 5, 6, 7, 8, 9
-_ATTR_IP, _ATTR_CIDR, _ATTR_CADT_FLAGS = 1, 3, 8
+_ATTR_IP, _ATTR_CIDR, _ATTR_CADT_FLAGS, _ATTR_REFERENCES = 1, 3, 8, 25
 _NESTED, _NET_BYTEORDER = 0x8000, 0x4000
 _IPSET_PROTOCOL = 6
+_IN_USE = 4100                           # an error code of ipset's own
 _PROTOCOL = bytes((_IPSET_PROTOCOL,))
 _GENERAL = bytes(4)                      # of every message: family, version, resource
 _WIDTH = {4: 32, 6: 128}
 _MEMBERS_PER_MESSAGE = 400               # of about 40 bytes each: an attribute holds at most 64 KiB
+_RELEASE_S, _POLL_S = 1.0, 0.02          # how long the kernel may take to free the rules that it no longer has
 
 
 class SetError(Exception):
@@ -77,11 +86,16 @@ class Sets:
         """Return the names of our sets, temporary ones included."""
         return sorted({name for name, _ in self._listed(_number(_ATTR_FLAGS, _NAMES_ONLY))})
 
+    def used(self) -> set[str]:
+        """Return the names of our sets that packet rules use, anybody's."""
+        return {name for name, said in self._listed(_number(_ATTR_FLAGS, _HEADERS_ONLY))
+                if any(dict(attributes(said.get(_ATTR_DATA, b""), 0)).get(_ATTR_REFERENCES, b""))}
+
     def read(self) -> dict[str, AddressSet]:
         """Return our sets with their members, without temporary ones."""
         found: dict[str, list] = {}
         for name, said in self._listed():
-            if not name.startswith(_TEMPORARY):
+            if not name.startswith(TEMPORARY):
                 if name not in found:            # the messages that continue a long set say no family
                     found[name] = [6 if said.get(_ATTR_FAMILY) == bytes((socket.AF_INET6,)) else 4, []]
                 family, members = found[name]
@@ -127,22 +141,41 @@ class Sets:
         """Put the old contents back, after a load() whose rules were refused."""
         for name, temporary in reversed(self._swapped):
             self._call(f"swapping set {name}", self._ipset.swap, name, temporary)
-        self._created, created = [], self._created
-        for name in created:
-            self._destroy(name)
-        self.finish()
+        self._remove([*self._created, *(temporary for _, temporary in self._swapped)])
+        self._swapped, self._created = [], []
 
-    def finish(self, keep: Iterable[str] | None = None) -> None:
-        """Remove what was swapped out; with `keep`, also our sets that are not among these."""
-        for _, temporary in self._swapped:
-            self._destroy(temporary)
+    def finish(self, keep: Iterable[str] | None = None) -> list[str]:
+        """Remove what was swapped out; with `keep`, also our sets that are not among these.
+
+        Return what could not be removed, a text each: rules of the site use it.  Raises SetError
+        when sets cannot be listed.
+        """
+        unwanted = {temporary for _, temporary in self._swapped}
         self._swapped, self._created = [], []
         if keep is not None:
-            for name in set(self.names()) - set(keep):
-                self._destroy(name)
+            unwanted |= set(self.names()) - set(keep)
+        return self._remove(sorted(unwanted))
+
+    def _remove(self, names: Iterable[str]) -> list[str]:
+        """Remove sets; return what could not be removed, a text each."""
+        deadline = time.monotonic() + _RELEASE_S
+        while True:
+            refused = {name: problem for name in names if (problem := self._refusal(name))}
+            if not refused or time.monotonic() > deadline:
+                return list(refused.values())
+            names = list(refused)
+            time.sleep(_POLL_S)
+
+    def _refusal(self, name: str) -> str:
+        """Remove a set; return why it cannot be, empty: it is gone."""
+        try:
+            self._destroy(name)
+        except SetError as problem:
+            return str(problem)
+        return ""
 
     def _exchange(self, members: AddressSet) -> None:
-        temporary = _TEMPORARY + hashlib.sha256(members.name.encode()).hexdigest()[:16]
+        temporary = TEMPORARY + hashlib.sha256(members.name.encode()).hexdigest()[:16]
         self._make(temporary, members)
         self._call(f"swapping set {members.name}", self._ipset.swap, members.name, temporary)
         self._swapped.append((members.name, temporary))
@@ -160,7 +193,7 @@ class Sets:
     def _remove_leftovers(self) -> None:
         """Remove temporary sets that a program left behind when it was killed."""
         for name in self.names():
-            if name.startswith(_TEMPORARY):
+            if name.startswith(TEMPORARY):
                 self._destroy(name)
 
     def _destroy(self, name: str) -> None:
@@ -170,7 +203,9 @@ class Sets:
     def _call(what: str, function, *arguments, **keywords):
         try:
             return list(function(*arguments, **keywords) or ())
-        except (NetlinkError, OSError) as problem:
+        except NetlinkError as problem:
+            raise SetError(f"{what}: {'a packet rule uses it' if problem.code == _IN_USE else problem}") from None
+        except OSError as problem:
             raise SetError(f"{what}: {problem}") from None
 
 

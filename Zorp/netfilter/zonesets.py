@@ -15,6 +15,17 @@ Theory of operation
 
     A set may stand for several zones (alternatives of one rule that score alike) and is named
     after its only zone, or by a hash of what it is.  Names have at most 31 bytes.
+
+Names change with what a set means
+    Rules in force name sets.  Were the nets of a zone exchanged under such a name, the old rules
+    would meet the new zones until the new rules are in the kernel, and that is a policy nobody
+    wrote: what moves from a zone that has a proxy to one that is forwarded would be forwarded.  So
+    the name of a set that our rules use ends with a hash of its members.  Where an instance names
+    hosts, the members come and go with their addresses; there the hash is one of all its zones
+    as the policy says them, and members change under one name only when addresses do.
+
+    Exported sets (export_zone_sets) are for rules that the site writes, and ours never use them:
+    they keep their names, zorp.exact4.ZONE and zorp.tree4.ZONE, whatever their members.
 """
 
 from __future__ import annotations
@@ -40,15 +51,15 @@ def family_of(net: NetData) -> int:
     return 4 if net.family == 2 else 6
 
 
-def set_name(kind: str, text: str) -> str:
-    """Return a name for a set: legible when the text permits it, else with a hash at its end.
+def set_name(kind: str, text: str, content: str = "") -> str:
+    """Return a name for a set: legible when the text permits it, else, or with `content`, with a hash at its end.
 
-    Names of different (kind, text) differ; "~" occurs in hashed names only.
+    Names of different (kind, text, content) differ; "~" occurs in hashed names only.
     """
     name = f"{SET_PREFIX}{kind}.{text}"
-    if len(name.encode("utf-8", "surrogatepass")) <= MAX_SET_NAME_BYTES and set(text) <= _PLAIN:
+    if not content and len(name.encode("utf-8", "surrogatepass")) <= MAX_SET_NAME_BYTES and set(text) <= _PLAIN:
         return name
-    digest = hashlib.sha256(f"{kind}\0{text}".encode("utf-8", "surrogatepass")).hexdigest()[:_HASH_DIGITS]
+    digest = _hash((kind, text, content))
     room = MAX_SET_NAME_BYTES - len(f"{SET_PREFIX}{kind}.~") - _HASH_DIGITS
     legible = "".join(letter if letter in _PLAIN else "_" for letter in text)[:room]
     return f"{SET_PREFIX}{kind}.{legible}~{digest}"
@@ -95,11 +106,14 @@ class SetRegistry:
         return self._spans[name]
 
     def add(self, family: int, kind: str, text: str, members: tuple[Member, ...], about: str,
-            *, changing: bool = False) -> str:
-        """Register a set; return its name, another than usual when that stands for other addresses already."""
-        name = set_name(f"{kind}{family}", text)
+            *, content: str = "", changing: bool = False) -> str:
+        """Register a set; return its name, another than usual when that stands for other addresses already.
+
+        content: what the name shall change with; empty: with nothing.
+        """
+        name = set_name(f"{kind}{family}", text, content)
         if name in self._sets and self._sets[name].members != members:
-            name = set_name(f"{kind}{family}", f"{text}\0{','.join(map(str, members))}")
+            name = set_name(f"{kind}{family}", text, f"{content}\0{_text_of(members)}")
         self._sets.setdefault(name, AddressSet(name, family, members, about))
         if changing:
             self._changing.add(name)
@@ -109,6 +123,10 @@ class SetRegistry:
         """Return the name of a set of plain nets, all of them longer than 0."""
         members = tuple(Member(str(net)) for net in sorted(set(nets)))
         return self.add(family, "n", _hash(map(str, members)), members, "nets of rules")
+
+
+def _text_of(members: Iterable[Member]) -> str:
+    return ",".join(map(str, members)) or "-"
 
 
 def _hash(texts: Iterable[str]) -> str:
@@ -140,6 +158,7 @@ class ZoneSets:
         self._nets = {family: _Nets(description, family) for family in (4, 6)}
         self._names: dict[tuple[int, frozenset[str]], str | None] = {}
         self._named_hosts = frozenset(zone.name for zone in description.zones if zone.hostnames)
+        self._zones_text = _without_addresses(description) if self._named_hosts else ""
 
     def below(self, zones: Iterable[str], family: int) -> str | None:
         """Return the name of the set of these zones and all below them; None: no address is in it."""
@@ -163,7 +182,8 @@ class ZoneSets:
         names = sorted(wanted)
         about = "zone " + " or ".join(names)
         kind, text = ("", names[0]) if len(names) == 1 else (kind, _hash(names))
-        return self._registry.add(family, kind, text, members, about, changing=bool(zones & self._named_hosts))
+        return self._registry.add(family, kind, text, members, about, content=self._zones_text or _text_of(members),
+                                  changing=bool(zones & self._named_hosts))
 
     def _members(self, family: int, zones: frozenset[str]) -> tuple[Member, ...]:
         return self._nets[family].members(zones)
@@ -177,6 +197,13 @@ class ZoneSets:
                 found.add(zone)
                 waiting += self._children.get(zone, ())
         return frozenset(found)
+
+
+def _without_addresses(description: InstanceDescription) -> str:
+    """Return what a policy says about zones, as text, with the instance, whose sets are its own then."""
+    zones = [(zone.name, zone.parent, [str(net) for net in zone.nets if net not in zone.addresses], zone.hostnames)
+             for zone in description.zones]
+    return repr((description.instance, zones))
 
 
 class _Nets:

@@ -59,6 +59,7 @@ class ZoneData:
     parent: str | None = None
     nets: tuple[NetData, ...] = ()
     hostnames: tuple[str, ...] = ()
+    addresses: tuple[NetData, ...] = ()      # those of `nets` that host names have at present; no policy says them
 
 
 @dataclass(frozen=True, slots=True)

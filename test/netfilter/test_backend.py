@@ -6,14 +6,15 @@ import subprocess
 
 import pytest
 
+from test.support.daemon import wait_until
 from test.support.net import SERVER, Namespace, net
 from Zorp.netfilter.backend import Backend, BackendError, open_backend
 from Zorp.netfilter.compiler import compile_plan
 from Zorp.netfilter.ipsets import SetError, Sets
 from Zorp.netfilter.plan import AddressSet, Chain, Member, Rule, Table, Target, Test
 from Zorp.netfilter.site import Bypass, Site
-from Zorp.netfilter.tables import RestoreWriter, TableError
-from Zorp.rules.description import InstanceDescription, ListenerData, ProxyData, ZoneData, parse_net
+from Zorp.netfilter.tables import RestoreWriter, TableError, hooks_of
+from Zorp.rules.description import ForwardData, InstanceDescription, ListenerData, ProxyData, ZoneData, parse_net
 from Zorp.rules.engine import RuleData
 
 __all__ = ["net"]
@@ -31,12 +32,16 @@ def namespace():
     subprocess.run(["ip", "netns", "del", found.name], check=True)
 
 
-def plan_of(*nets, port=80):
+def plan_of(*nets, port=80, site=None):
     zone = ZoneData(name="office", nets=tuple(map(parse_net, (*nets, "2001:db8::/32"))))
     return compile_plan([InstanceDescription(
         instance="i", zones=(zone,), services=(ProxyData(name="web"),),
         rules=(RuleData(rule_id=1, service="web", dst_port=((port, port),), src_zone=("office",)),),
-        listeners=(ListenerData(6, "127.0.0.1", 50080), ListenerData(6, "::1", 50080)))], Site())
+        listeners=(ListenerData(6, "127.0.0.1", 50080), ListenerData(6, "::1", 50080)))], site or Site())
+
+
+def iptables(kind, *arguments, family=4):
+    subprocess.run([f"{'iptables' if family == 4 else 'ip6tables'}-{kind}", *arguments], check=True)
 
 
 class FailsLate(RestoreWriter):
@@ -129,7 +134,133 @@ def test_a_load_that_is_killed_leaves_no_way_past_the_proxy_and_the_next_repairs
     # and the next load leaves exactly what it wants
     assert net.firewall.inside(lambda: good.apply(new))
     assert net.firewall.inside(lambda: good.drift(new)) == []
-    assert not [name for name in net.firewall.run("ipset", "list", "-n").stdout.split() if "~" in name]
+    assert not [name for name in net.firewall.run("ipset", "list", "-n").stdout.split() if name.startswith("zorp.~")]
+
+
+def moving_plan(office, lab, service):
+    """Return the plan for two zones of one net each, the first of which has port 80."""
+    zones = (ZoneData(name="office", nets=(parse_net(office),)), ZoneData(name="lab", nets=(parse_net(lab),)))
+    return compile_plan([InstanceDescription(
+        instance="i", zones=zones, services=(service,),
+        rules=(RuleData(rule_id=1, service=service.name, dst_port=((80, 80),), src_zone=("office",)),),
+        listeners=(ListenerData(6, "127.0.0.1", 50080), ListenerData(6, "::1", 50080)))], Site())
+
+
+class LooksBetween(RestoreWriter):
+    """Calls a function before every table that it writes."""
+
+    def __init__(self, kind, look):
+        super().__init__(kind)
+        self._look = look
+
+    def write(self, change):
+        self._look()
+        super().write(change)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nets_that_move_to_a_zone_in_force_are_not_forwarded_between_sets_and_tables(net, kind):
+    # given a zone that is forwarded, and a client outside it
+    net.firewall.configure("nft" if kind == "nft" else "legacy-restore")
+    old = moving_plan("10.9.0.0/24", "10.1.0.0/24", ForwardData(name="fwd"))
+    new = moving_plan("10.1.0.0/24", "10.9.0.0/24", ProxyData(name="web"))
+    net.firewall.inside(lambda: Backend(Site(), RestoreWriter(kind)).apply(old))
+    server = net.server.listen(SERVER, 80)
+    tried = []
+
+    def look():
+        with pytest.raises(TimeoutError):
+            net.client.connect(SERVER, 80, timeout_s=0.2)
+        tried.append(True)
+
+    # when the zone gets the client's net and a proxy in one load, and the client tries at every step
+    net.firewall.inside(lambda: Backend(Site(), LooksBetween(kind, look)).apply(new))
+    # then it is never forwarded, and what is left is the new policy alone
+    assert tried
+    assert server.nobody_came(within_s=0.1)
+    assert net.firewall.inside(lambda: Backend(Site(), RestoreWriter(kind)).drift(new)) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_set_that_a_rule_of_the_site_uses_stays_until_the_load_after(namespace, kind):
+    def story():
+        backend = Backend(Site(export_zone_sets=True), RestoreWriter(kind))
+        old = plan_of("10.1.0.0/24", site=Site(export_zone_sets=True))
+        new = plan_of("10.2.0.0/24", port=81)
+        backend.apply(old)
+        rule = ("INPUT", "-m", "set", "--match-set", "zorp.tree4.office", "src", "-j", "ACCEPT")
+        iptables(kind, "-A", *rule)
+        # when the next policy has no such set
+        assert backend.apply(new)
+        # then it is in force, and the set is there, too
+        assert backend.drift(new) == []
+        assert not backend.apply(new)
+        with Sets() as sets:
+            assert [name for name in sets.names() if "tree" in name] == ["zorp.tree4.office"]
+        # and a load takes it away when nobody uses it any more
+        iptables(kind, "-D", *rule)
+        wait_until(lambda: backend.drift(new) == ["set zorp.tree4.office is left over"], "the end of the rule")
+        assert backend.apply(new)
+        assert backend.drift(new) == []
+        with Sets() as sets:
+            assert sorted(sets.names()) == [members.name for members in new.sets]
+
+    namespace.inside(story)
+
+
+def test_nothing_can_be_unloaded_but_a_set_that_a_rule_of_the_site_uses(namespace):
+    def story():
+        backend = open_backend(Site())
+        backend.apply(plan_of("10.1.0.0/24", site=Site(export_zone_sets=True)))
+        iptables("nft", "-A", "INPUT", "-m", "set", "--match-set", "zorp.tree4.office", "src", "-j", "ACCEPT")
+        backend.unload()
+        with Sets() as sets:
+            assert sets.names() == ["zorp.tree4.office"]
+
+    namespace.inside(story)
+
+
+def test_kernel_that_says_otherwise_about_sets_keeps_the_old_rules(namespace, monkeypatch):
+    def story():
+        backend = open_backend(Site())
+        old = plan_of("10.1.0.0/24")
+        backend.apply(old)
+        # when sets are not what they were made before the tables are written
+        monkeypatch.setattr(Sets, "load", lambda self, wanted: False)
+        with pytest.raises(BackendError, match=r"does not hold what it was given: set zorp\.4\.office~\w+ is missing"):
+            backend.apply(plan_of("10.2.0.0/24", port=81))
+        # then the old policy is in force
+        assert backend.drift(old) == []
+
+    namespace.inside(story)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ends", ["load", "unload"])
+def test_family_that_is_used_no_longer_is_cleared(namespace, kind, ends):
+    def story():
+        # given rules of both families
+        Backend(Site(), RestoreWriter(kind)).apply(plan_of("10.1.0.0/24"))
+        iptables(kind, "-A", "INPUT", "-p", "tcp", "-j", "ACCEPT", family=6)
+        # when the site uses IPv4 only from now on
+        site = Site(families=(4,))
+        backend, plan = Backend(site, RestoreWriter(kind)), plan_of("10.1.0.0/24", site=site)
+        assert "ip6tables table mangle: chain ZORP is left over" in backend.drift(plan)
+        if ends == "load":
+            assert backend.apply(plan)
+            assert backend.drift(plan) == []
+        else:
+            backend.unload()
+        # then IPv6 has nothing of ours, and all that is the site's
+        held = RestoreWriter(kind).read(6)
+        assert not any(table.ours or hooks_of(table) for table in held.values())
+        assert sum(len(lines) for lines in held["filter"].builtin.values()) == 1
+        with Sets() as sets:
+            assert not [name for name in sets.names() if name.startswith("zorp.6")]
+        shown = subprocess.run(["ip", "-6", "rule"], capture_output=True, text=True, check=True).stdout
+        assert "fwmark" not in shown
+
+    namespace.inside(story)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -157,12 +288,25 @@ def test_rule_that_the_kernel_refuses_is_shown(namespace):
     namespace.inside(story)
 
 
+def named_plan(*addresses, inner="10.1.0.64/26"):
+    """Return the plan for a zone that is a host name with these addresses, inside a zone of nets."""
+    nets = tuple(map(parse_net, addresses))
+    zones = (ZoneData(name="office", nets=(parse_net("10.1.0.0/24"),)),
+             ZoneData(name="guests", nets=(parse_net(inner),)),
+             ZoneData(name="partner", hostnames=("partner.test",), nets=nets, addresses=nets))
+    return compile_plan([InstanceDescription(
+        instance="i", zones=zones, services=(ProxyData(name="web"),),
+        rules=(RuleData(rule_id=1, service="web", src_zone=("office",)),
+               RuleData(rule_id=2, service="web", src_zone=("partner",))),
+        listeners=(ListenerData(6, "127.0.0.1", 50080), ListenerData(6, "::1", 50080)))], Site())
+
+
 def test_members_change_without_the_rules(namespace):
     def story():
         backend = open_backend(Site())
-        backend.apply(plan_of("10.1.0.0/24"))
-        # when only a zone's nets change
-        changed = plan_of("10.1.0.0/25", "192.0.2.1/32")
+        backend.apply(named_plan("192.0.2.1/32"))
+        # when only the addresses of a host name change, one of them inside another zone
+        changed = named_plan("192.0.2.2/32", "10.1.0.5/32")
         assert backend.update_sets(changed)
         # then the kernel holds the whole new plan
         assert backend.drift(changed) == []

@@ -559,12 +559,13 @@ def test_drift_is_reported_and_repaired(net, backend):
     net.firewall.start_zorp(zone_policy(ZONES.format(""), "office"))
     # when somebody flushes a chain, destroys a set's content, or takes a jump out
     net.firewall.iptables("-t", "mangle", "-F", "ZORP_TCP")
-    net.firewall.run("ipset", "flush", "zorp.4.office")
+    office = net.firewall.set_of("office")
+    net.firewall.run("ipset", "flush", office)
     net.firewall.iptables("-D", "FORWARD", "-j", "ZORP_FORWARD")
     # then status says what, and a load repairs it
     status = net.firewall.setup("status", check=False)
     assert status.returncode == 1
-    for text in ("table mangle: chain ZORP_TCP has other rules", "set zorp.4.office has other members",
+    for text in ("table mangle: chain ZORP_TCP has other rules", f"set {office} has other members",
                  "FORWARD does not jump to ZORP_FORWARD once", "drifted"):
         assert text in status.stdout
     assert net.firewall.setup("load").stdout.startswith("loaded")
@@ -574,7 +575,8 @@ def test_drift_is_reported_and_repaired(net, backend):
 def test_large_sets_are_loaded(net, backend):
     nets = ", ".join(f"'10.{a}.{b}.0/24'" for a in range(100, 120) for b in range(250))
     net.firewall.start_zorp(zone_policy(f"Zone('many', [{nets}])", "many"))
-    assert net.firewall.run("ipset", "list", "-t", "zorp.4.many").stdout.count("Number of entries: 5000") == 1
+    many = net.firewall.run("ipset", "list", "-t", net.firewall.set_of("many")).stdout
+    assert many.count("Number of entries: 5000") == 1
     wait_until(lambda: net.firewall.setup("status").stdout == "in force\n", "the state")
 
 

@@ -114,6 +114,47 @@ def test_names_fit_the_kernel():
     assert max(len(found.name) for table in plan.tables for found in table.chains) <= 28
 
 
+def named(*addresses, inner="10.1.0.64/26", site=None):
+    """Return the plan for a zone whose host name has these addresses, inside a zone of nets, with a zone in it."""
+    nets = tuple(map(parse_net, addresses))
+    zones = (ZoneData(name="office", nets=(parse_net("10.1.0.0/24"),)),
+             ZoneData(name="guests", nets=(parse_net(inner),)),
+             ZoneData(name="partner", hostnames=("partner.test",), nets=nets, addresses=nets))
+    rules = [RuleData(rule_id=number, service="fwd", src_zone=(zone,))
+             for number, zone in enumerate(("office", "partner"), 1)]
+    return compile_plan([instance(*rules, zones=zones)], site or Site())
+
+
+def test_addresses_of_host_names_change_members_and_neither_names_nor_rules():
+    some, others = named("192.0.2.1/32"), named("192.0.2.2/32", "10.1.0.5/32")
+    assert some.sets != others.sets
+    assert [found.name for found in some.sets] == [found.name for found in others.sets]
+    assert some.tables == others.tables
+
+
+def test_nets_of_zones_change_the_names_of_sets():
+    # given a zone without host names, with other nets than before
+    office, other = (ZoneData(name="office", nets=(parse_net(net),)) for net in ("10.1.0.0/24", "10.2.0.0/24"))
+    rule = RuleData(rule_id=1, service="fwd", src_zone=("office",))
+    plans = [compile_plan([instance(rule, zones=(zone,))], Site(export_zone_sets=True)) for zone in (office, other)]
+    # then old and new set can stand side by side, and those that the site uses keep their names
+    names = [{found.name for found in plan.sets} for plan in plans]
+    assert names[0] & names[1] == {f"zorp.{kind}{family}.office" for kind in ("exact", "tree") for family in (4, 6)}
+    # and where hosts are named, any zone that is said otherwise changes the names of all
+    assert not ({found.name for found in named().sets} & {found.name for found in named(inner="10.1.0.0/26").sets})
+
+
+def test_names_of_sets_do_not_depend_on_the_order_of_instances():
+    # given zones of one name in two instances
+    rule = RuleData(rule_id=1, service="fwd", src_zone=("office",))
+    both = [instance(rule, name=name, zones=(ZoneData(name="office", nets=(parse_net(net),)),))
+            for name, net in (("a", "10.1.0.0/24"), ("b", "10.2.0.0/24"))]
+    sets = {frozenset(compile_plan(found, Site()).sets) for found in (both, both[::-1])}
+    assert len(sets) == 1
+    # then what is left of one instance has the names that it had
+    assert set(compile_plan(both[1:], Site()).sets) < sets.pop()
+
+
 def test_without_rules_nothing_is_forwarded():
     assert chain(compile_plan([], Site()), "ZORP_FORWARD")[-1] == "-> drop"
 
@@ -179,6 +220,15 @@ REFUSED = {
     "any type": (RuleData(rule_id=5, service="no", proto_type=(255,)), "rule 5: ICMP type 255"),
     "wildcard interface": (RuleData(rule_id=5, service="no", iface=("eth+",)), "rule 5: interface name 'eth+'"),
     "option as interface": (RuleData(rule_id=5, service="no", dst_iface=("-j",)), "rule 5: interface name '-j'"),
+    "too many to be listed": (RuleData(rule_id=5, service="no", reqid=tuple(range(4096)), ifgroup=tuple(range(4096)),
+                                       iface=tuple(f"i{n}" for n in range(4096))), "rule 5: too many combinations"),
+    "too many destinations": (RuleData(rule_id=5, service="no", dst_ifgroup=tuple(range(4096)),
+                                       dst_iface=tuple(f"i{n}" for n in range(4096))), "rule 5: too many combinations"),
+    "too many contradictions": (RuleData(
+        rule_id=5, service="no", iface=tuple(f"i{n}" for n in range(4096)),
+        dst_iface=tuple(f"j{n}" for n in range(4096))), "rule 5: too many combinations"),
+    "too many ICMP codes": (RuleData(rule_id=5, service="no", proto=(1,), proto_type=(1,) * 4096,
+                                     proto_subtype=(1,) * 4096), "rule 5: too many combinations"),
     "too many": (RuleData(rule_id=5, service="no", src_port=tuple((n, n) for n in range(200)),
                           dst_port=tuple((n, n) for n in range(200))), "rule 5: too many combinations"),
 }

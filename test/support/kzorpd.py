@@ -128,10 +128,11 @@ class Kzorpd:
         return sock
 
     def sets(self) -> dict[str, set[str]]:
-        """The members of every set in the kernel."""
+        """The members of every set in the kernel, under the legible part of its name."""
         found: dict[str, set[str]] = {}
         for line in self.namespace.run("ipset", "save").stdout.splitlines():
             command, name, *rest = line.split()
+            name = name.partition("~")[0]
             found.setdefault(name, set())
             if command == "add":
                 found[name].add(" ".join(rest))

@@ -238,6 +238,12 @@ class Firewall(Namespace):
             f"{daemon.instance} --policy {daemon.policy} --state-dir {daemon.directory} --user 0 --group 0\n"
             for daemon in self.daemons))
 
+    def set_of(self, zone: str) -> str:
+        """Return the name of the set that our IPv4 rules use for a zone."""
+        found, = (name for name in self.run("ipset", "list", "-n").stdout.split()
+                  if name.startswith(f"zorp.4.{zone}~"))
+        return found
+
     def iptables(self, *arguments: str, family: int = 4) -> str:
         """Run the iptables that the packet rules are written with."""
         kind = "nft" if self.backend == "nft" else "legacy"
