@@ -152,6 +152,20 @@ def break_store(host: Host) -> None:
     host.store.write_text('{"version": 1, "instances": [{"descr')
 
 
+def pipe_in_place_of_store(host: Host) -> None:
+    host.store.unlink(missing_ok=True)
+    os.mkfifo(host.store)
+    os.mkfifo(f"{host.store}.new")
+
+
+def infinity_in_store(host: Host) -> None:
+    host.store.write_text('{"version":1,"instances":[],"indexes":{"last":Infinity,"indexes":{}}}')
+
+
+def directory_in_place_of_lock(host: Host) -> None:
+    host.store.with_name("packet-rules.lock").mkdir()
+
+
 # what there was before, what is wrong, and what may pass from the first packet
 BOOTS = {
     "good store": (True, (), FORWARDED, ""),
@@ -168,6 +182,13 @@ BOOTS = {
     "a number without digits": (True, (settings("nflog_group: !!int ''"),), [], "nflog_group: not YAML: IndexError"),
     "NUL in kzorp.yml": (True, (settings("user: a\0b"),), [], "kzorp.yml:1: not YAML: character 0x0"),
     "NUL in instances.conf": (True, (nul_in_instances,), FORWARDED, "no word can have a byte of value 0"),
+    "pipe for a store": (False, (pipe_in_place_of_store,), FORWARDED, ""),
+    "pipe for a store, broken policy": (
+        False, (pipe_in_place_of_store, break_policy), [], "no packet rules are stored"),
+    "infinity in the store": (False, (infinity_in_store,), FORWARDED, ""),
+    "infinity in the store, broken policy": (
+        False, (infinity_in_store, break_policy), [], "no packet rules are stored"),
+    "directory for the lock": (False, (directory_in_place_of_lock,), [], "Cannot lock the state"),
     "NUL in instances.conf, no store": (False, (nul_in_instances,), [], "no packet rules are stored"),
 }
 CASES = [pytest.param("nft", *boot, id=f"nft, {name}") for name, boot in BOOTS.items()] + [

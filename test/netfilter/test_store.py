@@ -40,7 +40,7 @@ def test_entries_keep_their_place_and_new_ones_come_last():
                                   '{"version": 1, "instances": [{}], "indexes": {"last": 0, "indexes": {}}}',
                                   '{"version": 1, "instances": [], "indexes": {"last": -1, "indexes": {}}}',
                                   "[" * 100_000, "1" * 5000, "\0", '{"version": 1, "instances": null, "indexes": []}',
-                                  *('{"version": 1, "instances": [], "indexes": {"last": %s, "indexes": {}}}' % number
+                                  *('{"version": 1, "instances": [], "indexes": {"indexes": {}, "last":' + number + "}}"
                                     for number in ("Infinity", "-Infinity", "NaN", "1e999", "1.5", "true", "null",
                                                    '"1"', "[1]", "9" * 400, "9" * 5000))])
 def test_a_file_that_makes_no_sense_counts_as_none_and_is_reported(tmp_path, capsys, text):
