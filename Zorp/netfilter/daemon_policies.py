@@ -4,7 +4,7 @@ Theory of operation
     read() starts the children of Zorp.netfilter.policies one after the other, the next when one
     has ended, because loading is work for a processor and there are few.  Each has a deadline.
     When the last has ended the caller gets everything at once.  A read() while one is under way
-    begins anew after it: what the files say now is what the second caller wants.
+    begins anew after it, however it ended: what the files say now is what the second caller wants.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from Zorp.Log import log
+from Zorp.Log import log, log_exception
 from Zorp.netfilter.policies import DESCRIBE_DEADLINE_S, Child, PolicyUnusable, read_instances
 from Zorp.process.timers import Timer, Timers
 from Zorp.rules.description import InstanceDescription
@@ -72,6 +72,10 @@ class PolicyReader:
                 "fallback='%s'", (problem, self._config_dir))
             self._end()
             return
+        except Exception as problem:                 # a defect must not leave every later reading undone
+            self._found.miss("", f"{type(problem).__name__}: {problem}")
+            self._end()
+            return
         for problem in instances.problems:
             self._found.miss("", problem)
         if not instances.lines:
@@ -84,8 +88,8 @@ class PolicyReader:
             line = self._lines.popleft()
             try:
                 self._child = Child(line, self._command)
-            except PolicyUnusable as problem:
-                self._found.miss(line.name, str(problem))
+            except Exception as problem:
+                self._miss(line.name, problem)
                 continue
             self._selector.register(self._child.descriptor, selectors.EVENT_READ, lambda events: self._ended())
             self._deadline = self._timers.after(DESCRIBE_DEADLINE_S, self._too_long)
@@ -102,10 +106,15 @@ class PolicyReader:
         try:
             description = self._child.result()
             self._found.descriptions[description.instance] = description
-        except PolicyUnusable as problem:
-            self._found.miss(self._child.instance, str(problem))
+        except Exception as problem:
+            self._miss(self._child.instance, problem)
         self._let_go()
         self._next()
+
+    def _miss(self, instance: str, problem: Exception) -> None:
+        """Note why an instance has no description; a defect counts as one reason more, and the reading goes on."""
+        text = str(problem) if isinstance(problem, PolicyUnusable) else f"{type(problem).__name__}: {problem}"
+        self._found.miss(instance, text)
 
     def _let_go(self) -> None:
         self._deadline.cancel()
@@ -116,7 +125,11 @@ class PolicyReader:
     def _end(self) -> None:
         done, self._done = self._done, []
         for one in done:
-            one(self._found)
+            try:
+                one(self._found)
+            except Exception as problem:             # the others wait, too
+                log(None, "core.error", 1, "Unexpected error; error='%s'", (problem,))
+                log_exception(None)
         if self._waiting and not self._done:
             self._begin()
 

@@ -3,6 +3,7 @@
 import json
 import os
 import select
+import selectors
 import signal
 import socket
 import time
@@ -13,6 +14,9 @@ from test.support.daemon import wait_until
 from test.support.dns_server import SERVFAIL, SILENCE
 from test.support.kzorpd import RULES, ZONES, kzorpd
 from test.support.unprivileged import NOBODY, run_unprivileged
+from Zorp.netfilter import daemon_policies
+from Zorp.netfilter.policies import HostInstances
+from Zorp.process.timers import Timers
 from Zorp.rules.description import InstanceDescription, ListenerData, ProxyData, ZoneData, from_json, parse_net, to_json
 from Zorp.rules.engine import RuleData
 from Zorp.transport.kzorpd import KzorpdAway, KzorpdError, ask
@@ -504,3 +508,39 @@ def test_rules_that_a_host_could_not_take_at_the_start_follow_when_it_is_repaire
     # then the rules come when it forwards again
     kzorpd.namespace.sysctl("net.ipv4.ip_forward", "1")
     wait_until(lambda: kzorpd.rules() == rules, "the rules")
+
+
+def test_a_reload_that_meets_a_byte_0_in_instances_conf_fails_and_the_next_one_is_done(kzorpd):
+    # given a running kzorpd and an instances.conf with a byte 0
+    kzorpd.start()
+    conf = kzorpd.directory / "instances.conf"
+    good = conf.read_text()
+    conf.write_text(good.replace("--policy", "--policy \0", 1))
+    # when it reloads, then that is refused in time
+    with pytest.raises(KzorpdError, match="no word can have a byte of value 0"):
+        ask(str(kzorpd.directory / "kzorpd"), "reload", 20)
+    # and with the file mended it is done
+    conf.write_text(good)
+    assert ask(str(kzorpd.directory / "kzorpd"), "reload", 20)["ok"]
+
+
+def test_a_reading_that_ends_with_a_defect_leaves_the_next_one_possible(monkeypatch, tmp_path):
+    # given instances.conf that a defect makes unreadable, and somebody who cannot cope with what was read
+    results, defects = [], [ZeroDivisionError("defect")]
+
+    def read_instances(config_dir):
+        if defects:
+            raise defects.pop()
+        return HostInstances(config_dir, ())
+
+    def refuse(found):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(daemon_policies, "read_instances", read_instances)
+    with selectors.DefaultSelector() as selector:
+        reader = daemon_policies.PolicyReader(str(tmp_path), selector, Timers())
+        # when policies are read, again and again
+        for done in (results.append, refuse, results.append):
+            reader.read(done)
+    # then everybody is told, the first one of the defect
+    assert [found.problems for found in results] == [["ZeroDivisionError: defect"], []]
