@@ -22,6 +22,7 @@ Errors
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -37,6 +38,8 @@ ICMP = {4: 1, 6: 58}
 OTHER = None                     # kind of traffic: every protocol but the three above
 MAX_ENTRIES = 200_000            # of all rules, per family and kind of traffic
 MAX_ENTRIES_PER_RULE = 10_000
+MAX_WAYS = 2 * MAX_ENTRIES       # that are looked at, with those that no packet can go
+MAX_WAYS_PER_RULE = 100_000
 _ANY_PROTOCOL = 0                # what "-p 0" means; no packet of IPv4 or IPv6 has this number itself
 _ANY_ICMP_TYPE = 255             # what the ICMP match takes for "any type"
 
@@ -77,14 +80,20 @@ class Instance:
 def entries_of(instances: Iterable[Instance], family: int, kind: int | None, registry: SetRegistry) -> list[Entry]:
     """Return the entries of all rules for one family (4, 6) and kind of traffic, the first that matches wins."""
     ranked: list[tuple] = []
+    looked_at = 0
     for instance in instances:
         for rule in instance.description.rules:
             before = len(ranked)
-            for score, entry in _Expansion(instance, rule, family, registry).entries(kind):
+            expansion = _Expansion(instance, rule, family, registry)
+            for score, entry in expansion.entries(kind):
+                looked_at += 1
+                if looked_at > MAX_WAYS:
+                    raise expansion.too_many()
+                if entry is None:
+                    continue
                 ranked.append((tuple(-part for part in score), rule.rule_id, instance.order, len(ranked), entry))
                 if len(ranked) - before > MAX_ENTRIES_PER_RULE or len(ranked) > MAX_ENTRIES:
-                    raise Unsupported(f"instance '{instance.description.instance}', rule {rule.rule_id}: too many "
-                                      "combinations of alternatives; split it into several rules")
+                    raise expansion.too_many()
     ranked.sort()
     return [entry for *_, entry in ranked]
 
@@ -101,31 +110,40 @@ class _Expansion:
         if _ANY_PROTOCOL in rule.proto:
             raise Unsupported(f"{self._name}: protocol {_ANY_PROTOCOL} has no packet form; take it out")
 
-    def entries(self, kind: int | None) -> Iterator[tuple[Score, Entry]]:
-        """Yield (score, entry) for every way in which the rule matches this kind of traffic."""
-        traffic = list(self._traffic(kind))
-        ports = list(self._ports(self._rule.dst_port, kind))
+    def too_many(self) -> Unsupported:
+        """Return the error for a rule with more alternatives than can be tried."""
+        return Unsupported(f"{self._name}: too many combinations of alternatives; split it into several rules")
+
+    def entries(self, kind: int | None) -> Iterator[tuple[Score, Entry | None]]:
+        """Yield (score, entry) for every way in which the rule matches this kind of traffic.
+
+        None stands for the entry of a way that contradicts itself.
+        """
+        traffic = list(itertools.islice(self._traffic(kind), MAX_WAYS_PER_RULE + 1))
+        ports = self._ports(self._rule.dst_port, kind)
         sources = self._source()
         if not (traffic and ports and sources):
             return
-        ways = itertools.product(self._incoming(), traffic, self._ports(self._rule.src_port, kind), ports,
-                                 sources, self._destination())
+        components = (self._incoming(), traffic, self._ports(self._rule.src_port, kind), ports, sources,
+                      self._destination())
+        if math.prod(map(len, components)) > MAX_WAYS_PER_RULE:
+            raise self.too_many()
+        ways = itertools.product(*components)
         index = self._instance.indexes[self._rule.rule_id]
         for incoming, (scores, traffic_tests), source_port, port, source, destination in ways:
             tests = incoming[1] | traffic_tests | source[1] | destination[1]
             if source_port[1] is not None:
                 tests |= {Test("sport", source_port[1])}
-            if _can_hold(tests):
-                yield ((incoming[0], *scores, source_port[0], port[0], source[0], destination[0]),
-                       Entry(tests, port[1], index))
+            yield ((incoming[0], *scores, source_port[0], port[0], source[0], destination[0]),
+                   Entry(tests, port[1], index) if _can_hold(tests) else None)
 
     # ---- components
 
     def _incoming(self) -> _Ways:
         rule = self._rule
-        return _sums([(4, [frozenset((Test("reqid", value),)) for value in rule.reqid]),
-                      (2, [frozenset((Test("iface", value),)) for value in rule.iface]),
-                      (1, [frozenset((Test("ifgroup", value),)) for value in rule.ifgroup])])
+        return self._sums([(4, [frozenset((Test("reqid", value),)) for value in rule.reqid]),
+                           (2, [frozenset((Test("iface", value),)) for value in rule.iface]),
+                           (1, [frozenset((Test("ifgroup", value),)) for value in rule.ifgroup])])
 
     def _traffic(self, kind: int | None) -> Iterator[tuple[tuple[int, int, int], frozenset[Test]]]:
         """Yield ((protocol, type, code scores), tests) for this kind of traffic."""
@@ -168,18 +186,25 @@ class _Expansion:
         rule = self._rule
         if not (rule.src_subnet or rule.src_zone):
             return _NOTHING
-        return _sums([*self._subnets("src", rule.src_subnet, 32), *self._zones("src", rule.src_zone)],
-                     conditional=True)
+        return self._sums([*self._subnets("src", rule.src_subnet, 32), *self._zones("src", rule.src_zone)],
+                          conditional=True)
 
     def _destination(self) -> _Ways:
         rule = self._rule
         if not (rule.dst_subnet or rule.dst_zone or rule.dst_iface or rule.dst_ifgroup):
             return _NOTHING
         local = Test("local")
-        return _sums([*self._subnets("dst", rule.dst_subnet, 128),
-                      (64, [frozenset((local, Test("iface", name))) for name in rule.dst_iface]),
-                      (32, [frozenset((local, Test("ifgroup", group))) for group in rule.dst_ifgroup]),
-                      *self._zones("dst", rule.dst_zone)], conditional=True)
+        return self._sums([*self._subnets("dst", rule.dst_subnet, 128),
+                           (64, [frozenset((local, Test("iface", name))) for name in rule.dst_iface]),
+                           (32, [frozenset((local, Test("ifgroup", group))) for group in rule.dst_ifgroup]),
+                           *self._zones("dst", rule.dst_zone)], conditional=True)
+
+    def _sums(self, parts, *, conditional: bool = False) -> _Ways:
+        """Return _sums() of these parts, before whose product is made its size is known."""
+        parts = [part if isinstance(part, list) else [(part[0], tests) for tests in part[1]] for part in parts]
+        if math.prod(len(part) + 1 for part in parts) > MAX_WAYS_PER_RULE:
+            raise self.too_many()
+        return _sums(parts, conditional=conditional)
 
     def _subnets(self, side: str, nets: tuple[NetData, ...], weight: int):
         """Yield one exclusive group: alternatives by prefix length; the longest that matches counts."""
@@ -216,15 +241,10 @@ def _grouped(values, key):
 def _sums(parts, *, conditional: bool = False) -> _Ways:
     """Return every non-empty choice of at most one way per part, with scores added.
 
-    A part is (weight, [tests]) of alternatives that score alike, or [(score, tests)].  Without
-    any part: the one way that asks for nothing, or none at all when there are conditions that
-    this family cannot meet.
+    A part is [(score, tests)].  Without any part: the one way that asks for nothing, or none at
+    all when there are conditions that this family cannot meet.
     """
-    groups = []
-    for part in parts:
-        ways = part if isinstance(part, list) else [(part[0], tests) for tests in part[1]]
-        if ways:
-            groups.append([*ways, None])
+    groups = [[*part, None] for part in parts if part]
     if not groups:
         return [] if conditional else _NOTHING
     sums = []
