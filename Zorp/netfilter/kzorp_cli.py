@@ -48,6 +48,7 @@ _FLUSHABLE = ("binds", "dispatchers", "services", "zones", "all")
 _EVALUATE_ARGUMENTS = ("-e option requires 4 arguments: <protocol> <client address> <server address> "
                        "<interface name>")
 _PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58, "ipv6-icmp": 58}
+_MOST_DIGITS = 20                # Python reads thousands of them not, or slowly
 _WITH_PORTS, _WITH_TYPE = (6, 17), (1, 58)
 
 
@@ -333,7 +334,7 @@ def state_of(dump: dict) -> text.HostState:
             instances=tuple(from_json(value) for value in dump["instances"]),
             counters={(kind, instance, name): int(count) for kind, instance, name, count in dump["counters"]},
             addresses={str(name): list(map(str, addresses)) for name, addresses in dump["addresses"].items()})
-    except (KeyError, TypeError, ValueError, AttributeError) as problem:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as problem:
         raise DescriptionError(f"the answer of kzorpd makes no sense: {problem}") from None
 
 
@@ -352,7 +353,7 @@ def _on_this_host(traffic: Traffic) -> Traffic:
 
 def _protocol(given: str) -> int:
     if given.isascii() and given.isdigit():
-        number = int(given)
+        number = int(given) if len(given) <= _MOST_DIGITS else -1
     else:
         try:
             number = _PROTOCOLS.get(given.lower()) or socket.getprotobyname(given.lower())

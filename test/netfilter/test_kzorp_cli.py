@@ -134,6 +134,7 @@ def test_an_interface_that_does_not_exist_fails_the_evaluation_and_not_the_comma
     (("-e", "tcp", "10.1.0.2", "fe80::1", "lo"), "family of source and destination address is not the same"),
     (("-e", "tcp", "10.1.0.2", "10.2.0.2", "sixteen-letters-"), "invalid interface name (>15 characters)"),
     (("-e", "nosuch", "10.1.0.2", "10.2.0.2", "lo"), "protocol must be protocol name or number"),
+    (("-e", "9" * 5000, "10.1.0.2", "10.2.0.2", "lo"), "protocol must be protocol name or number"),
     (("-e", "256", "10.1.0.2", "10.2.0.2", "lo"), "protocol must be protocol name or number"),
     (("-e", "icmp", "10.1.0.2", "10.2.0.2", "lo", "--icmp-type", "8"), "--icmp-type and --icmp-code are needed"),
     (("-e", "tcp", "10.1.0.2", "10.2.0.2", "lo", "--dst-port", "65536"), "a number from 0 to 65535"),
