@@ -17,7 +17,9 @@ Theory of operation
     To connection tracking a UDP client and its server stay one connection for as long as they
     talk; to a proxy they are a new session whenever the last one has timed out.  ZORP_AGAIN
     evaluates such datagrams like new ones, and diverts or drops them: NAT would not see them any
-    more, so they cannot become forwarded.
+    more, so they cannot become forwarded.  For the same reason a forwarded connection that is
+    still unanswered, and so new to connection tracking, keeps its mark: if it shall have another
+    rule with another translation, it is ended (Zorp.netfilter.sessions).
 
     Indexes of rules are stable: a rule that says the same as before keeps its index, a new one
     gets a number that was not used since the last wrap-around (IndexState), because connections
@@ -220,10 +222,12 @@ class _Compiler:
         if others:
             branches.append(Rule((), goto("ZORP_OTHER")))
         later = Test("state", "NEW", negated=True)
-        first = [Rule((later,), RETURN), Rule((), Target("connmark", (0, self._marks.connection_mask)))]
+        forwarded = Test("connmark", (self._marks.forward, self._marks.class_mask))
+        first = [Rule((later,), RETURN), Rule((forwarded,), RETURN),
+                 Rule((), Target("connmark", (0, self._marks.connection_mask)))]
         again = self._udp_again() if any(chain.name == "ZORP_UDP" for chain in chains) else []
         if again:
-            first.insert(0, Rule((Test("proto", UDP), later, Test("direction", "ORIGINAL"), *self._was_proxied()),
+            first.insert(0, Rule((Test("proto", UDP), Test("direction", "ORIGINAL"), *self._was_proxied()),
                                  goto(again[0].name)))
         return [Chain("ZORP_EVAL", (*first, *branches)), *chains, *others, *again]
 

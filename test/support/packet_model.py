@@ -67,9 +67,11 @@ class Model:
     def _is_state(self, family, value, traffic):
         return value == "NEW"
 
+    def _is_direction(self, family, value, traffic):
+        return value == "ORIGINAL"
+
     def _is_connmark(self, family, value, traffic):
-        assert value[0] == 0, value
-        return self.index == 0
+        return value[0] == self.index == 0               # no class but while nothing is decided
 
     def _is_proto(self, family, value, traffic):
         return traffic.proto == value
