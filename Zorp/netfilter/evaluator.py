@@ -7,7 +7,7 @@ One thread only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from Zorp.netfilter.instance_zones import InstanceZones
@@ -33,12 +33,18 @@ class Evaluator:
         self._parts = [(number, description, zones, RuleEngine(description.rules, description.parents()))
                        for number, (description, zones) in enumerate(instances)]
 
-    def evaluate(self, traffic: Traffic) -> Verdict:
-        """Return what a connection gets; the zones in `traffic` are not looked at."""
+    def evaluate(self, traffic: Traffic,
+                 zones_in: Mapping[str, tuple[str | None, str | None]] | None = None) -> Verdict:
+        """Return what a connection gets; the zones in `traffic` are not looked at.
+
+        zones_in: instances to the zones of both sides there, None for what the addresses say.
+        """
         found, best = None, None
         sides: tuple[str | None, str | None] = (None, None)
         for number, description, zones, engine in self._parts:
-            here = zones.zone_of(traffic.family, traffic.src), zones.zone_of(traffic.family, traffic.dst)
+            given = (zones_in or {}).get(description.instance, (None, None))
+            here = (given[0] or zones.zone_of(traffic.family, traffic.src),
+                    given[1] or zones.zone_of(traffic.family, traffic.dst))
             sides = tuple(before or now for before, now in zip(sides, here, strict=True))
             ranked = engine.ranking(traffic._replace(src_zone=here[0], dst_zone=here[1]))
             if not ranked:

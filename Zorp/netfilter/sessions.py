@@ -11,9 +11,13 @@ Theory of operation
                                                            connection
 
     Connection tracking does not remember the incoming interface or the IPsec request, and the
-    addresses of host names may not be known yet.  Where rules or zones depend on these, a
-    connection whose own rule is unchanged stays, and for the others such conditions count as not
-    met.
+    addresses of host names may not be known yet.  Such conditions count as not met, but a
+    connection whose own rule is unchanged and has such conditions stays if that rule could win
+    under any circumstances that meet them.
+
+    Connections that kzorp.yml hid from the rules (bypass) and hides no longer are decided about,
+    too: where a rule takes what comes next, the entry goes; else it loses its mark, which ends
+    it if it is forwarded, and only then (default_deny).
 
     Connections of proxies are not touched: they belong to their sockets.
 
@@ -25,6 +29,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import itertools
 import socket
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -33,14 +38,15 @@ from pyroute2 import NFCTSocket
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple
 
-from Zorp.netfilter.evaluator import Evaluator
+from Zorp.netfilter.evaluator import Evaluator, Verdict
 from Zorp.netfilter.plan import RuleIndex
-from Zorp.netfilter.site import INDEX_BITS, Site
+from Zorp.netfilter.site import INDEX_BITS, Bypass, Site
 from Zorp.rules.description import InstanceDescription
 from Zorp.rules.engine import Traffic
 
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _ICMP = (1, 58)
+_MOST_CIRCUMSTANCES = 4096       # that are looked at for one connection
 
 
 class Settled(NamedTuple):
@@ -52,7 +58,7 @@ class Settled(NamedTuple):
 
 def settle(site: Site, before: Iterable[RuleIndex], after: Iterable[RuleIndex],
            descriptions: Iterable[InstanceDescription], evaluator: Evaluator) -> Settled:
-    """Decide about all forwarded connections, once rules `after` have replaced `before`.
+    """Decide about all connections that are forwarded or hidden, once rules `after` have replaced `before`.
 
     Raises OSError and NetlinkError when connection tracking cannot be read.
     """
@@ -60,14 +66,25 @@ def settle(site: Site, before: Iterable[RuleIndex], after: Iterable[RuleIndex],
     living = {rule.index: rule for rule in after if rule.kind == "forward"}
     known = {rule.index: rule for rule in before} | living
     by_rule = {(rule.instance, rule.rule_id): rule for rule in living.values()}
-    is_certain = not any(_depends_on_the_moment(description) for description in descriptions)
+    circumstances = _Circumstances(descriptions)
     ended = marked = 0
-    for tracking, original, mark in _forwarded(site):
-        index = mark >> shift & ((1 << INDEX_BITS) - 1)
-        if index in living and not is_certain:
+    for tracking, original, mark in _entries(site):
+        traffic = _traffic(original)
+        verdict = evaluator.evaluate(traffic)
+        if mark & marks.class_mask == marks.bypass:
+            if not any(_hides(entry, traffic) for entry in site.bypass):
+                if verdict.rule_id is None:
+                    _change(tracking, "set", original, mark=mark & ~marks.connection_mask)
+                else:
+                    _change(tracking, "del", original)
+                ended += 1
             continue
-        verdict = evaluator.evaluate(_traffic(original))
+        index = mark >> shift & ((1 << INDEX_BITS) - 1)
         rule, old = by_rule.get((verdict.instance, verdict.rule_id)), known.get(index)
+        if (rule is None or rule.index != index) and index in living and any(
+                (found.instance, found.rule_id) == (living[index].instance, living[index].rule_id)
+                for found in circumstances.verdicts(evaluator, traffic, living[index])):
+            continue
         if rule is None or old is None or rule.service_key != old.service_key:
             ended += _change(tracking, "del", original)
         elif rule.index != index:
@@ -76,21 +93,63 @@ def settle(site: Site, before: Iterable[RuleIndex], after: Iterable[RuleIndex],
     return Settled(ended, marked)
 
 
-def _depends_on_the_moment(description: InstanceDescription) -> bool:
-    """Return whether the rules ask for what cannot be told from a connection's addresses and ports."""
-    return any(zone.hostnames for zone in description.zones) or any(
-        rule.iface or rule.ifgroup or rule.reqid or rule.dst_iface or rule.dst_ifgroup for rule in description.rules)
+class _Circumstances:
+    """What a rule may have been told about a connection that cannot be told from its addresses and ports."""
+
+    def __init__(self, descriptions: Iterable[InstanceDescription]) -> None:
+        self._descriptions = {description.instance: description for description in descriptions}
+
+    def verdicts(self, evaluator: Evaluator, traffic: Traffic, index: RuleIndex) -> Iterator[Verdict]:
+        """Yield the verdicts about a connection under all circumstances that meet conditions of its rule."""
+        description = self._descriptions[index.instance]
+        rule = next(rule for rule in description.rules if rule.rule_id == index.rule_id)
+        choices = itertools.product(
+            (None, *rule.iface, *rule.dst_iface), (None, *rule.ifgroup, *rule.dst_ifgroup), (None, *rule.reqid),
+            (False, True) if rule.dst_iface or rule.dst_ifgroup else (False,),
+            (None, *_named(description, rule.src_zone)), (None, *_named(description, rule.dst_zone)))
+        for iface, group, reqid, is_local, *zones in itertools.islice(choices, 1, _MOST_CIRCUMSTANCES):
+            supposed = traffic._replace(iface=iface, ifgroup=group, reqids=() if reqid is None else (reqid,),
+                                        dst_on_iface=is_local)
+            yield evaluator.evaluate(supposed, {index.instance: tuple(zones)})
 
 
-def _forwarded(site: Site) -> Iterator[tuple[NFCTSocket, NFCTAttrTuple, int]]:
-    """Yield (socket of the family, original direction, mark) of the connections with the class of forwarded ones."""
+def _named(description: InstanceDescription, zones: Iterable[str]) -> list[str]:
+    """Return the zones with host names that are among these zones or below them."""
+    wanted, parents = set(zones), description.parents()
+    found = []
+    for zone in description.zones if wanted else ():
+        above: str | None = zone.name
+        while zone.hostnames and above is not None and above not in wanted:
+            above = parents.get(above)
+        if zone.hostnames and above is not None:
+            found.append(zone.name)
+    return found
+
+
+def _hides(entry: Bypass, traffic: Traffic) -> bool:
+    """Return whether an entry of the site hides a connection, whatever interface it came by."""
+    return (entry.proto in (None, traffic.proto)
+            and (entry.dst_port is None or entry.dst_port[0] <= traffic.dst_port <= entry.dst_port[1])
+            and _within(traffic.family, traffic.src, entry.src) and _within(traffic.family, traffic.dst, entry.dst))
+
+
+def _within(family: int, address: int, net: str) -> bool:
+    if not net:
+        return True
+    held = ipaddress.ip_network(net, strict=False)
+    return (held.version == 4) == (family == socket.AF_INET) and (
+        int(held.network_address) <= address <= int(held.broadcast_address))
+
+
+def _entries(site: Site) -> Iterator[tuple[NFCTSocket, NFCTAttrTuple, int]]:
+    """Yield (socket of the family, original direction, mark) of the connections that are forwarded or hidden."""
     marks = site.marks
     for version in site.families:
         family = _FAMILY[version]
         with NFCTSocket(nfgen_family=family) as tracking:
-            for entry in list(tracking.dump(mark=marks.forward, mark_mask=marks.class_mask)):
+            for entry in list(tracking.dump(mark=marks.forward, mark_mask=marks.forward)):
                 mark = entry.get_attr("CTA_MARK") or 0
-                if entry["nfgen_family"] == family and mark & marks.class_mask == marks.forward:
+                if entry["nfgen_family"] == family and mark & marks.class_mask in (marks.forward, marks.bypass):
                     yield tracking, NFCTAttrTuple.from_netlink(family, entry.get_attr("CTA_TUPLE_ORIG")), mark
 
 
