@@ -2,9 +2,9 @@
 
 Theory of operation
     What a rule keeps for a proxy, or refuses, another rule that forwards may cover as well, in the
-    same instance or in another.  A zone that grows, or shrinks around an exception, changes which of them decides.
-    So nothing here weighs rules against each other: a change is harmless when nothing is
-    forwarded after it, or when only rules that forward nothing were added.
+    same instance or in another, and a zone that grows, or loses an exception, changes which of
+    them decides.  So nothing here weighs rules against each other: a change is harmless when
+    nothing is forwarded after it, or when only rules that forward nothing were added.
 
     Descriptions are compared without the ports of listeners: these are not in a policy.
 """
@@ -19,6 +19,10 @@ from Zorp.rules.engine import RuleData
 
 _PARTS = {"zones": "zone", "services": "service", "rules": "rule"}
 _SHOWN_CHARACTERS = 300
+
+
+class Unconfirmed(Exception):
+    """An instance wants what its policy file does not say; `str()` is for the administrator."""
 
 
 def forwarding_rules(description: InstanceDescription) -> tuple[RuleData, ...]:
@@ -55,11 +59,24 @@ def difference(one: InstanceDescription, other: InstanceDescription) -> tuple[st
     return None
 
 
-def same_places(one: InstanceDescription, other: InstanceDescription) -> bool:
-    """Return whether rules lead to listeners at the same addresses; their ports may differ."""
-    here, there = (sorted((listener.protocol, listener.address) for listener in description.listeners)
-                   for description in (one, other))
-    return here == there
+def confirmed(handed: InstanceDescription, own: InstanceDescription) -> InstanceDescription:
+    """Return what was read from a policy file, `own`, with the ports that its instance hands over.
+
+    Raises Unconfirmed when the instance wants anything else than the file says.
+    """
+    differing = difference(own, handed)
+    if differing is None and _places(own) != _places(handed):
+        differing = f"listeners at {_places(handed)}", f"listeners at {_places(own)}"
+    if differing is not None:
+        raise Unconfirmed(
+            f"instance '{handed.instance}' hands over {differing[0]}; its policy file says {differing[1]}; start it "
+            "with the policy and options of instances.conf, reload it when the file has changed since, or leave packet "
+            "rules to the administrator (--packet-rules administrator)")
+    return dataclasses.replace(own, listeners=handed.listeners)
+
+
+def _places(description: InstanceDescription) -> list[tuple[int, str]]:
+    return sorted((listener.protocol, listener.address) for listener in description.listeners)
 
 
 def _name(item: object) -> object:

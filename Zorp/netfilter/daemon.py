@@ -10,7 +10,10 @@ Theory of operation
               handed over; READY=1
     reload    (HUP, RELOAD) read all policies; take their zones, or keep everything (see
               Zorp.netfilter.daemon_rules); a request is answered when that has ended
-    hand-over an instance starts or reloads: its description is in force before it serves
+    hand-over an instance starts or reloads: its description is in force before it serves, if the
+              policy file that instances.conf names says the same; only listeners' ports, which
+              the instance alone knows, are taken as handed over.  A process that a peer has taken
+              over can therefore forward nothing that the policy does not
     TERM, INT take the addresses of host names out of the sets, end; rules and static zones stay
 
     Whatever goes wrong is logged and changes nothing; only a host on which the control socket
@@ -38,6 +41,7 @@ from Zorp import Log
 from Zorp.Config import config
 from Zorp.Log import log, log_exception
 from Zorp.netfilter import site as sites
+from Zorp.netfilter.caution import Unconfirmed, confirmed
 from Zorp.netfilter.conntrack import (
     ConnectionEvents,
     ConntrackError,
@@ -56,7 +60,15 @@ from Zorp.process.notify import BadWatchdogTime, Notifier
 from Zorp.process.signals import SignalPipe
 from Zorp.process.timers import Timers
 from Zorp.ResolverCache import DNSResolver
-from Zorp.rules.description import MAX_ZONES, DescriptionError, ZoneData, from_json, parse_net, to_json
+from Zorp.rules.description import (
+    MAX_ZONES,
+    DescriptionError,
+    InstanceDescription,
+    ZoneData,
+    from_json,
+    parse_net,
+    to_json,
+)
 from Zorp.transport.kzorpd import KzorpdError, exchange, socket_path
 
 EXIT_OK = 0
@@ -226,7 +238,7 @@ class Kzorpd:
             log(None, "core.error", 1, "Unable to load configuration, keep existing one; error='%s'", (problem,))
         self._rules.miss(found.unread)
         try:
-            self._rules.take_policies(found.descriptions, is_start=True)
+            self._rules.take_policies(found.descriptions, found.known, is_start=True)
         except RulesError as problem:
             log(None, "core.error", 1, "Unable to load configuration, keep existing one; error='%s'", (problem,))
         if not self._rules.state.entries:
@@ -347,7 +359,7 @@ class Kzorpd:
             self._rules.miss(found.unread)
             if error is None:
                 try:
-                    self._rules.take_policies(found.descriptions, is_start=False)
+                    self._rules.take_policies(found.descriptions, found.known, is_start=False)
                 except RulesError as problem:
                     error = str(problem)
             if error is not None:
@@ -362,22 +374,37 @@ class Kzorpd:
 
     def perform(self, request: dict) -> dict:
         """Carry out a request of the control socket.  Raises Refused."""
-        try:
+        with _refusing(request["request"]):
             return getattr(self, f"_do_{request['request']}")(request)
-        except (RulesError, DescriptionError) as problem:
-            log(None, "core.error", 1, "Request refused; request='%s', error='%s'", (request["request"], problem))
-            raise Refused(str(problem)) from None
 
-    def _do_hello(self, request: dict) -> dict:
-        return {"mode": self._site.mode}
+    def hand_over(self, request: dict, answer: Callable[[str | None, dict], None], *, is_trusted: bool) -> None:
+        """Put in force what an instance wants; answer when that is done.  Raises Refused."""
+        with _refusing("instance"):
+            handed = from_json(_text(request, "description"))
+            if is_trusted:
+                self._put_in_force(handed)
+                answer(None, {"mode": self._site.mode})
+                return
 
-    def _do_instance(self, request: dict) -> dict:
-        description = from_json(_text(request, "description"))
+        def take(found: Policies) -> None:
+            try:
+                with _refusing("instance"):
+                    self._put_in_force(_confirmed(handed, found))
+            except Refused as problem:
+                answer(str(problem), {})
+                return
+            answer(None, {"mode": self._site.mode})
+
+        self._policies.read(take, only=handed.instance)
+
+    def _put_in_force(self, description: InstanceDescription) -> None:
         self._rules.hand_over(description)
         self._watch_names()
         log(None, "core.info", 3, "Packet rules of an instance are in force; instance='%s', rules='%d', services='%d', "
             "zones='%d'", (description.instance, len(description.rules), len(description.services),
                            len(description.zones)))
+
+    def _do_hello(self, request: dict) -> dict:
         return {"mode": self._site.mode}
 
     def _do_remove(self, request: dict) -> dict:
@@ -406,6 +433,27 @@ class Kzorpd:
         self._rules.empty_zones()
         self._watch_names()
         return {}
+
+
+@contextlib.contextmanager
+def _refusing(request: str):
+    """Log why a request cannot be carried out, and refuse it."""
+    try:
+        yield
+    except (RulesError, DescriptionError, Unconfirmed) as problem:
+        log(None, "core.error", 1, "Request refused; request='%s', error='%s'", (request, problem))
+        raise Refused(str(problem)) from None
+
+
+def _confirmed(handed: InstanceDescription, found: Policies) -> InstanceDescription:
+    """Return what an instance may have of what it hands over.  Raises Unconfirmed."""
+    name = handed.instance
+    if name in found.descriptions:
+        return confirmed(handed, found.descriptions[name])
+    if name in (found.known or ()):
+        raise Unconfirmed(f"instance '{name}': its policy file cannot be read: {'; '.join(found.problems)}")
+    raise Unconfirmed(f"instance '{name}' is not in instances.conf; add it there with the options that it is started "
+                      "with, or start it with --packet-rules administrator (kzorp-setup load) or none")
 
 
 def _user(name: str) -> pwd.struct_passwd | None:

@@ -5,6 +5,7 @@ Theory of operation
     answered when it is carried out, which for a reload is later.  The kernel tells who the peer
     is.  User 0 and our own user may do everything; the user that instances run as may hand over,
     ask and reload; nobody else may do anything, whatever the permissions of the socket file say.
+    What anybody but user 0 hands over is compared with the policy file first.
 
 Bounds: CONNECTIONS at a time; lines of SHORT_LINE_BYTES for everything but descriptions and
 zones of permitted peers; PATIENCE_S for a peer that neither sends nor reads.
@@ -44,10 +45,13 @@ class Refused(Exception):
 
 
 class Actions(Protocol):
-    """What carries requests out.  Raises Refused; a reload calls `answer` when it has ended."""
+    """What carries requests out.  Raises Refused; what takes its time calls `answer` when it has ended."""
 
     def perform(self, request: dict) -> dict:
-        """Carry out anything but a reload; return the fields of the answer."""
+        """Carry out a request that takes no time; return the fields of the answer."""
+
+    def hand_over(self, request: dict, answer: Answer, *, is_trusted: bool) -> None:
+        """Put in force what an instance wants; not is_trusted: if its policy file says so, too."""
 
     def reload(self, answer: Answer) -> None:
         """Read the policies' zones again."""
@@ -79,6 +83,9 @@ class _Connection(LineClient):
             self._authorise(request["request"])
             if request["request"] == "reload":
                 self._control.actions.reload(answer)
+                return
+            if request["request"] == "instance":
+                self._control.actions.hand_over(request, answer, is_trusted=self.peer.uid == 0)
                 return
             fields = self._control.actions.perform(request)
         except (Refused, KzorpdProtocolError) as problem:

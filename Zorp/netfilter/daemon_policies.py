@@ -4,7 +4,8 @@ Theory of operation
     read() starts the children of Zorp.netfilter.policies one after the other, the next when one
     has ended, because loading is work for a processor and there are few.  Each has a deadline.
     When the last has ended the caller gets everything at once.  A read() while one is under way
-    begins anew after it, however it ended: what the files say now is what the second caller wants.
+    begins anew after it, however it ended: what the files say now is what the second caller
+    wants.  Callers that wait for the same thing share one reading.
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ from Zorp.wire.instances_conf import InstanceLine
 class Policies:
     """What was read: descriptions in upload order, and why others are missing.
 
-    unread holds the names of those others, and "" for lines of instances.conf that name nobody.
+    unread holds the names of those others, and "" for lines of instances.conf that name nobody;
+    known all names that instances.conf has, None when there is no such file.
     """
 
     descriptions: dict[str, InstanceDescription] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     unread: set[str] = field(default_factory=set)
+    known: frozenset[str] | None = None
 
     def miss(self, instance: str, problem: str) -> None:
         """Note why an instance has no description."""
@@ -39,6 +42,14 @@ class Policies:
 
 
 Done = Callable[[Policies], None]
+
+
+@dataclass
+class _Job:
+    """One reading: of all instances, or of one."""
+
+    only: str | None
+    done: list[Done]
 
 
 class PolicyReader:
@@ -50,20 +61,24 @@ class PolicyReader:
         self._selector = selector
         self._timers = timers
         self._command = command
-        self._waiting: list[Done] = []
-        self._done: list[Done] = []
+        self._waiting: deque[_Job] = deque()
+        self._job: _Job | None = None                    # under way
         self._lines: deque[InstanceLine] = deque()
         self._child: Child | None = None
         self._deadline: Timer | None = None
 
-    def read(self, done: Done) -> None:
-        """Read every policy; call done() when all have been read."""
-        self._waiting.append(done)
-        if not self._done:
+    def read(self, done: Done, only: str | None = None) -> None:
+        """Read every policy, or that of one instance; call done() when that has ended."""
+        job = next((job for job in self._waiting if job.only == only), None)
+        if job is None:
+            job = _Job(only, [])
+            self._waiting.append(job)
+        job.done.append(done)
+        if self._job is None:
             self._begin()
 
     def _begin(self) -> None:
-        self._done, self._waiting = self._waiting, []
+        self._job = self._waiting.popleft()
         self._found = Policies()
         try:
             instances = read_instances(self._config_dir)
@@ -80,7 +95,8 @@ class PolicyReader:
             self._found.miss("", problem)
         if not instances.lines:
             log(None, "core.info", 1, "No instances defined; instances_conf='%s'", (instances.path,))
-        self._lines = deque(instances.lines)
+        self._found.known = frozenset(line.name for line in instances.lines)
+        self._lines = deque(line for line in instances.lines if self._job.only in (None, line.name))
         self._next()
 
     def _next(self) -> None:
@@ -123,18 +139,18 @@ class PolicyReader:
         self._child = None
 
     def _end(self) -> None:
-        done, self._done = self._done, []
-        for one in done:
+        job, self._job = self._job, None
+        for done in job.done:
             try:
-                one(self._found)
+                done(self._found)
             except Exception as problem:             # the others wait, too
                 log(None, "core.error", 1, "Unexpected error; error='%s'", (problem,))
                 log_exception(None)
-        if self._waiting and not self._done:
+        if self._waiting and self._job is None:
             self._begin()
 
     def close(self) -> None:
         """Give up what is under way; nobody is called any more."""
-        self._waiting, self._done = [], []
+        self._waiting.clear()
         if self._child is not None:
             self._let_go()

@@ -142,13 +142,20 @@ class PacketRules:
         """Note the instances whose policies could not be read; "" stands for one whose name is not known."""
         self._unread = frozenset(unread)
 
-    def take_policies(self, descriptions: Mapping[str, InstanceDescription], *, is_start: bool) -> None:
+    def take_policies(self, descriptions: Mapping[str, InstanceDescription], known: frozenset[str] | None, *,
+                      is_start: bool) -> None:
         """Put in force what the policy files of all instances say, as far as that goes (see above).
 
+        known: the names in instances.conf, None when there is no such file; others lose their rules.
         is_start: the files were read because kzorpd has started; instances that have handed over
         keep everything.  Raises RulesError.
         """
         state = self.state
+        if known is not None and "" not in self._unread:
+            for name in {entry.description.instance for entry in state.entries} - known - self._unread:
+                log(None, "core.info", 3, "Instance is not in instances.conf any more, its packet rules go; "
+                    "instance='%s'", (name,))
+                state = state.without(name)
         if self._site.on_stop == "flush":
             running = {entry.description.instance for entry in state.entries}
             descriptions = {name: found for name, found in descriptions.items() if name in running}

@@ -1,5 +1,6 @@
 """kzorpd: host names, reloads, requests, signals, and that nothing wrong changes anything."""
 
+import dataclasses
 import json
 import os
 import select
@@ -243,6 +244,68 @@ def test_a_description_that_cannot_be_used_is_refused_and_changes_nothing(kzorpd
     with pytest.raises(KzorpdError):
         kzorpd.ask("instance", description=text)
     assert (kzorpd.sets(), kzorpd.rules(), kzorpd.ask("dump")) == before
+
+
+@pytest.fixture
+def instances_user(kzorpd):
+    """Ask a running kzorpd as the user that instances run as; returns what it answers, or why it refuses."""
+    def attempt(request, **fields):
+        os.chmod(kzorpd.socket, 0o666)
+        for path in (kzorpd.directory, *kzorpd.directory.parents):
+            if path.is_relative_to("/tmp/pytest-of-root"):
+                path.chmod(0o755)
+
+        def asking():
+            try:
+                return ask(kzorpd.socket, request, 30, **fields)
+            except KzorpdError as problem:
+                return str(problem)
+        return run_unprivileged(asking)
+    return attempt
+
+
+def test_the_user_of_instances_puts_only_in_force_what_the_policy_file_says(kzorpd, instances_user):
+    # given a kzorpd that has read the policy of its only instance
+    kzorpd.start()
+    (text,) = kzorpd.ask("dump")["instances"]
+    true, before = from_json(text), (kzorpd.sets(), kzorpd.rules())
+    # when a process of the user of instances hands over somebody nobody knows, or more than the file says
+    forward = RuleData(rule_id=7, service="fwd", proto=(6,))
+    wider = dataclasses.replace(true.zones[0], nets=(parse_net("10.0.0.0/8"),))
+    refusals = [instances_user("instance", description=to_json(wanted)) for wanted in (
+        description(), dataclasses.replace(true, rules=(*true.rules, forward)),
+        dataclasses.replace(true, zones=(wider,)), dataclasses.replace(true, rules=()))]
+    # then each is refused with what differs and what to do, and nothing changes
+    assert "'other' is not in instances.conf" in refusals[0]
+    assert "--packet-rules administrator" in refusals[0]
+    assert "hands over rule '7'" in refusals[1]
+    assert "its policy file says no rule '7'" in refusals[1]
+    assert "10.0.0.0/8" in refusals[2]
+    assert "10.1.0.0/24" in refusals[2]
+    assert "hands over no rule '1'" in refusals[3]
+    assert (kzorpd.sets(), kzorpd.rules()) == before
+    # and what the file says is taken, with the port that only the instance knows
+    moved = dataclasses.replace(true, listeners=tuple(
+        dataclasses.replace(listener, port=50_099) for listener in true.listeners))
+    assert instances_user("instance", description=to_json(moved))["ok"]
+    assert any("50099" in rule for rule in kzorpd.rules())
+
+
+@pytest.mark.parametrize("way", ["reload", "start"])
+def test_an_instance_that_is_gone_from_instances_conf_loses_its_rules(kzorpd, way):
+    # given an instance that handed over and is not in instances.conf
+    kzorpd.start()
+    kzorpd.ask("instance", description=to_json(description()))
+    assert "zorp.4.lab" in kzorpd.sets()
+    # when kzorpd reloads or comes back
+    if way == "reload":
+        assert kzorpd.say(b"RELOAD\n") == b"OK"
+    else:
+        kzorpd.stop(signal.SIGKILL)
+        kzorpd.start()
+    # then nothing of it is in force, and the others are
+    assert "zorp.4.lab" not in kzorpd.sets()
+    assert [from_json(text).instance for text in kzorpd.ask("dump")["instances"]] == ["intra"]
 
 
 # ---------------------------------------------------------------- kzorp's orders

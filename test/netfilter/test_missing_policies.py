@@ -126,8 +126,7 @@ def test_while_a_policy_is_unknown_zones_and_denials_stay_as_they_are(two, chang
     two.stop(signal.SIGKILL)
     two.start()
     assert (two.sets(), two.rules()) == before
-    assert any("what the policy of instance" in line.raw for line in two.log.find("core.error", 1, EXISTING)) == (
-        change != "the instance goes that keeps something")
+    assert any("what the policy of instance" in line.raw for line in two.log.find("core.error", 1, EXISTING))
 
 
 def test_packets_for_proxies_that_never_ran_are_dropped_and_not_forwarded_by_others(two):
