@@ -189,13 +189,14 @@ class AbstractHostnameCache:
 class _Entry:
     """One watched name; ResolverCache._entries_lock guards it."""
 
-    __slots__ = ("expires_at", "good_until", "ipv4", "ipv6", "is_answered")
+    __slots__ = ("expires_at", "good_until", "ipv4", "ipv6", "is_answered", "is_known")
 
     def __init__(self, now):
         self.ipv4 = self.ipv6 = frozenset()
         self.expires_at = now                       # monotonic seconds
         self.good_until = {AF_INET: now, AF_INET6: now}
         self.is_answered = False                    # a first look-up has come to an end, well or not
+        self.is_known = False                       # name servers have said everything about the name once
 
 
 class _Refresh:
@@ -380,6 +381,12 @@ class ResolverCache(AbstractHostnameCache):
             return all(entry.is_answered for entry in self._entries.values())
 
     @property
+    def known_hosts(self):
+        """The set of watched names about which name servers have once said everything, be it that there is nothing."""
+        with self._entries_lock:
+            return {name for name, entry in self._entries.items() if entry.is_known}
+
+    @property
     def hosts(self):
         """The set of watched names."""
         with self._entries_lock:
@@ -446,6 +453,7 @@ class ResolverCache(AbstractHostnameCache):
         is_complete = None not in (answer.ipv4, answer.ipv6) and bool(answer.ipv4 or answer.ipv6)
         entry.expires_at = now + (ttl if is_complete else min(ttl, self.default_cache_timeout))
         entry.is_answered = True
+        entry.is_known |= None not in (answer.ipv4, answer.ipv6)
         return is_complete
 
     def _part(self, entry, family, known, addresses, good_until):

@@ -14,7 +14,9 @@ Theory of operation
               policy file that instances.conf names says the same; only listeners' ports, which
               the instance alone knows, are taken as handed over.  A process that a peer has taken
               over can therefore forward nothing that the policy does not
-    TERM, INT take the addresses of host names out of the sets, end; rules and static zones stay
+    TERM, INT end; rules and zones stay, with the addresses of host names: a rule that refuses them
+              goes on doing so.  Where rules go with their instance (on_stop: flush), the addresses
+              go as well, as in the original
 
     Whatever goes wrong is logged and changes nothing; only a host on which the control socket
     cannot be made, or another kzorpd runs, ends the process.
@@ -224,6 +226,7 @@ class Kzorpd:
             self._rules.restore()
         except RulesError as problem:
             log(None, "core.error", 1, "Unable to load configuration, keep existing one; error='%s'", (problem,))
+        self._names.remember(self._rules.addresses())
         self._watch_names()
         self._names.start()
         if self._rules.is_active:
@@ -272,11 +275,12 @@ class Kzorpd:
     def _end(self, control: ControlServer) -> None:
         self._names.stop()
         self._policies.close()
-        try:
-            self._rules.take_addresses({name: [] for name in self._rules.hostnames()})
-        except RulesError as problem:
-            log(None, "core.error", 1, "Unable to update addresses in zones, keep existing ones; error='%s'",
-                (problem,))
+        if self._site.on_stop == "flush":
+            try:
+                self._rules.take_addresses({name: [] for name in self._rules.hostnames()})
+            except RulesError as problem:
+                log(None, "core.error", 1, "Unable to update addresses in zones, keep existing ones; error='%s'",
+                    (problem,))
         log(None, "core.info", 1, "KZorpd shutting down...")
         control.close()
         for watched in self._watching:

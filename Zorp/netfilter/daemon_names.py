@@ -8,10 +8,14 @@ Theory of operation
     step.  A name that cannot be looked up keeps its last addresses for `grace_s` seconds after
     they ran out; a name that does not exist loses them at once (Zorp.ResolverCache).
 
+    What kzorpd knew when it ended is remembered (remember()): a name has these addresses, too, until
+    name servers have answered completely for the first time, however long that takes.  Otherwise
+    a denial by name would be lifted by a restart while name servers are away.
+
     A look-up that hangs costs the resolver's time and delays no packet rule and no request.
 
 Threads
-    watch(), addresses(), start() and stop() are the loop's; everything with an underscore below
+    watch(), remember(), addresses(), start() and stop() are the loop's; everything with an underscore below
     _run() is the thread's.  ResolverCache has its own lock, `_changes` is an Event.
 """
 
@@ -44,6 +48,7 @@ class HostNames:
         self._cache.default_cache_timeout = ttl_floor_s  # until a failed look-up is tried again
         self._changes = threading.Event()                # other names to watch, or the end
         self._stopping = False
+        self._remembered: dict[str, list[str]] = {}
 
     def start(self) -> None:
         """Begin to look names up."""
@@ -53,6 +58,10 @@ class HostNames:
         """End the thread as soon as it does not wait for a name server."""
         self._stopping = True
         self._changes.set()
+
+    def remember(self, addresses: dict[str, list[str]]) -> None:
+        """Give names the addresses they had when kzorpd ended, until the first answer."""
+        self._remembered = dict(addresses)
 
     def watch(self, names: Iterable[str]) -> None:
         """Watch exactly these names; those that were watched before keep what is known of them."""
@@ -69,7 +78,9 @@ class HostNames:
 
     def addresses(self) -> dict[str, list[str]]:
         """Return what is known now: the addresses of every watched name, as texts."""
-        return {name: sorted(inet) + sorted(inet6)
+        for name in self._cache.known_hosts:
+            self._remembered.pop(name, None)
+        return {name: sorted({*inet, *inet6, *self._remembered.get(name, ())})
                 for name, (inet, inet6) in self._cache.cache_name_to_addresses.items()}
 
     # ---- the thread
@@ -94,7 +105,8 @@ class HostNames:
                 break
             log(None, "core.info", 4, "TTL for host expired, updating host; hostname='%s', ttl='%d'",
                 (hostname, -left_s))
-            if self._cache.updateHost(hostname):
+            was_known = hostname in self._cache.known_hosts
+            if self._cache.updateHost(hostname) or not was_known:
                 self._on_change()
         if not hostname:
             log(None, "core.info", 6, "No hostnames in cache, no update needed;")

@@ -49,6 +49,7 @@ from Zorp.netfilter.caution import opening
 from Zorp.netfilter.compiler import CompileError, IndexState, compile_plan
 from Zorp.netfilter.evaluator import Evaluator
 from Zorp.netfilter.instance_zones import InstanceZones
+from Zorp.netfilter.known_addresses import KnownAddresses
 from Zorp.netfilter.plan import Plan, RuleIndex
 from Zorp.netfilter.sessions import settle
 from Zorp.netfilter.site import Site
@@ -74,6 +75,7 @@ class PacketRules:
     def __init__(self, site: Site, backend=None) -> None:
         self._site = preflight.adapted(site)
         self._store = Store(site.state_dir)
+        self._known = KnownAddresses(site.state_dir)
         self._backend = backend
         self._addresses: Mapping[str, Iterable[str]] = {}
         self._is_behind = False                          # the zones have addresses that the kernel has not
@@ -118,6 +120,7 @@ class PacketRules:
         Raises RulesError; the state is kept then, every later change includes it and retry() tries again.
         """
         self.state = self._store.read()
+        self._addresses = self._known.read()
         self._put_in_force(self.state, is_first=True)
 
     def retry(self) -> None:
@@ -197,6 +200,7 @@ class PacketRules:
         """
         self._addresses = dict(addresses)
         changed = [description.instance for description, zones in self._instances if zones.feed(self._addresses)]
+        self._known.write(self._addresses)
         self._is_behind |= bool(changed)
         if not self._is_behind:
             return False

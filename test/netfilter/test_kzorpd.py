@@ -75,8 +75,14 @@ def test_scenario_28_without_name_servers_static_zones_work_and_names_are_retrie
     named.wait_for_members(PARTNERS, "198.51.100.0/24", "192.0.2.1")
 
 
-def test_scenario_29_the_end_takes_host_names_out_of_the_zones_and_leaves_the_rest(named):
+def test_scenario_29_the_end_takes_host_names_out_of_the_zones_and_leaves_the_rest_where_the_site_wants_it(named):
+    named.configure("on_stop: flush")
     named.start()
+    named.ask("instance", description=to_json(dataclasses.replace(
+        description(), zones=(ZoneData(name="office", nets=(parse_net("10.1.0.0/24"),)), ZoneData(
+            name="partners", nets=(parse_net("198.51.100.0/24"),), hostnames=("a.test",))),
+        rules=tuple(RuleData(rule_id=number, service="web", proto=(6,), src_zone=(zone,))
+                    for number, zone in enumerate(("office", "partners"), 1)))))
     named.wait_for_members(PARTNERS, "198.51.100.0/24", "192.0.2.1")
     rules = named.rules()
     assert named.stop(signal.SIGTERM) == 0
@@ -85,6 +91,26 @@ def test_scenario_29_the_end_takes_host_names_out_of_the_zones_and_leaves_the_re
     assert named.rules() == rules
     assert named.log.find("core.info", 1, "KZorpd shutting down...")
     assert not os.path.exists(named.socket)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_restart_while_name_servers_are_away_keeps_the_addresses_until_the_first_answer(named, number):
+    # given a name whose address is known
+    named.start()
+    named.wait_for_members(PARTNERS, "198.51.100.0/24", "192.0.2.1")
+    # when kzorpd ends, and comes back while the name server fails
+    named.stop(number)
+    assert named.sets()[PARTNERS] == {"198.51.100.0/24", "192.0.2.1"}
+    named.dns.behaviour = SERVFAIL
+    asked = len(named.dns.queries)
+    named.start()
+    assert named.dns.wait_for_queries(asked + 4)
+    # then the zone has the address still
+    assert named.sets()[PARTNERS] == {"198.51.100.0/24", "192.0.2.1"}
+    # and the first answer decides, also when it is that the name does not exist
+    named.dns.remove("a.test")
+    named.dns.behaviour = "answer"
+    named.wait_for_members(PARTNERS, "198.51.100.0/24")
 
 
 def test_a_name_that_cannot_be_looked_up_keeps_its_last_address(named):
