@@ -24,6 +24,7 @@ from test.support.net import Namespace
 _EVERY_PROTOCOL, _ETH_P_IP, _ETH_P_IPV6 = 0x0003, 0x0800, 0x86DD
 _SOL_PACKET, _PACKET_STATISTICS, _PACKET_OUTGOING = 263, 6, 4
 _SO_RCVBUFFORCE, _BUFFER_BYTES = 33, 8 << 20
+_SYN = 0x02
 _WITH_PORTS = (socket.IPPROTO_TCP, socket.IPPROTO_UDP)
 
 
@@ -33,6 +34,7 @@ class Packet(NamedTuple):
     source: str
     destination: str
     port: int                        # it was for
+    opens_or_speaks: bool            # False: TCP that neither begins a connection nor carries data
 
 
 class Capture:
@@ -68,13 +70,17 @@ class Capture:
 def _packet(protocol: int, data: bytes) -> Packet | None:
     """Return what a packet says, None for other kinds than TCP and UDP."""
     if protocol == _ETH_P_IP and data[9] in _WITH_PORTS:
-        source, destination, header = data[12:16], data[16:20], 4 * (data[0] & 0xF)
+        source, destination, header, kind = data[12:16], data[16:20], 4 * (data[0] & 0xF), data[9]
+        end = int.from_bytes(data[2:4], "big")
     elif protocol == _ETH_P_IPV6 and data[6] in _WITH_PORTS:
-        source, destination, header = data[8:24], data[24:40], 40
+        source, destination, header, kind = data[8:24], data[24:40], 40, data[6]
+        end = header + int.from_bytes(data[4:6], "big")
     else:
         return None
+    payload = header + 4 * (data[header + 12] >> 4) if kind == socket.IPPROTO_TCP else header
     return Packet(str(ipaddress.ip_address(source)), str(ipaddress.ip_address(destination)),
-                  int.from_bytes(data[header + 2:header + 4], "big"))
+                  int.from_bytes(data[header + 2:header + 4], "big"),
+                  opens_or_speaks=payload < end or bool(data[header + 13] & _SYN))
 
 
 def connected(client: Namespace, targets: list[tuple[str, int]], times: int = 1,

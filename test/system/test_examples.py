@@ -87,7 +87,7 @@ def test_the_demo_shows_root_what_client_firewall_and_server_see():
 def test_the_demo_leaves_nothing_behind_when_it_is_interrupted(number):
     # given a demo whose firewall runs
     with subprocess.Popen(DEMO, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-                          start_new_session=True) as demo:
+                          start_new_session=True, preexec_fn=heed_interrupts) as demo:
         assert any(line.startswith("# kzorp-setup load") for line in demo.stdout)
         inside = process_namespaces(session_of(demo.pid))
         assert inside
@@ -99,6 +99,11 @@ def test_the_demo_leaves_nothing_behind_when_it_is_interrupted(number):
     # and its processes end, and the networks and mounts with them
     wait_until(lambda: not process_namespaces() & inside, "the end of the demo's processes")
     assert not {"client", "firewall", "server"} & {path.name for path in pathlib.Path("/run").glob("netns/*")}
+
+
+def heed_interrupts() -> None:
+    """In the child: what a shell starts in the background ignores SIGINT, and so do its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def process_namespaces(pids: list[int] | None = None) -> set[str]:
