@@ -154,21 +154,21 @@ def test_an_instance_that_stops_keeps_its_rules(kzorpd):
     assert kzorpd.rules() == rules != []
 
 
-def test_where_the_site_wants_it_an_instance_has_rules_only_while_it_runs(kzorpd):
+def test_where_the_site_wants_it_an_instance_has_rules_only_while_it_runs(two):
     # given a site that wants rules to go with their instance
-    kzorpd.configure("on_stop: flush")
-    kzorpd.write_policy(rules=RULES)
+    two.configure("on_stop: flush")
+    two.write_policy(rules=RULES)
     # when kzorpd starts and reloads, then there are none
-    kzorpd.start()
-    assert kzorpd.say(b"RELOAD\n") == b"OK"
-    assert kzorpd.rules() == []
+    two.start()
+    assert two.say(b"RELOAD\n") == b"OK"
+    assert two.rules() == []
     # when an instance starts, then they come; kzorpd's own end and return leave them
-    kzorpd.ask("instance", description=to_json(wide(service="web")))
-    rules = kzorpd.rules()
+    two.ask("instance", description=to_json(wide(service="web")))
+    rules = two.rules()
     assert any("50081" in rule for rule in rules)
-    kzorpd.stop()
-    kzorpd.start()
-    assert kzorpd.rules() == rules
+    two.stop()
+    two.start()
+    assert two.rules() == rules
     # and when it stops, they go
-    kzorpd.ask("stopped", instance="wide")
-    assert kzorpd.rules() == []
+    two.ask("stopped", instance="wide")
+    assert two.rules() == []
