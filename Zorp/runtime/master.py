@@ -95,7 +95,6 @@ class Master:
         self._reloads = Reloads()
         self._generation = 0
         self._file_stamp = -1            # of the policy that was started with or reloaded last
-        self._is_revoking = False
         self._stopping = False
         self._exit_status: int | None = None
         self._budgets = {slot: RestartBudget(options.restart_max, options.restart_interval) for slot in slots}
@@ -138,9 +137,9 @@ class Master:
 
     # ---- starting workers
 
-    def _begin_load(self, purpose: Purpose, slots: list[Slot], *, revoke: bool = False) -> None:
+    def _begin_load(self, purpose: Purpose, slots: list[Slot]) -> None:
         self._generation += 1
-        load = Load(purpose, self._generation, list(slots), revoke=revoke)
+        load = Load(purpose, self._generation, list(slots))
         self._loads.append(load)
         for slot in load.slots:
             if purpose is Purpose.INITIAL:           # those after a crash are counted where they are granted
@@ -299,8 +298,7 @@ class Master:
         elif load.purpose is Purpose.RELOAD:
             self._log_success(load)
             self._notifier.send("READY=1")
-            if load.revoke:
-                self._is_revoking = True
+            if self._reloads.is_revoking:
                 Revocation(self._workers, self._questions, self._timers, self._slots,
                            max(self._options.reload_patience, 1), self._reloaded)
             else:
@@ -310,7 +308,6 @@ class Master:
 
     def _reloaded(self, revoked: int, problem: str) -> None:
         """The revocation of a reload has ended."""
-        self._is_revoking = False
         self._reloads.ended(Outcome(True, problem, revoked))
         self._tell_info()
         self._next_reload()
@@ -389,12 +386,12 @@ class Master:
         self._tell_info()
 
     def _next_reload(self) -> None:
-        is_busy = self._loads or self._is_revoking or self._stopping
+        is_busy = self._loads or self._reloads.under_way or self._stopping
         if self._reloads.wanted and not is_busy and self._exit_status is None:
             self._begin_reload()
 
     def _begin_reload(self) -> None:
-        revoke = self._reloads.begun()
+        self._reloads.begun()
         log(None, "core.info", 0, "Reloading policy; policy_file='%s', instance_name='%s'",
             (self._options.policy, self._options.instance))
         replaced = replaced_program()
@@ -407,7 +404,7 @@ class Master:
             if slot.restart_timer is not None:
                 slot.restart_timer.cancel()
                 slot.restart_timer = None
-        self._begin_load(Purpose.RELOAD, self._slots, revoke=revoke)
+        self._begin_load(Purpose.RELOAD, self._slots)
 
     def _tell_info(self) -> None:
         """Let the workers publish what only the master knows."""

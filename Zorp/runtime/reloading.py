@@ -36,8 +36,8 @@ class Reloads:
         self.failures = 0
         self.last_error = ""
         self._is_to_revoke = False       # the wanted one shall end sessions that it refuses
-        self._is_revoking = False        # the one under way shall
-        self._under_way = False
+        self.is_revoking = False         # the one under way shall
+        self.under_way = False           # from begun() to ended(), with the revocation
         self._is_over = False            # the instance stops: nothing is wanted or begun any more
         self._latest = Outcome(False)    # before any reload: failed, as it always was
         self._revoked = 0                # since somebody was told
@@ -49,29 +49,28 @@ class Reloads:
             self.wanted = True
             self._is_to_revoke |= revoke
 
-    def begun(self) -> bool:
-        """The wanted one has begun; return whether it shall end sessions that it refuses."""
-        self._is_revoking, self._is_to_revoke = self._is_to_revoke, False
+    def begun(self) -> None:
+        """The wanted one has begun."""
+        self.is_revoking, self._is_to_revoke = self._is_to_revoke, False
         self.wanted = False
-        self._under_way = True
-        return self._is_revoking
+        self.under_way = True
 
     def ended(self, outcome: Outcome) -> None:
         """The one under way has ended; tell who waits, unless another is wanted already."""
-        if self._under_way:
-            self._under_way = False
+        if self.under_way:
+            self.under_way = False
             self.failures += not outcome.success
             self.last_error = outcome.reason
             self._revoked += outcome.revoked
             self._latest = outcome._replace(revoked=self._revoked)
-            if self.wanted and self._is_revoking and (outcome.reason or not outcome.success):
+            if self.wanted and self.is_revoking and (outcome.reason or not outcome.success):
                 self._is_to_revoke = True
         if not self.wanted:
             self._tell()
 
     def give_up(self, reason: str) -> None:
         """The instance stops: whoever waits, and whoever still asks, hears that his reload has failed."""
-        self._is_over, self.wanted, self._under_way = True, False, False
+        self._is_over, self.wanted, self.under_way = True, False, False
         self._latest = Outcome(False, reason)
         self._tell()
 
@@ -83,7 +82,7 @@ class Reloads:
 
     def when_ended(self, done: Callable[[Outcome], None]) -> None:
         """Call done() when no reload is wanted or under way; at once if so."""
-        if self.wanted or self._under_way:
+        if self.wanted or self.under_way:
             self._waiting.append(done)
         else:
             done(self._latest)

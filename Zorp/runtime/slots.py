@@ -101,7 +101,6 @@ class Load:
     generation: int
     slots: list[Slot]
     deadline: Timer | None = None
-    revoke: bool = False         # sessions of older policies that this one refuses are to be ended
     began: float = dataclasses.field(default_factory=time.time)      # epoch seconds
     abandon_timer: Timer | None = None   # runs when a newer order waits
     file_stamp: int = -1         # modification time of the policy file that was loaded, epoch seconds

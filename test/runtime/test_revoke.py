@@ -179,13 +179,15 @@ def test_outcomes_are_told_when_nothing_is_wanted_any_more():
     # given a reload under way, and another that is to revoke
     told, reloads = [], reloading.Reloads()
     reloads.want(revoke=False)
-    assert reloads.begun() is False
+    reloads.begun()
+    assert reloads.is_revoking is False
     reloads.want(revoke=True)
     reloads.when_ended(told.append)
     # when the first fails and the second ends
     reloads.ended(reloading.Outcome(False, "broken"))
     assert told == []
-    assert reloads.begun() is True
+    reloads.begun()
+    assert reloads.is_revoking is True
     reloads.ended(reloading.Outcome(True, revoked=3))
     assert told == [reloading.Outcome(True, "", 3)]
     assert reloads.failures == 1
@@ -203,11 +205,13 @@ def test_a_revocation_that_was_not_done_is_the_duty_of_the_reload_that_follows(o
     reloads.ended(outcome)
     # then the second revokes
     assert told == []
-    assert reloads.begun() is True
+    reloads.begun()
+    assert reloads.is_revoking is True
     # and a third one does not
     reloads.ended(reloading.Outcome(True, revoked=1))
     reloads.want(revoke=False)
-    assert reloads.begun() is False
+    reloads.begun()
+    assert reloads.is_revoking is False
 
 
 def test_a_revocation_that_succeeded_does_not_repeat():
@@ -216,7 +220,8 @@ def test_a_revocation_that_succeeded_does_not_repeat():
     reloads.begun()
     reloads.want(revoke=False)
     reloads.ended(reloading.Outcome(True))
-    assert reloads.begun() is False
+    reloads.begun()
+    assert reloads.is_revoking is False
 
 
 def test_nobody_hears_of_success_once_the_instance_stops():
