@@ -4,8 +4,9 @@ Theory of operation
     A session is a pair of sender and destination.  arrived() takes one datagram of the listening
     socket: it goes to the session of its pair, or begins a new one, which is returned and has to
     be delivered to the policy like an accepted connection.  The new session's socket gets the
-    later datagrams of its pair from the kernel; those that waited on the listening socket come
-    through the session's inbox, in order and before all others.
+    later datagrams of its pair from the kernel; those that waited on the listening socket are
+    read before the session is delivered, up to the first of another pair, and come through its
+    inbox, in order and before all others.
 
     A thread is not tied to a session before the policy has accepted it: whoever delivers is one
     of the pool that asks the policy, and serves the session only when it was accepted.
@@ -24,6 +25,7 @@ Threads
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
 import select
 import socket
@@ -39,6 +41,10 @@ from Zorp.transport.datagrams import DATAGRAM_BYTES, Datagram, SessionSocket, re
 INBOX_DATAGRAMS = 64
 EVICTED_AFTER_S = 1.0
 _LOG_PAUSE_S = 1.0
+
+
+def _pair(datagram: Datagram) -> tuple:
+    return datagram.destination[:2], datagram.source[:2]
 
 
 class DatagramStream(Stream):
@@ -141,7 +147,7 @@ class DatagramSessions:
         self._nobody_idle_until_s: dict[str, float] = {}     # by client's address, "" for all; while there is no room
         self._silent_until_s = 0.0
         self._suppressed = 0
-        self._waiting: collections.deque[Datagram] = collections.deque()     # strays; for the thread of arrived()
+        self._waiting: collections.deque[Datagram] = collections.deque()     # read already; for arrived()
 
     def arrived(self, listener: socket.socket) -> tuple[DatagramStream, Datagram] | None:
         """Take one datagram; return the session that it begins, None when it begins none.
@@ -149,7 +155,7 @@ class DatagramSessions:
         Raises BlockingIOError when there is no datagram, another OSError when the socket is unwell.
         """
         datagram = self._waiting.popleft() if self._waiting else receive(listener)
-        key = datagram.destination[:2], datagram.source[:2]
+        key = _pair(datagram)
         session = self._sessions.get(key)
         if session is not None:
             session.give(datagram.data)              # a full inbox loses it, as a full socket buffer would
@@ -179,16 +185,35 @@ class DatagramSessions:
             return None
         stream = DatagramStream(sock, "nosession", datagram.source)
         stream.give(datagram.data)
+        self._give_what_waits(stream, key, listener)
         for stray in strays(sock, datagram):
-            if stray.source[:2] == stream.peer:
-                stream.give(stray.data)
-            elif len(self._waiting) < INBOX_DATAGRAMS:
-                self._waiting.append(stray)
+            self._give_or_keep(stream, key, stray)
         with self._sessions_lock:
             self._sessions[key] = stream
             self._per_client[stream.peer[0]] += 1
         stream.on_close(lambda: self._forget(key, stream))
         return stream, datagram
+
+    def _give_what_waits(self, stream: DatagramStream, key: tuple, listener: socket.socket) -> None:
+        """Give a new session what came for it before its own socket was there.
+
+        The listening socket is read up to the first datagram of somebody else: those behind it
+        stay in the kernel, where the next generation of this instance finds them after a reload.
+        """
+        waiting, self._waiting = self._waiting, collections.deque()
+        for datagram in waiting:
+            self._give_or_keep(stream, key, datagram)
+        with contextlib.suppress(OSError):           # nothing more, or arrived() will meet the same
+            for _ in range(INBOX_DATAGRAMS - 1):
+                if self._waiting:
+                    break
+                self._give_or_keep(stream, key, receive(listener))
+
+    def _give_or_keep(self, stream: DatagramStream, key: tuple, datagram: Datagram) -> None:
+        if _pair(datagram) == key:
+            stream.give(datagram.data)
+        elif len(self._waiting) < INBOX_DATAGRAMS:
+            self._waiting.append(datagram)
 
     def _forget(self, key: tuple, stream: DatagramStream) -> None:
         with self._sessions_lock:

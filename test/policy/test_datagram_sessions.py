@@ -38,9 +38,7 @@ def test_queued_datagrams_of_a_pair_go_to_its_session_in_order(listener):
     with captured_log(), sender(listener, b"1", b"2", b"3") as client:
         stream, datagram = sessions.arrived(listener)
         assert datagram.source == client.getsockname()
-        # when the next two are taken, then they begin no session
-        assert sessions.arrived(listener) is None
-        assert sessions.arrived(listener) is None
+        # then the other two are the session's already, before anybody serves it
         with pytest.raises(BlockingIOError):
             sessions.arrived(listener)
         # and a fourth goes to the session's own socket
@@ -70,6 +68,28 @@ def test_datagrams_that_came_between_bind_and_connect_are_taken_out(listener):
         assert strays(sock, datagram) == [Datagram(b"stray", stranger.getsockname(), listener.getsockname(), 0)]
         assert strays(sock, datagram) == []
         sock.close()
+
+
+def test_what_waits_behind_another_pair_begins_no_second_session(listener):
+    # given datagrams of two clients, interleaved
+    sessions = DatagramSessions(transparent=False)
+    with captured_log(), sender(listener, b"1") as one, sender(listener, b"a") as other:
+        one.sendto(b"2", listener.getsockname())
+        other.sendto(b"b", listener.getsockname())
+        first, _ = sessions.arrived(listener)
+        # then the second client's datagram was read on the way, and is waiting
+        assert sessions.waiting
+        second, datagram = sessions.arrived(listener)
+        assert datagram.source == other.getsockname()
+        # and the rest finds its sessions
+        assert sessions.arrived(listener) is None
+        assert sessions.arrived(listener) is None
+        with pytest.raises(BlockingIOError):
+            sessions.arrived(listener)
+        assert [first.recv(), first.recv(), second.recv(), second.recv()] == [b"1", b"2", b"a", b"b"]
+        assert sessions.number == 2
+        first.close()
+        second.close()
 
 
 def test_strays_begin_sessions_of_their_own(listener, monkeypatch):
