@@ -8,7 +8,8 @@ Theory of operation
     may be made only inside, and at its end the finished policy is checked.
 
     Helper modules are found in the directory of the policy first, then in /etc/zorp, then where
-    Python finds its own.  No byte code is written there.
+    Python finds its own.  No byte code is written there.  The texts come through
+    Zorp.runtime.texts: from disk, or as they were accepted, for the replacement of a crashed worker.
 
     Whatever goes wrong ends in LoadFailed with one Complaint for the administrator: the place is
     the innermost frame that belongs to the policy (the file or a helper beside it), the text is
@@ -22,7 +23,6 @@ import dataclasses
 import inspect
 import os
 import re
-import stat
 import sys
 import threading
 import traceback
@@ -34,6 +34,7 @@ from Zorp.Exceptions import PolicyError
 from Zorp.Log import log
 from Zorp.runtime.borrowed import builtins_for
 from Zorp.runtime.interpreter import Guard
+from Zorp.runtime.texts import AcceptedText, PolicyTexts, WritableByAnybody
 
 SYSTEM_POLICY_DIR = "/etc/zorp"
 
@@ -80,17 +81,20 @@ class InstanceNames(list):
 class Loader:
     """Loads one policy file into this process; for the main thread."""
 
-    def __init__(self, path: str, names: list[str], virtual_name: str, is_master: bool) -> None:
+    def __init__(self, path: str, names: list[str], virtual_name: str, is_master: bool,
+                 accepted: AcceptedText | None = None) -> None:
+        """accepted: the text to load; None: what is on disk."""
         self._path = path
         self._names = names
         self._virtual_name = virtual_name
         self._is_master = int(is_master)
         self._directories = tuple(dict.fromkeys((os.path.dirname(path), SYSTEM_POLICY_DIR)))
+        self._texts = PolicyTexts(path, self._directories, accepted)
         self._main: types.ModuleType | None = None
         self._guard = Guard()
 
-    def load(self) -> None:
-        """Run the file and its init().  Raises LoadFailed."""
+    def load(self) -> AcceptedText:
+        """Run the file and its init(); return the text that this was.  Raises LoadFailed."""
         source = self._read()
         self._prepare_interpreter()
         with self._guard:
@@ -98,6 +102,7 @@ class Loader:
             self._initialise()
             replaced = self._guard.restore()
         self._check_traces(replaced)
+        return self._texts.end()
 
     def _take_back_interpreter(self) -> list[str]:
         """The policy has failed: nothing of ours may run before this.  Return what builtins it replaced."""
@@ -136,17 +141,15 @@ class Loader:
 
     def _read(self) -> str:
         try:
-            with open(self._path, "rb") as file:
-                anybody_writes = os.fstat(file.fileno()).st_mode & stat.S_IWOTH
-                data = file.read()
+            data = self._texts.read_policy()
+        except WritableByAnybody:
+            log(None, "core.error", 0, "Error opening policy file; filename='%s'", (self._path,))
+            raise LoadFailed(Complaint(f"{self._path}:0: everybody may write this file, so it is nobody's policy; "
+                                       "take the right away with chmod o-w")) from None
         except OSError as problem:
             log(None, "core.error", 0, "Error opening policy file; filename='%s'", (self._path,))
             raise LoadFailed(Complaint(f"{self._path}:0: cannot be read, {problem.strerror}; "
                                        "make it readable for the user that zorp runs as")) from problem
-        if anybody_writes:
-            log(None, "core.error", 0, "Error opening policy file; filename='%s'", (self._path,))
-            raise LoadFailed(Complaint(f"{self._path}:0: everybody may write this file, so it is nobody's policy; "
-                                       "take the right away with chmod o-w"))
         try:
             return data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
         except UnicodeDecodeError:
@@ -155,7 +158,7 @@ class Loader:
     def _prepare_interpreter(self) -> None:
         sys.dont_write_bytecode = True
         sys.argv = [""]
-        sys.path[:0] = [directory for directory in self._directories if directory not in sys.path]
+        self._texts.begin()
         main = types.ModuleType("__main__")
         main.__file__ = self._path
         sys.modules["__main__"] = self._main = main

@@ -7,10 +7,11 @@ Theory of operation
 
         the first start    every slot; a failure ends the instance with the worker's status
         a reload           every slot; a failure changes nothing
-        a restart          the one slot whose worker crashed; a failure is retried
+        a restart          the one slot whose worker crashed; a failure is retried.  It loads the text
+                           that is in force (Zorp.runtime.texts), whatever lies on disk
 
     The step: when every successor of the load has reported "loaded", the first has the packet
-    rules of the policy put in force (Zorp.runtime.packetrules); then the old workers are told to
+    rules of a new policy put in force (Zorp.runtime.packetrules); then the old workers are told to
     retire and answer with session numbers and counters; then the successors are told to go.
     The listening sockets belong to the master and are open all the time.
 
@@ -94,7 +95,6 @@ class Master:
         self._loads: list[Load] = []
         self._reloads = Reloads()
         self._generation = 0
-        self._file_stamp = -1            # of the policy that was started with or reloaded last
         self._stopping = False
         self._exit_status: int | None = None
         self._budgets = {slot: RestartBudget(options.restart_max, options.restart_interval) for slot in slots}
@@ -145,7 +145,8 @@ class Master:
             if purpose is Purpose.INITIAL:           # those after a crash are counted where they are granted
                 self._budgets[slot].started()
             try:
-                slot.successor = self._workers.start(slot, load.generation, purpose is Purpose.INITIAL)
+                slot.successor = self._workers.start(slot, load.generation, purpose is Purpose.INITIAL,
+                                                     slot.text if purpose is Purpose.RESTART else None)
             except CannotStart as problem:
                 self._cannot_start(load, str(problem))
                 return
@@ -181,6 +182,8 @@ class Master:
         self._start_report.close()
         for slot in self._slots:
             slot.pid_file.close()
+            if slot.text is not None:
+                os.close(slot.text)
 
     def _serving(self) -> Iterator[Handle]:
         return (slot.serving for slot in self._slots if slot.serving is not None)
@@ -204,13 +207,23 @@ class Master:
             return
         handle.state = State.LOADED
         load.file_stamp = message["file_stamp"]
-        if all(slot.successor.state is State.LOADED for slot in load.slots):
+        handle.text = next(iter(message.descriptors), None)
+        handle.digests = message["digests"]
+        if not all(slot.successor.state is State.LOADED for slot in load.slots):
+            return
+        if load.differing_files:
+            self._load_died(load, "the policy was changed while it was read, load it again; "
+                            f"files={', '.join(load.differing_files)}")
+        else:
             self._put_rules_in_force(load)
 
     def _put_rules_in_force(self, load: Load) -> None:
-        """What packets meet comes last of what can fail, and before anybody serves by the new policy."""
+        """What packets meet comes last of what can fail, and before anybody serves by the new policy.
+
+        A replacement follows the policy whose rules are in force.
+        """
         first = next((slot.successor for slot in load.slots if slot.is_master), None)
-        if first is None:
+        if first is None or load.purpose is Purpose.RESTART:
             self._switch(load)
         else:
             self._workers.send(first, "describe")
@@ -289,10 +302,6 @@ class Master:
         self._loads.remove(load)
         for slot in load.slots:
             self._put_into_service(slot)
-        if load.purpose is Purpose.RESTART:
-            self._warn_of_unordered_text(load)
-        else:
-            self._file_stamp = load.file_stamp
         if load.purpose is Purpose.INITIAL:
             self._started()
         elif load.purpose is Purpose.RELOAD:
@@ -317,18 +326,15 @@ class Master:
         log(None, "core.info", 3, "Policy reloaded; policy_file='%s', file_stamp='%s', generation='%d'",
             (self._options.policy, _shown(load.file_stamp), load.generation))
 
-    def _warn_of_unordered_text(self, load: Load) -> None:
-        """A crash may put a text in force that nobody has reloaded; other processes go on with the old one."""
-        if load.file_stamp != self._file_stamp:
-            log(None, "core.error", 1, "Restarted process follows a policy that was changed and not reloaded, "
-                "reload or take the change back; policy_file='%s', file_stamp='%s', reloaded_stamp='%s', process='%s'",
-                (self._options.policy, _shown(load.file_stamp), _shown(self._file_stamp), load.slots[0].name))
-
     def _put_into_service(self, slot: Slot) -> None:
         old, new = slot.serving, slot.successor
         slot.serving, slot.successor = new, None
         slot.phase = Phase.SERVING
         new.state = State.SERVING
+        if new.text is not None:
+            if slot.text is not None:
+                os.close(slot.text)
+            slot.text, new.text = new.text, None
         try:
             slot.pid_file.write(new.pid)
         except OSError as problem:
@@ -373,7 +379,7 @@ class Master:
         elif load.purpose is Purpose.RELOAD:
             self._reload_failed(reason)
         else:
-            self._restart_failed(load.slots[0])
+            self._restart_failed(load.slots[0], reason)
         self._next_reload()
 
     def _reload_failed(self, reason: str) -> None:
@@ -502,8 +508,12 @@ class Master:
         if slot.successor is None:               # else a reload replaces it anyway
             slot.restart_timer = self._timers.after(RESTART_DELAY_S, restart)
 
-    def _restart_failed(self, slot: Slot) -> None:
+    def _restart_failed(self, slot: Slot, reason: str) -> None:
+        """What the policy needs is gone, perhaps for a moment: say that nobody serves, and try again."""
         budget = self._budgets[slot]
+        log(None, "core.error", 0, "The policy in force cannot be loaded again, nobody serves for this process; "
+            "process='%s', policy_file='%s', error='%s', retried='%s'",
+            (slot.name, self._options.policy, reason, "no" if budget.exhausted else "yes"))
         if budget.exhausted:
             self._reporter(f"Daemon exited but not restarting; restart_count='{budget.count}'")
             self._give_up(slot)

@@ -5,6 +5,8 @@ Theory of operation
     Globals.kzorp_available.  When every worker of a generation has loaded and bound, one of them
     hands the instance's description over; only when kzorpd has put it in force does the
     generation serve.  A refusal is a load that failed: the start ends, a reload changes nothing.
+    The replacement of a crashed worker asks too, but hands nothing over and is refused by nobody:
+    its policy is the one whose rules are in force, whatever its file says meanwhile.
 
     --packet-rules says who is responsible:
 
@@ -52,12 +54,17 @@ class PacketRules:
         return bool(self._options.packet_rules in ("auto", "kzorpd") and config.options.kzorp_enabled
                     and Globals.rules is not None and len(Globals.rules))
 
-    def announce(self) -> None:
-        """Before the policy loads: set what policies see.  Raises RulesRefused."""
+    def announce(self, *, in_force: bool) -> None:
+        """Before the policy loads: set what policies see.  Raises RulesRefused, but not when its rules are in force."""
         way = self._options.packet_rules
         active = way == "administrator"
         if way in ("auto", "kzorpd"):
-            active = self._greet(required=way == "kzorpd") == "compiled"
+            try:
+                active = self._greet(required=way == "kzorpd") == "compiled"
+            except RulesRefused:
+                if not in_force:
+                    raise
+                active = True
         Globals.kzorp_available = active
         Globals.kzorp_version = KZORP_VERSION if active else (0, 0)
 

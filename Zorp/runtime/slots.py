@@ -51,6 +51,8 @@ class Handle:
     generation: int
     channel: Channel
     last_words: int              # descriptor of what a fatal signal makes it write
+    text: int | None = None      # descriptor of the policy's sealed text, until it is accepted
+    digests: dict[str, str] = dataclasses.field(default_factory=dict)    # of that text, by path
     state: State = State.LOADING
     kill_timer: Timer | None = None
     unanswered: dict[int, Callable[[str | None], None]] = dataclasses.field(default_factory=dict)
@@ -79,6 +81,7 @@ class Slot:
     phase: Phase = Phase.EMPTY
     serving: Handle | None = None
     successor: Handle | None = None
+    text: int | None = None               # descriptor of the sealed text of the policy in force, for replacements
     handed_over: dict = dataclasses.field(default_factory=dict)
     crashed: Handle | None = None         # its listeners stay open until the next worker serves
     restart_timer: Timer | None = None
@@ -109,6 +112,15 @@ class Load:
     def is_reading(self) -> bool:
         """True while a worker still loads the policy."""
         return any(slot.successor is not None and slot.successor.state is State.LOADING for slot in self.slots)
+
+    @property
+    def differing_files(self) -> list[str]:
+        """The files that two of the successors have read with different content."""
+        contents: dict[str, set[str]] = {}
+        for slot in self.slots:
+            for path, digest in slot.successor.digests.items():
+                contents.setdefault(path, set()).add(digest)
+        return [path for path, digests in contents.items() if len(digests) > 1]
 
     @property
     def is_handing_over(self) -> bool:

@@ -17,7 +17,8 @@ Theory of operation
                            revoke    a step of ending sessions that a newer policy refuses
                            judged    what the worker that serves says about a session of ours
         to the master      listen    needs a listening socket; the answer carries the descriptor
-                           loaded    the policy is loaded and every bind made
+                           loaded    the policy is loaded and every bind made; carries its text, sealed,
+                                     and the digests of it, unless the text came from the master
                            described the packet rules are in force
                            failed    it is not loaded, or its packet rules were refused; carries the exit status
                            handover  session numbers, counters, log settings for the successor
@@ -74,6 +75,7 @@ from Zorp.runtime.needs import unused_capabilities
 from Zorp.runtime.options import Options
 from Zorp.runtime.packetrules import PacketRules, RulesRefused
 from Zorp.runtime.stdio import CapturedOutput
+from Zorp.runtime.texts import AcceptedText
 from Zorp.runtime.threads import PoolLimits, ThreadPool
 from Zorp.SockAddr import from_sockaddr
 from Zorp.Szig import statistics
@@ -116,7 +118,9 @@ def die_with_parent(parent_pid: int) -> None:
 class Worker:
     """The process of one policy generation; everything here runs in its main thread unless it says otherwise."""
 
-    def __init__(self, options: Options, identity: Identity, channel: Channel, log_setup: LogSetup) -> None:
+    def __init__(self, options: Options, identity: Identity, channel: Channel, log_setup: LogSetup,
+                 accepted: AcceptedText | None = None) -> None:
+        """accepted: the text of the policy that is in force, for a replacement; None: load what is on disk."""
         self._options = options
         self._identity = identity
         self._channel = channel
@@ -136,7 +140,8 @@ class Worker:
         self._zone_names: ZoneNames | None = None
         self._packet_rules = PacketRules(options)
         self._consent = Consent(channel.send, max(options.reload_patience, 1))
-        self._loader = Loader(options.policy, options.names, identity.name, identity.is_master)
+        self._accepted = accepted
+        self._loader = Loader(options.policy, options.names, identity.name, identity.is_master, accepted)
 
     def run(self) -> int:
         """Live; return the exit status."""
@@ -159,10 +164,9 @@ class Worker:
     # ---- loading
 
     def _load(self) -> bool:
-        self._file_stamp = self._stamp_of_policy()
         try:
-            self._packet_rules.announce()
-            self._loader.load()
+            self._packet_rules.announce(in_force=self._accepted is not None)
+            self._text = self._loader.load()
             self._binding.bind(Globals.dispatch_table.chains())
         except LoadFailed as failure:
             failure.log()
@@ -186,13 +190,6 @@ class Worker:
     def _refused(self, refusal: RulesRefused) -> None:
         log(None, "core.error", 0, "%s", (refusal,))
         self._give_up(str(refusal))
-
-    def _stamp_of_policy(self) -> int:
-        """Taken before the file is read: an edit during the load must show as not reloaded."""
-        try:
-            return int(os.stat(self._options.policy).st_mtime)
-        except OSError:
-            return -1
 
     def _ask_for_listener(self, spec: ListenSpec) -> socket.socket:
         """Get one socket from the master.
@@ -242,7 +239,7 @@ class Worker:
         self._selector.register(self._channel, selectors.EVENT_READ, self._take_message)
         self._selector.register(self._signals, selectors.EVENT_READ, self._take_signals)
         self._selector.register(self._wake, selectors.EVENT_READ, self._woken)
-        self._channel.send("loaded", file_stamp=self._file_stamp)
+        self._report_loaded()
         while self._exit_status is None:
             while self._put_aside:
                 self._handle(self._put_aside.popleft())
@@ -250,6 +247,24 @@ class Worker:
                 key.data()
             self._timers.run_due()
         return self._exit_status
+
+    def _report_loaded(self) -> None:
+        """Tell the master, and give it the text of the policy, which a replacement of this process will need."""
+        text, self._text = self._text, None
+        self._file_stamp = text.file_stamp
+        if self._accepted is not None:
+            self._accepted = None
+            changed = text.changed_files()
+            if changed:
+                log(None, "core.info", 3, "Policy files were changed and not reloaded, the text in force goes on; "
+                    "process='%s', files='%s'", (self._identity.name, ", ".join(changed)))
+            self._channel.send("loaded", file_stamp=text.file_stamp, digests={})
+            return
+        sealed = text.seal()
+        try:
+            self._channel.send("loaded", file_stamp=text.file_stamp, digests=text.digests(), descriptors=(sealed,))
+        finally:
+            os.close(sealed)
 
     def _take_message(self) -> None:
         message = self._channel.receive()

@@ -29,6 +29,7 @@ from Zorp.runtime.channel import ChannelClosed, Message
 from Zorp.runtime.logsetup import LogSetup
 from Zorp.runtime.options import Options
 from Zorp.runtime.slots import Handle, Slot, State
+from Zorp.runtime.texts import AcceptedText
 from Zorp.runtime.worker import EXIT_SETUP, Identity, Worker, die_with_parent
 
 KILL_AFTER_S = 2.0               # from the order to end to SIGKILL
@@ -65,8 +66,11 @@ class Workers:
 
     # ---- the beginning
 
-    def start(self, slot: Slot, generation: int, initial: bool) -> Handle:
-        """Fork a worker of this generation, which begins to load.  Raises CannotStart."""
+    def start(self, slot: Slot, generation: int, initial: bool, text: int | None = None) -> Handle:
+        """Fork a worker of this generation, which begins to load.  Raises CannotStart.
+
+        text: descriptor of the sealed text to load; None: what is on disk.
+        """
         identity = Identity(name=slot.name, is_master=slot.is_master, generation=generation, initial=initial)
         with contextlib.ExitStack() as opened:
             try:
@@ -75,7 +79,7 @@ class Workers:
                 opened.callback(theirs.close)
                 last_words = os.memfd_create("last words")
                 opened.callback(os.close, last_words)
-                pid = self._fork(identity, ours, theirs, last_words)
+                pid = self._fork(identity, ours, theirs, last_words, text)
                 opened.callback(os.kill, pid, signal.SIGKILL)
                 self._serial += 1
                 handle = Handle(pid, self._serial, slot, generation, ours, last_words)
@@ -87,7 +91,8 @@ class Workers:
         self._by_pid[pid] = handle
         return handle
 
-    def _fork(self, identity: Identity, ours: channels.Channel, theirs: channels.Channel, last_words: int) -> int:
+    def _fork(self, identity: Identity, ours: channels.Channel, theirs: channels.Channel, last_words: int,
+              text: int | None) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         gc.freeze()                          # keeps the pages shared when the child collects
@@ -95,22 +100,25 @@ class Workers:
         pid = os.fork()
         if pid == 0:
             faulthandler.enable(last_words)
-            self._become_worker(identity, ours, theirs, master_pid)
+            self._become_worker(identity, ours, theirs, master_pid, text)
         return pid
 
     def _become_worker(self, identity: Identity, ours: channels.Channel, theirs: channels.Channel,
-                       master_pid: int) -> None:
+                       master_pid: int, text: int | None) -> None:
         """In the child: let go of everything that is the master's, then live; never returns."""
         status = EXIT_SETUP
         try:
             die_with_parent(master_pid)
             os.setpgid(0, 0)                 # a terminal's ^C is the master's business
+            accepted = None if text is None else AcceptedText.unseal(text)
             self._let_go()
             ours.close()
             for handle in self._by_pid.values():
                 handle.channel.close()
                 os.close(handle.last_words)
-            status = Worker(self._options, identity, theirs, self._log_setup).run()
+                if handle.text is not None:
+                    os.close(handle.text)
+            status = Worker(self._options, identity, theirs, self._log_setup, accepted).run()
         except BaseException:
             Log.log_exception(None, 0)
         finally:
@@ -206,6 +214,8 @@ class Workers:
         _log_last_words(handle, status)
         if handle.kill_timer is not None:
             handle.kill_timer.cancel()
+        if handle.text is not None:
+            os.close(handle.text)
         self._gone(handle, status)
 
 

@@ -84,19 +84,6 @@ def test_reloads_use_up_no_restarts(zorp):
     assert "not restarting; exitcode='9', restart_count='2'" in daemon.log.text()
 
 
-def test_a_restart_with_a_broken_policy_is_retried(zorp):
-    # given a policy that is broken on disk while the worker crashes
-    daemon = zorp(ECHO)
-    good = daemon.policy.read_text()
-    daemon.write_policy("broken(\n")
-    daemon.kill(signal.SIGSEGV, worker=True)
-    daemon.log.wait_for("core.error", 0, "Error booting & parsing policy")
-    # when it is mended, then the instance serves again
-    daemon.write_policy(good.replace("$", "$$"))
-    daemon.log.wait_for("core.info", 4, "Accepting connections", count=2)
-    assert daemon.connect().recv(100)
-
-
 def test_the_failure_hook_is_told(zorp, tmp_path):
     # given a hook that writes down its arguments
     hook = tmp_path / "hook"
@@ -225,26 +212,6 @@ def test_a_callback_that_ends_the_process_is_a_crash(zorp):
     wait_until(lambda: daemon.worker_pid() != before, "the new worker")
     daemon.connect().close()
     assert daemon.process.poll() is None
-
-
-def test_a_restart_that_loads_a_text_nobody_reloaded_says_so(zorp):
-    # given two processes, and a text on disk that nobody has ordered to be loaded
-    daemon = zorp(ECHO, arguments=["--num-of-processes", "2"])
-    daemon.write_policy(ECHO, word="draft")
-    os.utime(daemon.policy, (1_000_000_000, 1_000_000_000))
-    # when one of them crashes
-    before = daemon.worker_pid(1)
-    os.kill(before, signal.SIGKILL)
-    wait_until(lambda: daemon.worker_pid(1) != before, "the next worker")
-    # then the log has both texts and who follows the new one, and a reload is the end of it
-    line = daemon.log.wait_for("core.error", 1, "Restarted process follows a policy that was changed and not reloaded")
-    assert line.fields["file_stamp"].startswith("2001-09-09")
-    assert line.fields["process"] == "intra#1"
-    daemon.reload()
-    before = daemon.worker_pid(1)
-    os.kill(before, signal.SIGKILL)
-    wait_until(lambda: daemon.worker_pid(1) != before, "the next worker")
-    assert len(daemon.log.find("core.error", 1, "Restarted process follows")) == 1
 
 
 def test_a_pid_file_that_became_a_directory_does_not_spoil_the_end(zorp):
