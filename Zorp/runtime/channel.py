@@ -103,13 +103,15 @@ class Channel:
     def receive(self) -> Message | None:
         """Return the next message; None when none is complete yet (non-blocking end only).
 
-        Raises ChannelClosed at the end of the stream.
+        Raises ChannelClosed at the end of the stream, after all that the other end said.
         """
         while True:
             try:
                 part, descriptors, _flags, _sender = socket.recv_fds(self._sock, _PART_BYTES + 1, _MAX_DESCRIPTORS)
             except BlockingIOError:
                 return None
+            except ConnectionResetError:             # it has closed without reading all; what it said is still there
+                continue
             except OSError as problem:
                 raise ChannelClosed(str(problem)) from problem
             for one in descriptors:

@@ -2,6 +2,8 @@
 
 Sessions travel as plain lists: [key, service, arrival].  The key names one client connection:
 secondary sessions share an id, and each is judged by itself.
+
+Only judge() may run policy code; the worker's loop takes the other steps itself.
 """
 
 from __future__ import annotations

@@ -365,7 +365,14 @@ class Worker:
         self._channel.send("answer", number=message["number"], text=text)
 
     def _on_revoke(self, message: Message) -> None:
-        """A step of a revocation; in a thread of its own, because the policy may be asked."""
+        """A step of a revocation; judging has a thread of its own, because it asks the policy.
+
+        The other steps are taken here: the sessions that are ended may be our last, and then the
+        loop ends this process, but not before it has answered how many they were.
+        """
+        if message["step"] != "judge":
+            self._take_part_in_revocation(message)
+            return
         thread = threading.Thread(target=self._take_part_in_revocation, args=(message,), name="revocation", daemon=True)
         try:
             thread.start()

@@ -136,8 +136,8 @@ class Workers:
             return
         try:
             handle.channel.send(kind, **fields)
-        except ChannelClosed:
-            self._hang_up(handle)
+        except ChannelClosed:                    # later: whoever calls this expects no message now
+            self._timers.after(0, lambda: self._hear_out(handle))
             return
         self._flush_later(handle)
 
@@ -160,6 +160,12 @@ class Workers:
         except Exception:                        # ours, not the worker's; a new worker is the best start over
             Log.log_exception(None, 0)
             self._hang_up(handle)
+
+    def _hear_out(self, handle: Handle) -> None:
+        """It does not listen any more: take what it has said, then hang up."""
+        if not handle.channel.closed:
+            self._hear(handle)                   # quit() of a policy, the reason of a failure, a handover, an answer
+        self._hang_up(handle)
 
     def _hang_up(self, handle: Handle) -> None:
         """The worker's end is closed: it has ended or is about to; SIGCHLD tells the rest."""
@@ -208,9 +214,7 @@ class Workers:
                 self._ended(handle, status)
 
     def _ended(self, handle: Handle, status: int) -> None:
-        if not handle.channel.closed:
-            self._hear(handle)                   # quit() of a policy, the reason of a failure
-        self._hang_up(handle)
+        self._hear_out(handle)
         _log_last_words(handle, status)
         if handle.kill_timer is not None:
             handle.kill_timer.cancel()

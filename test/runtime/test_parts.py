@@ -1,6 +1,7 @@
 """Small parts of the runtime: channel, timers, signals, restart budget, failure hook, reloads, process title."""
 
 import os
+import selectors
 import signal
 import socket
 import subprocess
@@ -18,7 +19,9 @@ from Zorp.runtime.channel import ChannelClosed
 from Zorp.runtime.options import Options
 from Zorp.runtime.pidfile import AlreadyRunning, Directory
 from Zorp.runtime.reloading import Outcome, Reloads
+from Zorp.runtime.slots import Handle
 from Zorp.runtime.supervision import FailureHook, RestartBudget
+from Zorp.runtime.workers import Workers
 
 
 class Clock:
@@ -79,6 +82,38 @@ def test_the_other_end_is_missed(ends):
         master.receive()
     with pytest.raises(ChannelClosed):
         master.send("note")
+
+
+def test_what_an_end_said_before_it_closed_is_heard_although_it_left_something_unread(ends):
+    # given a worker that hands over and ends, and a master that asks it something meanwhile
+    master, worker = ends
+    master.send("ping")
+    worker.send("handover", state=1)
+    worker.send("answer", number=2)
+    worker.close()
+    # when the master listens, then it has missed nothing
+    assert [master.receive().kind, master.receive().kind] == ["handover", "answer"]
+    with pytest.raises(ChannelClosed):
+        master.receive()
+
+
+def test_whoever_tells_a_worker_that_has_ended_something_misses_nothing_that_it_said():
+    # given a worker that has handed over and ended
+    taken, timers, selector = [], Timers(Clock()), selectors.DefaultSelector()
+    workers = Workers(Options(), selector, timers, None, lambda _, message: taken.append(message.kind), None, None)
+    ours, theirs = channels.pair()
+    handle = Handle(1, 1, None, 1, ours, -1)
+    selector.register(ours, selectors.EVENT_READ)
+    theirs.send("handover")
+    theirs.close()
+    # when the master tells it something before it has listened, and asks a question
+    workers.send(handle, "ping")
+    answers = []
+    handle.unanswered[1] = answers.append
+    timers.run_due()
+    # then it has heard the last words, and nobody waits for an answer
+    assert (taken, answers) == (["handover"], [None])
+    assert handle.channel.closed
 
 
 def test_timers_run_in_order_and_only_when_due():

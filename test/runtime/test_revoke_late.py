@@ -153,6 +153,18 @@ def test_a_session_that_is_ending_already_is_not_counted_again(zorp, server):
     let_go(daemon)
 
 
+def test_the_last_session_of_an_older_policy_is_counted_although_its_worker_ends_with_it(zorp, server):
+    # given a session that is over, and its worker idle, before whoever asks it to end goes on
+    begin = "class SomePlug(PlugProxy):"
+    asked = f"{begin}\n    def request_stop(self): PlugProxy.request_stop(self); time.sleep(0.5)\n"
+    daemon = zorp(policy().replace(begin, asked), server_port=server.port)
+    office = daemon.connect(source=("127.0.0.2", 0))
+    assert exchange(office) == b"ping"
+    # when it is revoked, then the answer has counted it
+    assert revoke(daemon, policy(LAB)) == "OK Reload successful; revoked='1'"
+    assert ended(office)
+
+
 # ---------------------------------------------------------------- the question by itself
 
 class _Master:
