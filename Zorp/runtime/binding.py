@@ -1,6 +1,9 @@
 """From the binds of a policy to listening sockets, and keeping up with interface addresses.
 
 Theory of operation
+    What the kernel would refuse in any case, an address beside every address for example, is
+    refused before anything is asked for: check() does no more than that, for zorp --check-policy.
+
     A DBSockAddr is one socket.  A DBIface is one per address of the interface, a DBIfaceGroup
     one per address of every interface in the group; when addresses come or go, follow() opens
     and closes sockets.  An address that another bind of the policy has already is skipped.
@@ -35,17 +38,23 @@ _REMEDIES = {
 
 
 class BindFailed(Exception):
-    """The master could not open a socket; `step` is the call that failed, `reason` the text for the administrator."""
+    """The master could not open a socket; `step` is the call that failed, `reason` the text for the administrator.
 
-    def __init__(self, step: str, error: str) -> None:
+    obstacle: the address on which this instance listens by the policy in force, if that is in the way.
+    """
+
+    def __init__(self, step: str, error: str, obstacle: str = "") -> None:
         super().__init__(f"{step}: {error}")
-        self.step, self.error = step, error
+        self.step, self.error, self.obstacle = step, error, obstacle
         self.reason = f"Error binding to interface; error='{error}'"
 
     def at(self, chain) -> None:
         """Say which bind of the policy it was."""
         place = f"{chain.declared_at}: " if chain.declared_at else ""
         remedy = _REMEDIES.get(self.error)
+        if self.obstacle:
+            remedy = (f"the policy in force listens on {self.obstacle}, and the two cannot be open side by side: "
+                      "restart the instance, or bind to another port")
         self.reason = (f"{place}Error binding to interface; bind='{chain.bind.format()}', error='{self.error}'"
                        + (f"; {remedy}" if remedy else ""))
 
@@ -62,6 +71,38 @@ class BoundChain:
         self.chain.bound([from_sockaddr(sock.family, sock.getsockname()) for sock in self.sockets.values()])
 
 
+class ImpossibleBind(Exception):
+    """The kernel would refuse what the policy asks for, on every host; `str()` is for the administrator."""
+
+
+def check(chains) -> None:
+    """Refuse binds that cannot be, as this host's interfaces are now.  Raises ImpossibleBind."""
+    dynamic = any(not isinstance(chain.bind, DBSockAddr) for chain in chains)
+    snapshot = take_snapshot() if dynamic else Snapshot({}, {})
+    _refuse_impossible([(chain, spec) for chain in chains for spec in _specs_of(chain, snapshot)])
+
+
+def _refuse_impossible(wanted: list[tuple[object, ListenSpec]]) -> None:
+    by_port: dict[tuple, list] = {}
+    for chain, spec in wanted:
+        if spec.family == socket.AF_INET6 and spec.address.startswith("::ffff:"):
+            raise ImpossibleBind(f"{_place_of(chain)}: IPv4 address in the form of IPv6 cannot be listened on; "
+                                 f"bind='{chain.bind.format()}'; bind to a SockAddrInet")
+        others = by_port.setdefault((spec.protocol, spec.family, spec.port), [])
+        for other_chain, other in others:
+            if spec.excludes(other):
+                raise ImpossibleBind(
+                    f"{_place_of(chain)}: Listening on every address leaves none for another dispatcher; "
+                    f"bind='{chain.bind.format()}', address='{spec.address}', other_place='{_place_of(other_chain)}', "
+                    f"other_bind='{other_chain.bind.format()}', other_address='{other.address}'; "
+                    "bind both to single addresses, or one of them to another port")
+        others.append((chain, spec))
+
+
+def _place_of(chain) -> str:
+    return chain.declared_at or "config.options.rule_listen_port"
+
+
 class Binding:
     """Everything this worker listens on."""
 
@@ -74,14 +115,16 @@ class Binding:
         self.bound: list[BoundChain] = []
 
     def bind(self, chains) -> None:
-        """Get the sockets of every chain; nothing is accepted yet.  Raises BindFailed."""
+        """Get the sockets of every chain; nothing is accepted yet.  Raises ImpossibleBind, BindFailed."""
         if any(not isinstance(chain.bind, DBSockAddr) for chain in chains):
             self._begin_watching()
+        specs = [(chain, _specs_of(chain, self._known)) for chain in chains]
+        _refuse_impossible([(chain, spec) for chain, wanted in specs for spec in wanted])
         ordinals: collections.Counter = collections.Counter()
-        for chain in chains:
+        for chain, wanted in specs:
             bound = BoundChain(chain)
             self.bound.append(bound)
-            for spec in self._specs_of(chain):
+            for spec in wanted:
                 if not spec.port:                    # tell several binds to port 0 of one address apart
                     base = spec.key
                     spec = dataclasses.replace(spec, ordinal=ordinals[base])
@@ -101,7 +144,7 @@ class Binding:
         for bound in self.bound:
             if isinstance(bound.chain.bind, DBSockAddr):
                 continue
-            wanted = {spec.key: spec for spec in self._specs_of(bound.chain)}
+            wanted = {spec.key: spec for spec in _specs_of(bound.chain, self._known)}
             for key in bound.sockets.keys() - wanted.keys():
                 log(_id_of(bound.chain), "core.debug", 4,
                     "Removing dynamic interface address; addr='%s', dispatch='%s'",
@@ -145,20 +188,22 @@ class Binding:
         except BindFailed:
             return                                   # logged; the other addresses go on
 
-    def _specs_of(self, chain) -> list[ListenSpec]:
-        bind, params = chain.bind, chain.params
-        if isinstance(bind, DBSockAddr):
-            places = [bind.sa.to_sockaddr()[:2]]
-            family = bind.sa.family
-        else:
-            places = [(address, bind.port) for address in interfaces.addresses_of(bind, self._known)]
-            family = socket.AF_INET
-        protocol = bind.protocol or ZD_PROTO_TCP
-        return [ListenSpec(
-            protocol=protocol, family=int(family), address=address, port=port,
-            backlog=params.backlog if protocol != ZD_PROTO_UDP else 0,
-            rcvbuf_bytes=params.rcvbuf_bytes, lasting=params.rule_chain,
-            transparent=bool(params.transparent or params.mark_tproxy)) for address, port in places]
+
+def _specs_of(chain, snapshot: Snapshot) -> list[ListenSpec]:
+    """Return the sockets that the bind of a chain means while the interfaces are these."""
+    bind, params = chain.bind, chain.params
+    if isinstance(bind, DBSockAddr):
+        places = [bind.sa.to_sockaddr()[:2]]
+        family = bind.sa.family
+    else:
+        places = [(address, bind.port) for address in interfaces.addresses_of(bind, snapshot)]
+        family = socket.AF_INET
+    protocol = bind.protocol or ZD_PROTO_TCP
+    return [ListenSpec(
+        protocol=protocol, family=int(family), address=address, port=port,
+        backlog=params.backlog if protocol != ZD_PROTO_UDP else 0,
+        rcvbuf_bytes=params.rcvbuf_bytes, lasting=params.rule_chain,
+        transparent=bool(params.transparent or params.mark_tproxy)) for address, port in places]
 
 
 def _id_of(chain) -> str | None:

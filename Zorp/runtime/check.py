@@ -1,13 +1,14 @@
 """Load a policy as an instance would, without listening: zorp --check-policy, --describe, --explain.
 
 The file and the functions of the instance run as at a start, in a child that has let go of every
-privilege (Zorp.runtime.isolation); nothing is bound, no pid file is touched.  The check then runs
-config() of every proxy class with a stand-in for a session (Zorp.runtime.rehearsal).  Standard output
-gets what was found: one line, for --describe one line of JSON with what the instance wants from
-the packet filter, for --explain what Zorp.runtime.explain writes.  Standard error gets what the log
-says of the policy up to level 3, whatever the instance's own log options are: there are no sessions
-here that could be told of; and what the policy prints.  Exit status 0: usable; 2: not; 1: the check
-itself could not be made.
+privilege (Zorp.runtime.isolation); nothing is bound, no pid file is touched.  The check then looks
+for addresses that exclude each other (Zorp.runtime.binding) and runs config() of every proxy class
+with a stand-in for a session (Zorp.runtime.rehearsal).  Standard output gets what was found: one
+line, for --describe one line of JSON with what the instance wants from the packet filter, for
+--explain what Zorp.runtime.explain writes.  Standard error gets what the log says of the policy up
+to level 3, whatever the instance's own log options are: there are no sessions here that could be
+told of; and what the policy prints.  Exit status 0: usable; 2: not; 1: the check itself could not
+be made.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from Zorp.Exceptions import PolicyError
 from Zorp.Log import log
 from Zorp.rules.description import DescriptionError, to_json
 from Zorp.rules.description import check as verify
-from Zorp.runtime import isolation, privileges
+from Zorp.runtime import binding, isolation, privileges
 from Zorp.runtime.describe import describe
 from Zorp.runtime.explain import QuestionError, read_question
 from Zorp.runtime.explain import explain as answer_to
@@ -87,6 +88,11 @@ def _explain(options: Options, loader: Loader) -> Result:
 
 
 def _check(options: Options, loader: Loader) -> Result:
+    try:
+        binding.check(Globals.dispatch_table.chains())
+    except binding.ImpossibleBind as problem:
+        log(None, "core.error", 0, "%s", (problem,))
+        return EXIT_POLICY, ""
     status = _rehearse(loader)
     if status != EXIT_OK:
         return status, ""

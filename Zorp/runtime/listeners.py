@@ -35,6 +35,7 @@ _IP_RECVORIGDSTADDR = 20
 _IPV6_TRANSPARENT = 75
 _IPV6_FREEBIND = 78
 _IPV6_RECVORIGDSTADDR = 74
+_EVERY_ADDRESS = ("0.0.0.0", "::")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,13 +56,27 @@ class ListenSpec:
     def key(self) -> tuple:
         return self.protocol, self.family, self.address, self.port, self.ordinal
 
+    def excludes(self, other: ListenSpec) -> bool:
+        """True when the kernel does not let two listening sockets be open that differ in their address alone.
+
+        One that listens on every address leaves none for another, whatever it asked for with
+        SO_REUSEADDR; datagrams are no matter, and IPv6 listeners leave IPv4 alone (IPV6_V6ONLY).
+        """
+        return (self.protocol == other.protocol == ZD_PROTO_TCP and self.family == other.family
+                and self.port == other.port != 0 and self.address != other.address
+                and not {self.address, other.address}.isdisjoint(_EVERY_ADDRESS))
+
 
 class ListenError(OSError):
-    """A listening socket could not be opened; `step` names the call that failed."""
+    """A listening socket could not be opened.
+
+    `step` names the call that failed; `obstacle` what of our own is in the way, "": nothing.
+    """
 
     def __init__(self, step: str, problem: OSError) -> None:
         super().__init__(problem.errno, problem.strerror or str(problem))
         self.step = step
+        self.obstacle = ""
 
 
 def open_listener(spec: ListenSpec, ports: PortStore | None = None) -> socket.socket:
@@ -185,10 +200,20 @@ class ListenerTable:
         """
         sock = self._sockets.get(spec.key)
         if sock is None:
-            sock = self._sockets[spec.key] = open_listener(spec, self._ports)
+            try:
+                sock = open_listener(spec, self._ports)
+            except ListenError as problem:
+                problem.obstacle = self._obstacle_to(spec)
+                raise
+            self._sockets[spec.key] = sock
             self._users[spec.key] = {}
         self._users[spec.key][user] = spec
         return sock
+
+    def _obstacle_to(self, spec: ListenSpec) -> str:
+        """Return the address of a socket of ours beside which this one cannot be."""
+        return next((f"{held.address}:{held.port}" for users in self._users.values()
+                     for held in users.values() if spec.excludes(held)), "")
 
     def adjust(self, user: int) -> None:
         """Give every socket of this user, who serves from now on, the options that it asked for."""

@@ -197,7 +197,7 @@ class Master:
         try:
             sock = self._listeners.obtain(ListenSpec(**message["spec"]), handle.serial)
         except ListenError as problem:
-            self._workers.send(handle, "listener", error=problem.strerror, step=problem.step)
+            self._workers.send(handle, "listener", error=problem.strerror, step=problem.step, obstacle=problem.obstacle)
             return
         self._workers.send(handle, "listener", descriptors=(sock.fileno(),))
 

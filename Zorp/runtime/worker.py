@@ -62,7 +62,7 @@ from Zorp.runtime import privileges
 from Zorp.runtime.acceptor import Acceptor
 from Zorp.runtime.admission import Admission
 from Zorp.runtime.answers import Answers
-from Zorp.runtime.binding import BindFailed, Binding
+from Zorp.runtime.binding import BindFailed, Binding, ImpossibleBind
 from Zorp.runtime.channel import Channel, ChannelClosed, Message
 from Zorp.runtime.consent import Consent
 from Zorp.runtime.daemonise import title
@@ -175,7 +175,7 @@ class Worker:
         except BindFailed as failure:            # in the log already
             self._give_up(failure.reason)
             return False
-        except RulesRefused as refusal:
+        except (RulesRefused, ImpossibleBind) as refusal:
             self._refused(refusal)
             return False
         return True
@@ -187,7 +187,7 @@ class Worker:
         self._deinitialise()
         self._channel.send("failed", status=EXIT_POLICY, reason=reason)
 
-    def _refused(self, refusal: RulesRefused) -> None:
+    def _refused(self, refusal: RulesRefused | ImpossibleBind) -> None:
         log(None, "core.error", 0, "%s", (refusal,))
         self._give_up(str(refusal))
 
@@ -205,7 +205,7 @@ class Worker:
                 return socket.socket(fileno=answer.descriptors[0])
             attempts -= 1
             if not attempts or answer["error"] != os.strerror(errno.EADDRINUSE):
-                raise BindFailed(answer["step"], answer["error"])
+                raise BindFailed(answer["step"], answer["error"], answer["obstacle"])
             time.sleep(_BIND_PAUSE_S)
 
     def _wait_for(self, kind: str) -> Message:

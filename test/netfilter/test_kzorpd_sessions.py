@@ -258,6 +258,28 @@ def test_a_refusal_fails_the_reload_and_the_old_policy_serves_on(gateway, instan
     server.close()
 
 
+@pytest.mark.parametrize("kzorpd_lives", [True, False])
+def test_the_replacement_of_a_crashed_worker_leaves_the_rules_alone(gateway, instance, kzorpd_lives):
+    # given an instance whose rules are in force, a broken draft in place of its policy, and perhaps no kzorpd any more
+    gateway.start()
+    daemon = instance("kzorpd").start()
+    daemon.log.wait_for("core.info", 4, "Packet rules are in force")
+    rules = gateway.rules()
+    daemon.write_policy("broken(\n")
+    if not kzorpd_lives:
+        gateway.stop()
+    # when its worker is killed
+    before = daemon.worker_pid()
+    daemon.kill(9, worker=True)
+    # then another one serves, and the rules are those of before
+    wait_until(lambda: daemon.worker_pid() != before, "the next worker; the log:\n" + daemon.log.text())
+    assert gateway.rules() == rules
+    server = gateway.net.server.listen(SERVER, 80)
+    with gateway.net.client.connect(SERVER, 80):
+        server.accept()
+    server.close()
+
+
 @pytest.mark.parametrize("on_stop", ["keep", "flush"])
 def test_the_rules_of_an_instance_stay_or_go_with_it_as_the_site_wants(gateway, instance, on_stop):
     # given an instance that serves

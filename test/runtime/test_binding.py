@@ -1,6 +1,7 @@
 """Binds of a policy: which sockets they mean, and following interfaces."""
 
 import dataclasses
+import itertools
 import os
 import socket
 
@@ -8,12 +9,12 @@ import pytest
 
 from Zorp.acceptance.binds import DBIface, DBIfaceGroup, DBSockAddr
 from Zorp.acceptance.dispatch_table import Chain, DispatchParams
-from Zorp.Constants import ZD_PROTO_TCP
+from Zorp.Constants import ZD_PROTO_TCP, ZD_PROTO_UDP
 from Zorp.runtime import interfaces
 from Zorp.runtime.acceptor import Acceptor
-from Zorp.runtime.binding import BindFailed, Binding
+from Zorp.runtime.binding import BindFailed, Binding, ImpossibleBind, check
 from Zorp.runtime.listeners import ListenError, ListenerTable, ListenSpec, PortStore, open_listener
-from Zorp.SockAddr import SockAddrInet
+from Zorp.SockAddr import SockAddrInet, SockAddrInet6
 from Zorp.transport.interfaces import Snapshot
 
 HOST = Snapshot({"eth0": 0, "eth1": 7, "eth2": 7}, {
@@ -96,6 +97,76 @@ def test_listeners_do_not_block_and_hand_nodelay_on():
             with accepted:
                 assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
                 assert accepted.getblocking()
+
+
+ADDRESSES = [(socket.AF_INET, "0.0.0.0"), (socket.AF_INET, "127.0.0.1"), (socket.AF_INET, "127.0.0.2"),
+             (socket.AF_INET6, "::"), (socket.AF_INET6, "::1")]
+
+
+@pytest.mark.parametrize("protocol", [ZD_PROTO_TCP, ZD_PROTO_UDP])
+@pytest.mark.parametrize(("first", "second"), list(itertools.permutations(ADDRESSES, 2)))
+def test_what_excludes_each_other_is_what_the_kernel_refuses(protocol, first, second):
+    def spec(place, port) -> ListenSpec:
+        return ListenSpec(protocol=protocol, family=place[0], address=place[1], port=port)
+
+    def is_refused() -> bool:
+        with open_listener(spec(first, 0)) as held:
+            try:
+                open_listener(spec(second, held.getsockname()[1])).close()
+            except ListenError as problem:
+                return problem.strerror == "Address already in use"
+        return False
+
+    # given a listening socket; when another one is opened beside it, then the kernel says what we say
+    refused = all(is_refused() for _ in range(3))        # somebody else may have the port, but not three times
+    assert spec(first, 8025).excludes(spec(second, 8025)) == refused
+    assert spec(second, 8025).excludes(spec(first, 8025)) == refused
+
+
+def chains_at(*places) -> list[Chain]:
+    """Chains that were declared at policy.py:1, policy.py:2 and so on."""
+    chains = []
+    for line, bind in enumerate(places, 1):
+        chain = chain_of(bind)
+        chain.declared_at = f"policy.py:{line}"
+        chains.append(chain)
+    return chains
+
+
+IMPOSSIBLE = {
+    "one address beside all": [DBSockAddr(SockAddrInet("0.0.0.0", 8025), ZD_PROTO_TCP),
+                               DBSockAddr(SockAddrInet("127.0.0.1", 8025), ZD_PROTO_TCP)],
+    "all beside one": [DBSockAddr(SockAddrInet("127.0.0.1", 8025), ZD_PROTO_TCP),
+                       DBSockAddr(SockAddrInet("0.0.0.0", 8025), ZD_PROTO_TCP)],
+    "IPv6": [DBSockAddr(SockAddrInet6("::1", 8025), ZD_PROTO_TCP), DBSockAddr(SockAddrInet6("::", 8025), ZD_PROTO_TCP)],
+    "an interface that has addresses": [DBIface("lo", 8025, protocol=ZD_PROTO_TCP),
+                                        DBSockAddr(SockAddrInet("0.0.0.0", 8025), ZD_PROTO_TCP)],
+}
+
+
+@pytest.mark.parametrize("binds", IMPOSSIBLE.values(), ids=IMPOSSIBLE)
+def test_binds_that_exclude_each_other_are_refused_before_anything_is_opened(binds):
+    master = Master()
+    with pytest.raises(ImpossibleBind, match=r"^policy\.py:2: Listening on every address .*other_place='policy\.py:1'"):
+        Binding(master.ask).bind(chains_at(*binds))
+    assert master.asked == []
+    with pytest.raises(ImpossibleBind):
+        check(chains_at(*binds))
+
+
+def test_an_ipv4_address_in_the_form_of_ipv6_is_refused():
+    with pytest.raises(ImpossibleBind, match="bind to a SockAddrInet"):
+        check(chains_at(DBSockAddr(SockAddrInet6("::ffff:127.0.0.1", 8025), ZD_PROTO_TCP)))
+
+
+def test_binds_that_the_kernel_lets_stand_side_by_side_are_let_alone():
+    every, one, other = (SockAddrInet(address, 8025) for address in ("0.0.0.0", "127.0.0.1", "127.0.0.2"))
+    check(chains_at(
+        DBSockAddr(every, ZD_PROTO_TCP), DBSockAddr(SockAddrInet6("::", 8025), ZD_PROTO_TCP),
+        DBSockAddr(SockAddrInet("127.0.0.1", 8026), ZD_PROTO_TCP), DBIface("nosuch0", 8025, protocol=ZD_PROTO_TCP),
+        DBSockAddr(SockAddrInet("0.0.0.0", 0), ZD_PROTO_TCP), DBSockAddr(SockAddrInet("127.0.0.1", 0), ZD_PROTO_TCP)))
+    check(chains_at(DBSockAddr(one, ZD_PROTO_TCP), DBSockAddr(other, ZD_PROTO_TCP)))
+    check(chains_at(DBSockAddr(every, ZD_PROTO_UDP), DBSockAddr(one, ZD_PROTO_UDP)))
 
 
 def test_ipv6_listeners_leave_ipv4_alone():

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -184,6 +185,48 @@ def test_check_policy_loads_and_binds_nothing(zorp):
     bad = program("--as", "intra", "--check-policy", str(daemon.policy), "--user", str(os.getuid()))
     assert bad.returncode == 2
     assert f"{daemon.policy}:3: " in bad.stderr
+
+
+OVERLAPPING = """
+    from Zorp.Core import *
+    from Zorp.Plug import *
+
+    def intra():
+        Service("plug", PlugProxy, router=DirectedRouter(SockAddrInet("127.0.0.1", 9)))
+        Dispatcher(DBSockAddr(SockAddrInet("127.0.0.1", $port), ZD_PROTO_TCP), service="plug")
+        Dispatcher(DBSockAddr(SockAddrInet("0.0.0.0", $port), ZD_PROTO_TCP), service="plug")
+    """
+
+
+def test_dispatchers_that_exclude_each_other_are_told_with_both_places(zorp):
+    # given a running instance, and a policy that listens on one address and on all of the same port
+    daemon = zorp(ECHO)
+    daemon.write_policy(OVERLAPPING)
+    complaint = re.compile(f"{re.escape(str(daemon.policy))}:8: Listening on every address leaves none for another "
+                           f"dispatcher; .* other_place='{re.escape(str(daemon.policy))}:7'")
+    # when it is checked, then the check refuses it
+    checked = program("--as", "intra", "--check-policy", str(daemon.policy), "--user", str(os.getuid()))
+    assert checked.returncode == 2
+    assert complaint.search(checked.stderr)
+    # and so do a reload, which changes nothing, and a start
+    with daemon.control() as control:
+        assert "FAIL" in control.ask("RELOAD WAIT")
+    assert complaint.search(daemon.log.text())
+    assert daemon.connect().recv(100)
+    fresh = zorp(OVERLAPPING, start=False)
+    assert fresh.run() == 2
+    assert f"{fresh.policy}:8: Listening on every address" in fresh.log.text()
+
+
+def test_a_reload_that_needs_the_room_of_the_old_policy_says_so(zorp):
+    # given an instance that listens on one address; when a reload wants all of the same port
+    daemon = zorp(ECHO)
+    daemon.write_policy(ECHO.replace('"127.0.0.1", port', '"0.0.0.0", port'))
+    with daemon.control() as control:
+        answer = control.ask("RELOAD WAIT")
+    # then it fails with what is in the way, and the old policy serves on
+    assert f"the policy in force listens on 127.0.0.1:{daemon.port}, and the two cannot be open side by side" in answer
+    assert daemon.connect().recv(100)
 
 
 def test_a_worker_keeps_no_rights_beyond_its_policy(zorp):
