@@ -45,7 +45,7 @@ from Zorp.SockAddr import from_sockaddr
 from Zorp.transport.interfaces import incoming_interface, interfaces
 from Zorp.transport.stream import kind_of
 from Zorp.Util import makeSequence
-from Zorp.Zone import Zone
+from Zorp.Zone import Zone, claimants
 from Zorp.zones.table import unmapped_address, unmapped_net
 
 __all__ = ["PortRange", "Rule", "RuleSet"]
@@ -343,7 +343,9 @@ class RuleSet:
             engine = self._compile()
         client_zone, server_zone = client_zone or Zone.lookup(packet.src), Zone.lookup(packet.dst)
         traffic = _traffic(engine, packet, client_zone, server_zone)
-        rule = engine.best(traffic) if traffic is not None else None
+        if traffic is None:
+            return None
+        rule = _agreed(engine, traffic, packet) if Zone.zone_subnet_tree.has_disputes else engine.best(traffic)
         return Decision(rule.service, rule.rule_id, client_zone, server_zone) if rule is not None else None
 
     def explain(self, packet):
@@ -385,6 +387,25 @@ def packet_of(sock, remote, local):
     """Return the Packet of an accepted socket; `remote` and `local` are the SockAddrs the session goes by."""
     protocol = socket.IPPROTO_UDP if kind_of(sock) == socket.SOCK_DGRAM else socket.IPPROTO_TCP
     return Packet(int(protocol), remote, local, remote.port, local.port, sock=sock)
+
+
+def _agreed(engine, traffic, packet):
+    """Return the rule that wins whichever zones disputed addresses are in; None, and logged, when there is none."""
+    clients, servers = ([found, *(zone.name for zone in claimants(address))] for found, address in
+                        ((traffic.src_zone, packet.src), (traffic.dst_zone, packet.dst)))
+    if len(clients) == len(servers) == 1:
+        return engine.best(traffic)
+    ranked, is_agreed = engine.agreed(traffic, clients, servers)
+    if is_agreed:
+        return ranked[1] if ranked is not None else None
+    log(None, CORE_POLICY, 2, "Host names of several zones have an address of a connection, and the zones do not "
+        "permit the same; client='%s', client_zones='%s', server='%s', server_zones='%s'",
+        (packet.src, _names(clients), packet.dst, _names(servers)))
+    return None
+
+
+def _names(zones):
+    return ",".join(zone or "(none)" for zone in zones)
 
 
 def _traffic(engine, packet, client_zone, server_zone):

@@ -66,7 +66,7 @@ from Zorp.Exceptions import DACException
 from Zorp.Log import enabled, is_structured, log, log_exception
 from Zorp.SockAddr import SockAddrType
 from Zorp.Szig import ConnectionKey, statistics
-from Zorp.Zone import Zone, dac_enforced
+from Zorp.Zone import Zone, claimants, dac_enforced
 
 _BASE_SESSION_ID = "svc"
 _FORBIDDEN_IN_IDS = frozenset(" )'\"<>(") | {chr(code) for code in (*range(0x20), 0x7F)}
@@ -205,14 +205,14 @@ class AbstractSession:
 
     def isServerPermitted(self):
         """Return ZV_ACCEPT when the service may reach server_address, else log why and return ZV_REJECT."""
-        service, zone = self.service, self.server_zone
-        if dac_enforced() and (zone is None or zone.isInboundServicePermitted(self) != Z_ACCEPT):
-            self._log_refusal("Inbound service not permitted", zone, self.server_address)
-            return ZV_REJECT
-        permitted = getattr(service, "limit_target_zones_to", None)
-        if permitted and (zone is None or not zone.isInside(permitted)):
-            self._log_refusal("Outbound connection not permitted", zone, self.server_address)
-            return ZV_REJECT
+        permitted = getattr(self.service, "limit_target_zones_to", None)
+        for zone in (self.server_zone, *claimants(self.server_address)):
+            if dac_enforced() and (zone is None or zone.isInboundServicePermitted(self) != Z_ACCEPT):
+                self._log_refusal("Inbound service not permitted", zone, self.server_address)
+                return ZV_REJECT
+            if permitted and (zone is None or not zone.isInside(permitted)):
+                self._log_refusal("Outbound connection not permitted", zone, self.server_address)
+                return ZV_REJECT
         return ZV_REJECT if self._newer_policy_refuses() else ZV_ACCEPT
 
     def _newer_policy_refuses(self):
@@ -233,8 +233,8 @@ class AbstractSession:
         """
         if not dac_enforced():
             return ZV_ACCEPT
-        zone = self.client_zone
-        if zone is not None and zone.isOutboundServicePermitted(self) == Z_ACCEPT:
+        if all(zone is not None and zone.isOutboundServicePermitted(self) == Z_ACCEPT
+               for zone in (self.client_zone, *claimants(self.client_address))):
             return ZV_ACCEPT
         targets, zones = self.target_address, self.target_zone
         self._log_refusal("Outbound service not permitted",

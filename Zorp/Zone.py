@@ -266,6 +266,11 @@ def _net(subnet):
     return unmapped_net(subnet.family, subnet.network_int, subnet.mask_bits)
 
 
+def claimants(addr):
+    """Return the zones whose host names dispute a SockAddr, which no zone has therefore; nearly always ()."""
+    return _table.claimants(addr) if _table.has_disputes else ()
+
+
 def dac_enforced():
     """Return whether the access lists of zones decide, in addition to rules and listeners."""
     mode = config.options.zone_dac

@@ -105,6 +105,10 @@ class Actions:
             *([Rule((), DROP)] if self._is_out_of_reach(service) else []))) for rule, service in self._rules]
         return chains + [Chain(name, tuple(self._diversion(instance))) for instance, name in diverting.items()]
 
+    def closed(self, name: str) -> Chain:
+        """Return the chain for packets that must not pass and that no rule refuses."""
+        return Chain(name, (*([self._logged(NO_RULE)] if self._site.log_unmatched else []), Rule((), DROP)))
+
     def _diversion(self, instance: str) -> list[Rule]:
         marks = self._marks.divert, self._marks.divert
         listeners = ((protocol, self._listeners.get((instance, protocol))) for protocol in (TCP, UDP))

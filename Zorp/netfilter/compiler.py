@@ -8,6 +8,7 @@ Theory of operation
             packets that belong to a transparent socket: marked, delivered to it
             new connections that the site hides (ZORP_BYPASS): not evaluated
             ZORP_EVAL: new connections only; the first entry that matches goes to ZORP_R<index>
+            ZORP_CLOSED: what zones that dispute an address do not agree upon (Zorp.netfilter.entries)
             ZORP_AGAIN: datagrams of a proxied client after the proxy's session has ended
         nat and filter: Zorp.netfilter.actions
 
@@ -38,7 +39,7 @@ from dataclasses import dataclass, field
 
 from Zorp.netfilter.actions import ACCEPT, DROP, RETURN, Actions, goto, jump
 from Zorp.netfilter.entries import ICMP, OTHER, TCP, UDP, Instance, Unsupported, entries_of
-from Zorp.netfilter.evaluation import Evaluation
+from Zorp.netfilter.evaluation import CLOSED_CHAIN, Evaluation
 from Zorp.netfilter.plan import Chain, Hook, IpRule, Plan, Route, Rule, RuleIndex, Table, Target, Test
 from Zorp.netfilter.site import INDEX_BITS, Bypass, Site
 from Zorp.netfilter.zonesets import SetRegistry
@@ -181,6 +182,8 @@ class _Compiler:
                     listeners.setdefault((description.instance, listener.protocol), listener)
         actions = Actions(family, self._site, self._rules, listeners)
         mangle = [*self._entrance(family), *self._evaluation(family), *actions.mangle()]
+        if any(instance.zones.can_be_disputed for instance in self._instances):
+            mangle.append(actions.closed(CLOSED_CHAIN))
         return [
             Table(family, "mangle", tuple(mangle), self._hooks(("PREROUTING", "ZORP"))),
             Table(family, "nat", (*actions.nat_prerouting(), *actions.nat_postrouting()),

@@ -10,6 +10,11 @@ Theory of operation
     Alternatives that score alike (nets of one length, zones of one depth) become one test on a
     set, which keeps the number of entries small.
 
+    Whether an address is in a zone can be disputed (Zorp.netfilter.zonesets).  Then each entry
+    with a condition on zones has another one right behind it, which asks for what is perhaps in
+    these zones and leads to CLOSED.  So a packet meets a rule only when no zone that its addresses
+    may be in gives it another one; the evaluation at accept, agreed() of the engine, says the same.
+
     Entries are made per family and per kind of traffic: TCP, UDP, ICMP, everything else.  That
     answers what the packet filter cannot test: a rule with ports matches TCP and UDP only, and
     port 0 stands for traffic without ports; ICMP types exist in ICMP only.
@@ -40,6 +45,7 @@ MAX_ENTRIES = 200_000            # of all rules, per family and kind of traffic
 MAX_ENTRIES_PER_RULE = 10_000
 MAX_WAYS = 2 * MAX_ENTRIES       # that are looked at, with those that no packet can go
 MAX_WAYS_PER_RULE = 100_000
+CLOSED = 0                       # the index of entries that let nothing pass; those of rules begin at 1
 _ANY_PROTOCOL = 0                # what "-p 0" means; no packet of IPv4 or IPv6 has this number itself
 _ANY_ICMP_TYPE = 255             # what the ICMP match takes for "any type"
 
@@ -53,7 +59,7 @@ class Entry(NamedTuple):
 
     tests: frozenset[Test]           # without those on protocol of the kind of traffic, and destination port
     ports: tuple[int, int] | None    # destination ports; None: any
-    index: int                       # of the rule, in the plan
+    index: int                       # of the rule, in the plan; or CLOSED
 
 
 Score = tuple[int, ...]
@@ -103,6 +109,7 @@ class _Expansion:
 
     def __init__(self, instance: Instance, rule: RuleData, family: int, registry: SetRegistry) -> None:
         self._instance, self._rule, self._family, self._registry = instance, rule, family, registry
+        self._perhaps: dict[Test, Test] = {}             # test of a zone: the one that includes disputed addresses
         self._name = f"instance '{instance.description.instance}', rule {rule.rule_id}"
         for name in (*rule.iface, *rule.dst_iface):
             if not is_exact_iface(name):
@@ -134,8 +141,10 @@ class _Expansion:
             tests = incoming[1] | traffic_tests | source[1] | destination[1]
             if source_port[1] is not None:
                 tests |= {Test("sport", source_port[1])}
-            yield ((incoming[0], *scores, source_port[0], port[0], source[0], destination[0]),
-                   Entry(tests, port[1], index) if _can_hold(tests) else None)
+            score = (incoming[0], *scores, source_port[0], port[0], source[0], destination[0])
+            yield score, Entry(tests, port[1], index) if _can_hold(tests) else None
+            if _can_hold(tests) and not self._perhaps.keys().isdisjoint(tests):
+                yield score, Entry(frozenset(self._perhaps.get(test, test) for test in tests), port[1], CLOSED)
 
     # ---- components
 
@@ -227,7 +236,10 @@ class _Expansion:
         for depth, names in _grouped(zones, self._instance.depths.__getitem__):
             members = self._instance.zones.below(names, self._family)
             if members is not None:
-                levels.append((depth, frozenset((Test(f"set-{side}", members),))))
+                test = Test(f"set-{side}", members)
+                levels.append((depth, frozenset((test,))))
+                if self._instance.zones.can_be_disputed:
+                    self._perhaps[test] = Test(f"set-{side}", self._instance.zones.perhaps(names, self._family))
         if levels:
             yield levels
 

@@ -38,7 +38,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from Zorp.netfilter.entries import TCP, UDP, Entry
+from Zorp.netfilter.entries import CLOSED, TCP, UDP, Entry
 from Zorp.netfilter.plan import Chain, Rule, Target, Test
 from Zorp.netfilter.zonesets import SetRegistry
 
@@ -341,6 +341,11 @@ def _better(best, conditions: Sequence[Spans], net: tuple[int, int], width: int)
     return (cost, net) if best is None or cost < best[0] else best
 
 
+CLOSED_CHAIN = "ZORP_CLOSED"
+
+
 def action(index: int) -> Target:
     """Return the jump to what is done with the packets of a rule."""
+    if index == CLOSED:
+        return Target("goto", (CLOSED_CHAIN,))
     return Target("goto", (f"ZORP_R{index}",))

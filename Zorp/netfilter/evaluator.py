@@ -2,6 +2,10 @@
 
 Every instance finds its own best rule (Zorp.rules.engine).  Between instances the order is that of
 the packet filter: the better match, then the lower rule id, then the instance that stands first.
+
+Where the zones of an address are disputed (Zorp.zones.table), what matches best with any of them
+counts, and refuses unless its instance finds the same with all of them.
+
 One thread only.
 """
 
@@ -24,6 +28,7 @@ class Verdict:
     instance: str | None = None
     service: str | None = None
     rule_id: int | None = None
+    disputed: bool = False           # nothing may pass: zones that dispute an address do not agree
 
 
 class Evaluator:
@@ -39,20 +44,25 @@ class Evaluator:
 
         zones_in: instances to the zones of both sides there, None for what the addresses say.
         """
-        found, best = None, None
+        found: Verdict | None = None
+        best: list | None = None
         sides: tuple[str | None, str | None] = (None, None)
         for number, description, zones, engine in self._parts:
             given = (zones_in or {}).get(description.instance, (None, None))
             here = (given[0] or zones.zone_of(traffic.family, traffic.src),
                     given[1] or zones.zone_of(traffic.family, traffic.dst))
             sides = tuple(before or now for before, now in zip(sides, here, strict=True))
-            ranked = engine.ranking(traffic._replace(src_zone=here[0], dst_zone=here[1]))
-            if not ranked:
+            ranked, is_agreed = engine.agreed(traffic, *(
+                (now,) if supposed else (now, *zones.claimants(traffic.family, address))
+                for now, supposed, address in zip(here, given, (traffic.src, traffic.dst), strict=True)))
+            if ranked is None:
                 continue
-            scores, rule = ranked[0]
+            scores, rule = ranked
             key = [*(-score for score in scores), rule.rule_id, number]
             if best is None or key < best:
-                best, found = key, Verdict(*here, description.instance, rule.service, rule.rule_id)
+                best = key
+                found = (Verdict(*here, description.instance, rule.service, rule.rule_id) if is_agreed
+                         else Verdict(*here, disputed=True))
         return found or Verdict(*sides)
 
     def zone_of(self, family: int, address: int) -> str | None:

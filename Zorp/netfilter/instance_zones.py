@@ -47,20 +47,30 @@ class InstanceZones:
         zone = self._table.lookup(from_ip_int(family, address, 0))
         return zone.name if zone is not None else None
 
+    def claimants(self, family: int, address: int) -> tuple[str, ...]:
+        """Return the names of the zones whose host names dispute an address in host order; nearly always ()."""
+        return tuple(zone.name for zone in self._table.claimants(from_ip_int(family, address, 0)))
+
     def described(self) -> InstanceDescription:
-        """Return the description with the present addresses of host names among the nets of their zones."""
+        """Return the description with the present addresses of host names: whose they are, and which are disputed."""
         resolved: dict[str, list[NetData]] = {}
+        disputed: dict[str, list[NetData]] = {}
         for net, zone in self._table.resolved_nets().items():
             resolved.setdefault(zone.name, []).append(NetData(*map(int, net)))
-        if not resolved:
+        for net, zones in self._table.disputed_nets().items():
+            for zone in zones:
+                disputed.setdefault(zone.name, []).append(NetData(*map(int, net)))
+        if not resolved and not disputed:
             return self._description
-        zones = tuple(_with_addresses(zone, tuple(sorted(resolved[zone.name]))) if zone.name in resolved else zone
-                      for zone in self._description.zones)
-        return dataclasses.replace(self._description, zones=zones)
+        return dataclasses.replace(self._description, zones=tuple(
+            _with_addresses(zone, resolved.get(zone.name, []), disputed.get(zone.name, []))
+            for zone in self._description.zones))
 
 
-def _with_addresses(zone: ZoneData, addresses: tuple[NetData, ...]) -> ZoneData:
-    return dataclasses.replace(zone, nets=(*zone.nets, *addresses), addresses=addresses)
+def _with_addresses(zone: ZoneData, resolved: list[NetData], disputed: list[NetData]) -> ZoneData:
+    addresses = tuple(sorted(resolved))
+    return dataclasses.replace(zone, nets=(*zone.nets, *addresses), addresses=addresses,
+                               disputed=tuple(sorted(disputed)))
 
 
 def _canonical(hostname: str) -> str:

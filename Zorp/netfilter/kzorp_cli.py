@@ -342,6 +342,8 @@ def _verdict_lines(verdict: Verdict) -> Iterator[str]:
     for name, value in (("Client zone", verdict.client_zone), ("Server zone", verdict.server_zone),
                         ("Service", verdict.service), ("Dispatcher", verdict.instance), ("Rule", verdict.rule_id)):
         yield f"{name}: {'not found' if value is None else value}"
+    if verdict.disputed:
+        yield "Disputed: host names of several zones have an address, and the zones do not permit the same"
 
 
 def _on_this_host(traffic: Traffic) -> Traffic:

@@ -64,7 +64,8 @@ class HostState:
 
 def zone_value(zone: ZoneData, state: HostState) -> dict:
     return {"name": zone.name, "admin_parent": zone.parent, "count": state.count(ZONE, "", zone.name),
-            "ranges": [range_text(net) for net in zone.nets], "hostnames": list(zone.hostnames)}
+            "ranges": [range_text(net) for net in zone.nets], "hostnames": list(zone.hostnames),
+            "disputed": [range_text(net) for net in zone.disputed]}
 
 
 def service_value(instance: str, service: ServiceData, state: HostState) -> dict:
@@ -146,6 +147,7 @@ def zone_lines(values: Iterable[dict]) -> Iterator[str]:
     for value in values:
         yield zone_line(value)
         yield from (f"        range '{text}'" for text in value["ranges"])
+        yield from (f"        disputed '{text}'" for text in value["disputed"])
 
 
 def service_lines(values: Iterable[dict]) -> Iterator[str]:

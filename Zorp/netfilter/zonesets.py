@@ -24,8 +24,16 @@ Names change with what a set means
     hosts, the members come and go with their addresses; there the hash is one of all its zones
     as the policy says them, and members change under one name only when addresses do.
 
+Disputed addresses
+    An address that host names of several zones have belongs to none of them, and may be in any
+    (Zorp.zones.table).  So there are two sets for a condition: of the addresses that are surely in
+    these zones, below(), and of those that perhaps are, perhaps(); what is in the second only must
+    meet neither the rule nor, unasked, what comes after it (Zorp.netfilter.entries).  Where fewer
+    than two zones name hosts there can be no dispute, and one set does for both.
+
     Exported sets (export_zone_sets) are for rules that the site writes, and ours never use them:
-    they keep their names, zorp.exact4.ZONE and zorp.tree4.ZONE, whatever their members.
+    they keep their names, zorp.exact4.ZONE and zorp.tree4.ZONE, whatever their members, and hold
+    what is surely in the zone.
 """
 
 from __future__ import annotations
@@ -38,7 +46,7 @@ from collections.abc import Iterable, Mapping
 from Zorp.netfilter.plan import MAX_SET_NAME_BYTES, SET_PREFIX, AddressSet, Member
 from Zorp.rules.description import InstanceDescription
 from Zorp.rules.engine import NetData
-from Zorp.zones.prefix_table import Net, nested
+from Zorp.zones.prefix_table import Net, nested, prefix_table
 
 _WIDTH = {4: 32, 6: 128}
 _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-")
@@ -156,37 +164,47 @@ class ZoneSets:
             if parent is not None:
                 self._children.setdefault(parent, []).append(zone)
         self._nets = {family: _Nets(description, family) for family in (4, 6)}
-        self._names: dict[tuple[int, frozenset[str]], str | None] = {}
+        self._names: dict[tuple[int, frozenset[str], bool], str | None] = {}
         self._named_hosts = frozenset(zone.name for zone in description.zones if zone.hostnames)
         self._zones_text = _without_addresses(description) if self._named_hosts else ""
 
+    @property
+    def can_be_disputed(self) -> bool:
+        """True when several zones may have the same address by their host names."""
+        return len(self._named_hosts) > 1
+
     def below(self, zones: Iterable[str], family: int) -> str | None:
         """Return the name of the set of these zones and all below them; None: no address is in it."""
-        wanted = frozenset(zones)
-        key = family, wanted
+        return self._name(frozenset(zones), family, is_perhaps=False)
+
+    def perhaps(self, zones: Iterable[str], family: int) -> str | None:
+        """As below(), with the addresses of which that is disputed."""
+        return self._name(frozenset(zones), family, is_perhaps=self.can_be_disputed)
+
+    def _name(self, wanted: frozenset[str], family: int, *, is_perhaps: bool) -> str | None:
+        key = family, wanted, is_perhaps
         if key not in self._names:
-            self._names[key] = self._make(family, wanted, self._subtree(wanted), "t")
+            self._names[key] = self._make(family, wanted, is_perhaps=is_perhaps)
         return self._names[key]
 
     def export(self, family: int) -> None:
         """Register the exact set and the subtree set of every zone."""
         for zone in self._parents:
             for kind, zones in (("exact", frozenset((zone,))), ("tree", self._subtree(frozenset((zone,))))):
-                members = self._members(family, zones)
+                members = self._nets[family].members(zones)
                 self._registry.add(family, kind, zone, members, f"zone {zone}")
 
-    def _make(self, family: int, wanted: frozenset[str], zones: frozenset[str], kind: str) -> str | None:
-        members = self._members(family, zones)
+    def _make(self, family: int, wanted: frozenset[str], *, is_perhaps: bool) -> str | None:
+        zones = self._subtree(wanted)
+        members = self._nets[family].members(zones, is_perhaps=is_perhaps)
         if not members and not zones & self._named_hosts:
             return None
         names = sorted(wanted)
-        about = "zone " + " or ".join(names)
-        kind, text = ("", names[0]) if len(names) == 1 else (kind, _hash(names))
+        about = ("perhaps " if is_perhaps else "") + "zone " + " or ".join(names)
+        single, text = len(names) == 1, names[0] if len(names) == 1 else _hash(names)
+        kind = ("p" if single else "pt") if is_perhaps else ("" if single else "t")
         return self._registry.add(family, kind, text, members, about, content=self._zones_text or _text_of(members),
                                   changing=bool(zones & self._named_hosts))
-
-    def _members(self, family: int, zones: frozenset[str]) -> tuple[Member, ...]:
-        return self._nets[family].members(zones)
 
     def _subtree(self, wanted: frozenset[str]) -> frozenset[str]:
         found: set[str] = set()
@@ -212,11 +230,15 @@ class _Nets:
     def __init__(self, description: InstanceDescription, family: int) -> None:
         self._width = _WIDTH[family]
         self._owners: dict[Net, str] = {}
+        self._disputes: dict[Net, set[str]] = {}
         self._of_zone: dict[str, list[Net]] = {}
         for zone in description.zones:
             for net in zone.nets:
                 if family_of(net) == family:
                     self._owners[net.network, net.bits] = zone.name
+            for net in zone.disputed:
+                if family_of(net) == family:
+                    self._disputes.setdefault((net.network, net.bits), set()).add(zone.name)
         for net, owner in self._owners.items():
             self._of_zone.setdefault(owner, []).append(net)
         self._around: dict[Net, Net | None] = {}
@@ -226,8 +248,12 @@ class _Nets:
             if around is not None:
                 self._inside.setdefault(around, []).append(net)
 
-    def members(self, zones: frozenset[str]) -> tuple[Member, ...]:
-        """Return the set of all addresses whose narrowest net belongs to one of these zones."""
+    def members(self, zones: frozenset[str], *, is_perhaps: bool = False) -> tuple[Member, ...]:
+        """Return the set of all addresses whose narrowest net belongs to one of these zones.
+
+        Disputed addresses are in it when that is so for all zones that they may be in; is_perhaps:
+        for one of them.
+        """
         members: dict[Net, bool] = {}                # net -> is an exception
         for zone in zones:
             for net in self._of_zone.get(zone, ()):
@@ -237,5 +263,13 @@ class _Nets:
                 for inner in self._inside.get(net, ()):
                     if self._owners[inner] not in zones:
                         members[inner] = True
+        if self._disputes:
+            owners = prefix_table(self._owners, self._width)
+            for net, claimants in self._disputes.items():
+                belongs = owners.lookup(net[0]) in zones
+                if is_perhaps and not belongs and claimants & zones:
+                    members[net] = False
+                elif not is_perhaps and belongs and claimants - zones:
+                    members[net] = True
         _halve_everything(members, self._owners, zones, self._width)
         return tuple(Member(_text(net, self._width), exception) for net, exception in sorted(members.items()))

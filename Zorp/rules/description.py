@@ -60,6 +60,7 @@ class ZoneData:
     nets: tuple[NetData, ...] = ()
     hostnames: tuple[str, ...] = ()
     addresses: tuple[NetData, ...] = ()      # those of `nets` that host names have at present; no policy says them
+    disputed: tuple[NetData, ...] = ()       # that its host names have at present, and those of other zones, too
 
 
 @dataclass(frozen=True, slots=True)

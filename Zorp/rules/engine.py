@@ -19,6 +19,10 @@ Theory of operation
     six; source; destination), and a fourth holds the winner per triple of Levels.  A decision
     on known ground therefore costs the same whatever the number of rules.
 
+    An address that host names of several zones dispute (Zorp.zones.table) may be in any of them.
+    agreed() tells what wins for all of these zones: whoever can move a name to the address of
+    another one could otherwise lift a refusal that hangs on a zone.
+
 Guarantees
     An engine never changes after it is built, apart from its memos.  Any thread may ask.  No
     names are resolved, no policy object is touched, nothing is logged here.
@@ -44,6 +48,7 @@ from typing import NamedTuple
 from Zorp.zones.prefix_table import nested, prefix_table
 
 _MEMO_BYTES = 32 << 20           # what the bitmaps of one memo may take; older entries are forgotten beyond
+_MOST_COMBINATIONS = 256         # of zones of both sides that agreed() tries
 _MEMO_ENTRIES = 16_384           # bound of every memo, whatever the size of its entries
 PORTS = 65_536
 
@@ -284,6 +289,10 @@ class Addresses:
             zone = self._parents.get(zone)
         return zone
 
+    def classes_of(self, zones: Iterable[str | None]) -> list[str | None]:
+        """Return one zone, or None, for all of these zones that rules cannot tell apart."""
+        return list(dict.fromkeys(map(self._nearest.get, zones)))
+
     def class_of(self, family: int, address: int, zone: str | None, local: tuple | None) -> tuple:
         """Return (node or None, nearest named zone or None, (interface, group) or None)."""
         table = self._inet if family == socket.AF_INET else self._inet6
@@ -416,6 +425,22 @@ class RuleEngine:
                   for bit in _bits(first & second & third)]
         ranked.sort(key=lambda entry: ([-score for score in entry[0]], entry[1]))
         return [(scores, self.rules[bit]) for scores, bit in ranked]
+
+
+    def agreed(self, traffic: Traffic, src_zones: Iterable[str | None],
+               dst_zones: Iterable[str | None]) -> tuple[tuple[tuple[int, ...], RuleData] | None, bool]:
+        """Return ((scores, rule) or None, is agreed): the best match with any of these zones, and whether all have it.
+
+        More combinations of zones than _MOST_COMBINATIONS agree upon nothing.
+        """
+        sources, destinations = self.source.classes_of(src_zones), self.destination.classes_of(dst_zones)
+        pairs = list(itertools.islice(itertools.product(sources, destinations), _MOST_COMBINATIONS))
+        found = [next(iter(self.ranking(traffic._replace(src_zone=source, dst_zone=destination))), None)
+                 for source, destination in pairs]
+        best = min((one for one in found if one is not None), default=None,
+                   key=lambda one: ([-score for score in one[0]], one[1].rule_id))
+        is_agreed = len(pairs) == len(sources) * len(destinations) and all(one == best for one in found)
+        return best, is_agreed
 
 
 def _remembered(memo: Memo, component: Addresses, class_: tuple) -> Levels:

@@ -27,7 +27,7 @@ from Zorp.Service import DenyService
 from Zorp.Session import MasterSession
 from Zorp.SockAddr import SockAddrInet, SockAddrInet6
 from Zorp.transport.interfaces import interfaces
-from Zorp.Zone import Zone, dac_enforced
+from Zorp.Zone import Zone, claimants, dac_enforced
 
 NOT_IP = ("", 0)                         # a server that has no IP address and so no zone
 
@@ -142,17 +142,18 @@ def permit(service, arrival: Arrival) -> None:
         raise Refused(f"service {service.name} denies")
     session = _session(arrival)
     session.service = service
-    client_zone = session.client_zone
-    if dac_enforced() and (client_zone is None or client_zone.isOutboundServicePermitted(session) != Z_ACCEPT):
-        raise Refused(f"service {service.name} may not leave zone {_name(client_zone)}")
+    for client_zone in (session.client_zone, *claimants(session.client_address)):
+        if dac_enforced() and (client_zone is None or client_zone.isOutboundServicePermitted(session) != Z_ACCEPT):
+            raise Refused(f"service {service.name} may not leave zone {_name(client_zone)}")
     if arrival.server is None:
         return
-    server_zone = None if tuple(arrival.server) == NOT_IP else Zone.lookup(sock_addr(arrival.server))
-    if dac_enforced() and (server_zone is None or server_zone.isInboundServicePermitted(session) != Z_ACCEPT):
-        raise Refused(f"service {service.name} may not enter zone {_name(server_zone)}")
     permitted = getattr(service, "limit_target_zones_to", None)
-    if permitted and (server_zone is None or not server_zone.isInside(permitted)):
-        raise Refused(f"service {service.name} may not go to servers in zone {_name(server_zone)}")
+    server = None if tuple(arrival.server) == NOT_IP else sock_addr(arrival.server)
+    for server_zone in (None,) if server is None else (Zone.lookup(server), *claimants(server)):
+        if dac_enforced() and (server_zone is None or server_zone.isInboundServicePermitted(session) != Z_ACCEPT):
+            raise Refused(f"service {service.name} may not enter zone {_name(server_zone)}")
+        if permitted and (server_zone is None or not server_zone.isInside(permitted)):
+            raise Refused(f"service {service.name} may not go to servers in zone {_name(server_zone)}")
 
 
 def _name(zone) -> str:

@@ -11,8 +11,13 @@ Theory of operation
     rules settle conflicts:
 
         a static net of full length keeps its address;
-        an address resolved for names of two zones belongs to neither of them;
+        an address resolved for names of two zones belongs to neither of them; it is disputed;
         two names of one zone may share addresses.
+
+    Who moves a name to the address of another one takes that address out of a zone, and must not
+    take it out of a refusal as well.  So claimants() tells the zones that a disputed address may
+    be in, and whoever decides about connections permits only what is permitted whichever of them
+    it is (Zorp.rules.engine, agreed()).
 
     A name keeps its last addresses until feed() gives it others, so a resolver that stops
     answering takes nothing away from anybody.
@@ -34,13 +39,14 @@ import threading
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from Zorp.Constants import AF_INET, AF_INET6, CORE_INFO, CORE_POLICY
+from Zorp.Constants import AF_INET, AF_INET6, CORE_ERROR, CORE_INFO, CORE_POLICY
 from Zorp.Log import log
 from Zorp.transport.hostaddr import is_for_one_remote_host
 from Zorp.zones.prefix_table import PrefixTable, prefix_table
 
 MAX_ADDRESSES_PER_NAME = 256
 _WIDTH = {AF_INET: 32, AF_INET6: 128}
+_MOST_SHOWN = 8                   # addresses of one dispute in the log
 _MAPPED = 0xFFFF                  # RFC 4291, 2.5.5.2: the upper 96 bits of ::ffff:0:0/96
 
 Net = tuple[int, int, int]        # family, network in host order, prefix length
@@ -67,12 +73,21 @@ class _Tables(NamedTuple):
     inet6: PrefixTable
     resolved_inet: dict            # host order integer -> zone
     resolved_inet6: dict
+    disputed: dict                 # (family, host order integer) -> zones
+
+
+class _Resolved(NamedTuple):
+    """What the addresses of host names amount to."""
+
+    inet: dict                     # host order integer -> zone
+    inet6: dict
+    disputed: dict                 # (family, host order integer) -> zones, by name
 
 
 class ZoneTable:
     """The nets of all zones.
 
-    Any thread may look up or feed.  _nets_lock guards _nets, _resolved and the making of
+    Any thread may look up or feed.  _nets_lock guards _nets, _resolved, _disputed and the making of
     _tables; look-ups read _tables without it, which is replaced and never changed.
     """
 
@@ -81,8 +96,10 @@ class ZoneTable:
         self._nets: dict[Net, object] = {}                     # static net -> zone
         self._resolved: dict[str, frozenset] = {}              # host name -> {(family, host order integer)}
         self._names: dict[str, object] = {}                    # host name -> zone
+        self._disputed: dict = {}                              # as of the last feed(), for the log
         self._tables: _Tables | None = None
         self.has_access_lists = False                          # some zone lists services; set while loading
+        self.has_disputes = False                              # claimants() has something to say; read without lock
 
     # ------------------------------------------------------------------ filled while a policy loads
 
@@ -107,8 +124,9 @@ class ZoneTable:
             self._nets.clear()
             self._names.clear()
             self._resolved.clear()
+            self._disputed = {}
             self._tables = None
-            self.has_access_lists = False
+            self.has_access_lists = self.has_disputes = False
 
     # ------------------------------------------------------------------ look-ups
 
@@ -141,6 +159,12 @@ class ZoneTable:
         family, value = unmapped_address(*found)
         return self._nets.get((family, value, _WIDTH[family]))
 
+    def claimants(self, address) -> tuple:
+        """Return the zones that a disputed address may be in, apart from the one that lookup() tells; () for others."""
+        tables = self._tables or self._compile()
+        found = _number(address) if tables.disputed else None
+        return tables.disputed.get(unmapped_address(*found), ()) if found is not None else ()
+
     def compile(self) -> None:
         """Make the tables now, so that no connection has to wait for them."""
         self._compile()
@@ -151,9 +175,9 @@ class ZoneTable:
                 by_family: dict[int, dict] = {AF_INET: {}, AF_INET6: {}}
                 for (family, network, bits), zone in self._nets.items():
                     by_family[family][network, bits] = zone
-                resolved = self._resolved_addresses()
                 self._tables = _Tables(*(prefix_table(by_family[family], _WIDTH[family]) for family in _WIDTH),
-                                       *(resolved[family] for family in _WIDTH))
+                                       *self._resolved_addresses())
+                self.has_disputes = bool(self._tables.disputed)
             return self._tables
 
     # ------------------------------------------------------------------ resolved host names
@@ -170,12 +194,18 @@ class ZoneTable:
                        for hostname, addresses in fresh.items()
                        if hostname in self._names and addresses != self._resolved.get(hostname, frozenset())}
             self._resolved.update((hostname, fresh[hostname]) for hostname in changed)
-            if changed and self._tables is not None:
+            disputed, before = {}, {}
+            if changed:
                 resolved = self._resolved_addresses()
-                self._tables = self._tables._replace(resolved_inet=resolved[AF_INET], resolved_inet6=resolved[AF_INET6])
-        for hostname, (before, after, zone) in changed.items():
+                before, self._disputed = self._disputed, resolved.disputed
+                disputed = resolved.disputed
+                if self._tables is not None:
+                    self._tables = _Tables(self._tables.inet, self._tables.inet6, *resolved)
+                    self.has_disputes = bool(disputed)
+        _report_disputes(before, disputed)
+        for hostname, (former, after, zone) in changed.items():
             log(None, CORE_INFO, 4, "Addresses of a host name changed; zone='%s', host='%s', added='%s', removed='%s'",
-                (zone.getName(), hostname, _texts(after - before), _texts(before - after)))
+                (zone.getName(), hostname, _texts(after - former), _texts(former - after)))
         return list(changed)
 
     def hostnames(self) -> tuple[str, ...]:
@@ -187,19 +217,46 @@ class ZoneTable:
         with self._nets_lock:
             resolved = self._resolved_addresses()
         return {(family, value, _WIDTH[family]): zone
-                for family, zones in resolved.items() for value, zone in zones.items()}
+                for family, zones in ((AF_INET, resolved.inet), (AF_INET6, resolved.inet6))
+                for value, zone in zones.items()}
 
-    def _resolved_addresses(self) -> dict[int, dict]:
-        """Return family -> {address: zone} for every resolved address that no rule of conflict takes away."""
+    def disputed_nets(self) -> dict[Net, tuple]:
+        """Return the disputed addresses as nets of full length, and the zones whose names have them."""
+        with self._nets_lock:
+            disputed = self._resolved_addresses().disputed
+        return {(family, value, _WIDTH[family]): zones for (family, value), zones in disputed.items()}
+
+    def _resolved_addresses(self) -> _Resolved:
+        """Return whose every resolved address is that no static net has."""
         owners: dict[tuple[int, int], set] = {}
         for hostname, addresses in self._resolved.items():
             for address in addresses:
                 owners.setdefault(address, set()).add(self._names[hostname])
-        resolved: dict[int, dict] = {AF_INET: {}, AF_INET6: {}}
+        resolved = _Resolved({}, {}, {})
         for (family, value), zones in owners.items():
-            if len(zones) == 1 and (family, value, _WIDTH[family]) not in self._nets:
-                resolved[family][value] = next(iter(zones))
+            if (family, value, _WIDTH[family]) in self._nets:
+                continue
+            if len(zones) > 1:
+                resolved.disputed[family, value] = tuple(sorted(zones, key=lambda zone: zone.getName()))
+            else:
+                (resolved.inet if family == AF_INET else resolved.inet6)[value] = next(iter(zones))
         return resolved
+
+
+def _report_disputes(before: Mapping, now: Mapping) -> None:
+    """Log which addresses have become disputed and which are so no longer; one line per set of zones."""
+    for level, tag, text, addresses, known in (
+            (2, CORE_ERROR, "Host names of several zones have the same addresses, connections are refused unless all "
+             "these zones permit them", now, before),
+            (4, CORE_INFO, "Host names of several zones do not have the same addresses any more", before, now)):
+        by_zones: dict[tuple, list] = {}
+        for address, zones in addresses.items():
+            if known.get(address) != zones:
+                by_zones.setdefault(zones, []).append(address)
+        for zones, found in by_zones.items():
+            shown = _texts(sorted(found)[:_MOST_SHOWN]) + (",..." if len(found) > _MOST_SHOWN else "")
+            log(None, tag, level, text + "; zones='%s', addresses='%s', count='%d'",
+                (",".join(zone.getName() for zone in zones), shown, len(found)))
 
 
 def _number(address) -> tuple[int, int] | None:

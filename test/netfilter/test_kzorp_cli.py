@@ -169,7 +169,7 @@ def test_json_is_one_document(kzorp):
     assert document["version"] == "4.6"
     assert {zone["name"]: zone["ranges"] for zone in document["zones"]}["lab"] == ["10.1.0.64/255.255.255.192"]
     assert document["evaluate"] == {"client_zone": "office", "server_zone": "internet", "instance": "web",
-                                    "service": "web", "rule_id": 1}
+                                    "service": "web", "rule_id": 1, "disputed": False}
     assert document["dispatchers"][0]["rules"][0]["dst_port"] == [[80, 80]]
 
 

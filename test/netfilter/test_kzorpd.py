@@ -140,6 +140,38 @@ def test_an_address_of_names_of_two_zones_belongs_to_neither(named):
     named.wait_for_members(PARTNERS, "198.51.100.0/24", "192.0.2.1")
 
 
+def test_two_denied_names_that_share_an_address_stay_denied(named):
+    # given two zones of host names that nobody may reach, beside one that is forwarded
+    named.write_policy('''
+        Zone("internet", addrs=("0.0.0.0/0",))
+        Zone("bad", hostnames=("a.test",))
+        Zone("worse", hostnames=("b.test",))''', '''
+        Rule(rule_id=1, service="web", proto=6, dst_port=80, dst_zone="internet")
+        Rule(rule_id=2, service="no", proto=6, dst_port=80, dst_zone="bad")
+        Rule(rule_id=3, service="no", proto=6, dst_port=80, dst_zone="worse")''')
+    named.dns.set("b.test", "A", "192.0.2.3", ttl=1)
+    named.start()
+    named.wait_for_members("zorp.4.worse", "192.0.2.3")
+    rules = named.rules()
+    evaluate = "-e", "tcp", "10.1.0.2", "192.0.2.1", "lo", "--dst-port", "80"
+    assert "Service: no\n" in named.command(*evaluate, program="kzorp").stdout
+    # when the second name resolves to the address of the first
+    named.dns.set("b.test", "A", "192.0.2.1", ttl=1)
+    # then the address is in neither zone, nor in what is forwarded, and no rule has changed
+    named.wait_for_members("zorp.4.internet", "0.0.0.0/1", "128.0.0.0/1", "192.0.2.1 nomatch")
+    assert named.sets()["zorp.4.bad"] == named.sets()["zorp.4.worse"] == set()
+    assert named.sets()["zorp.p4.bad"] == named.sets()["zorp.p4.worse"] == {"192.0.2.1"}
+    assert named.rules() == rules
+    # and that is said in the log, by `kzorp --zones` and by `kzorp --evaluate`
+    line = named.log.wait_for("core.error", 2, "Host names of several zones have the same addresses")
+    assert (line.fields["zones"], line.fields["addresses"]) == ("bad,worse", "192.0.2.1")
+    shown = named.command("-z", program="kzorp").stdout
+    assert "Zone name='bad', admin_parent='None' count='0'\n        disputed '192.0.2.1/255.255.255.255'\n" in shown
+    answer = named.command(*evaluate, program="kzorp").stdout
+    assert "Service: not found\n" in answer
+    assert "Disputed: " in answer
+
+
 def test_a_name_server_that_hangs_delays_no_request(named):
     named.dns.behaviour = SILENCE
     named.start()

@@ -443,6 +443,53 @@ def test_zones_resolved_from_names_count_in_rules(net10):
     assert winner("198.51.100.5", "192.0.2.1") == "s1"
 
 
+@pytest.fixture
+def blocked(no_zones):
+    """Two zones of one host name each, beside everything; services s1 to s9."""
+    Zone("internet", "0.0.0.0/0")
+    Zone("blocked", hostnames="a.example")
+    Zone("others", hostnames="b.example")
+    define_services(*(f"s{number}" for number in range(1, 10)))
+
+    def feed(*addresses):
+        Zone.zone_subnet_tree.feed({"a.example": ["198.51.100.5"], "b.example": addresses})
+    return feed
+
+
+@pytest.mark.parametrize("side", ["src_zone", "dst_zone"])
+def test_a_name_that_moves_to_a_denied_address_does_not_lift_the_denial(blocked, side, log_lines):
+    # given a rule that singles a host name out of what another rule permits
+    rule(1, **{side: "internet"})
+    rule(2, **{side: "blocked"})
+    ends = ("198.51.100.5", "192.0.2.1")[::1 if side == "src_zone" else -1]
+    blocked("198.51.100.6")
+    assert winner(*ends) == "s2"
+    # when the name of another zone resolves to the same address
+    blocked("198.51.100.5")
+    # then neither rule takes its connections, and the log says why
+    assert winner(*ends) is None
+    assert [text for _, _, text in log_lines if "internet,blocked,others" in text]
+    # and what is not disputed goes on
+    assert winner("192.0.2.2", "192.0.2.1") == "s1"
+    blocked("198.51.100.7")
+    assert winner(*ends) == "s2"
+
+
+def test_a_disputed_address_gets_what_all_its_zones_agree_upon(blocked):
+    rule(1, dst_port=25)
+    rule(2, dst_zone=("blocked", "others"), dst_port=80)
+    blocked("198.51.100.5")
+    assert winner("192.0.2.1", "198.51.100.5", 25) == "s1"
+    assert winner("192.0.2.1", "198.51.100.5", 80) is None           # it is in neither, as ever
+    assert winner("192.0.2.1", "198.51.100.5", 81) is None
+
+
+def test_a_zone_without_any_rule_keeps_its_disputed_hosts_out(blocked):
+    rule(1, src_zone="internet")
+    blocked("198.51.100.5")
+    assert winner("198.51.100.5", "192.0.2.1") is None
+
+
 # ------------------------------------------------------------------ the whole way against the definition
 
 TEXTS = ["10.99.101.1", "10.99.101.70", "10.99.201.129", "10.99.201.149", "192.0.2.1", "10.99.101.21"]

@@ -236,6 +236,27 @@ def test_limit_target_zones_to_accepts_the_zone_and_what_is_below_it(zones, logg
                        " server='AF_INET(203.0.113.80:80)'")
 
 
+@pytest.mark.parametrize("limits", ["target zones", "service lists"])
+def test_a_server_that_host_names_of_several_zones_have_must_be_permitted_in_all_of_them(logged, limits):
+    with policy_world(zones=False) as names:
+        # given a zone that may not be entered and two of which one has its address
+        zone, service = names["Zone"], Service()
+        lists = {"inbound_services": ["web"]} if limits == "service lists" else {}
+        zone("internet", ["0.0.0.0/0"], **lists)
+        zone("blocked", hostnames="a.example")
+        zone("partner", hostnames="b.example", **lists)
+        service.limit_target_zones_to = ("internet", "partner") if not lists else None
+        session = StackedSession(master(service))
+        session.setServerAddress(WANTED)
+        assert session.isServerPermitted() == ZV_ACCEPT
+        # when a host name of each has the server's address, then it counts as one of the first
+        feed = zone.zone_subnet_tree.feed
+        feed({"a.example": [WANTED.ip_s], "b.example": [WANTED.ip_s]})
+        assert session.isServerPermitted() == ZV_REJECT
+        feed({"a.example": []})
+        assert session.isServerPermitted() == ZV_ACCEPT
+
+
 def test_everything_is_permitted_without_lists(zones):
     session = StackedSession(master())
     session.setServerAddress(WANTED)

@@ -6,7 +6,7 @@ import pytest
 
 from test.support.zones import address, log_lines, no_zones, zone_name
 from Zorp.Exceptions import PolicyError
-from Zorp.Zone import Zone
+from Zorp.Zone import Zone, claimants
 from Zorp.zones.table import MAX_ADDRESSES_PER_NAME
 
 __all__ = ["log_lines", "no_zones"]
@@ -36,15 +36,38 @@ def test_scenario_29_an_address_of_two_zones_is_in_neither_while_the_clash_lasts
     Zone("b", hostnames="b.example")
     feed(a_example=["198.51.100.5", "198.51.100.6"], b_example=["198.51.100.5"])
     assert (zone_name("198.51.100.5"), zone_name("198.51.100.6")) == (None, "a")
+    assert disputing("198.51.100.5") == disputing("::ffff:198.51.100.5") == ["a", "b"]
+    assert disputing("198.51.100.6") == []
     feed(b_example=["198.51.100.7"])
     assert (zone_name("198.51.100.5"), zone_name("198.51.100.7")) == ("a", "b")
+    assert disputing("198.51.100.5") == []
+
+
+def disputing(text):
+    return [zone.name for zone in claimants(address(text))]
+
+
+def test_a_dispute_is_logged_when_it_begins_and_when_it_ends_and_not_in_between(log_lines):
+    Zone("a", hostnames="a.example")
+    Zone("b", hostnames="b.example")
+    feed(a_example=["198.51.100.5", "2001:db8::5"], b_example=["198.51.100.5", "2001:db8::5", "198.51.100.6"])
+    feed(b_example=["198.51.100.5", "2001:db8::5"])
+    feed(b_example=["198.51.100.7"])
+    told = [(tag, level, text) for tag, level, text in log_lines if text.startswith("Host names of several zones")]
+    assert told == [
+        ("core.error", 2, "Host names of several zones have the same addresses, connections are refused unless all "
+         "these zones permit them; zones='a,b', addresses='198.51.100.5,2001:db8::5', count='2'"),
+        ("core.info", 4, "Host names of several zones do not have the same addresses any more; zones='a,b', "
+         "addresses='198.51.100.5,2001:db8::5', count='2'")]
 
 
 def test_scenario_30_a_static_address_stays_with_its_zone():
     Zone("x", "198.51.100.5/32")
     Zone("y", hostnames="y.example")
-    feed(y_example=["198.51.100.5"])
+    Zone("z", hostnames="z.example")
+    feed(y_example=["198.51.100.5"], z_example=["198.51.100.5"])
     assert zone_name("198.51.100.5") == "x"
+    assert disputing("198.51.100.5") == []
 
 
 def test_a_resolved_address_beats_every_wider_static_net():

@@ -1,6 +1,6 @@
 """What a packet filter does with the plan: an interpreter of its first table, for comparisons.
 
-Model(plan).rule_of(traffic) -> (RuleIndex | None, number of rules that were tested on the way).
+Model(plan).rule_of(traffic) -> (RuleIndex | None | CLOSED, number of rules that were tested on the way).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from Zorp.netfilter.plan import Plan
 from Zorp.rules.engine import Traffic
 
 _BITS = {4: 32, 6: 128}
+CLOSED = -1                      # dropped before any rule
 
 
 def _number(net):
@@ -36,13 +37,17 @@ class Model:
         family = 4 if traffic.family == socket.AF_INET else 6
         self.tested = self.index = 0
         self._walk(family, "ZORP_EVAL", traffic)
-        return (self.rules[self.index] if self.index else None), self.tested
+        return (CLOSED if self.index == CLOSED else self.rules[self.index] if self.index else None), self.tested
 
     def _walk(self, family, name, traffic):
         """Go through a chain and those it goes to, until they return."""
         while name:
             if name.startswith("ZORP_R") and name[6:].isdigit():
                 self.index = int(name[6:])
+                return
+            if name == "ZORP_CLOSED":
+                assert self.chains[family, name].rules[-1].target.what == "drop"
+                self.index = CLOSED
                 return
             name = self._chain(family, self.chains[family, name], traffic)
 
@@ -69,6 +74,9 @@ class Model:
 
     def _is_direction(self, family, value, traffic):
         return value == "ORIGINAL"
+
+    def _is_known(self, family, value, traffic):
+        return False
 
     def _is_connmark(self, family, value, traffic):
         return value[0] == self.index == 0               # no class but while nothing is decided

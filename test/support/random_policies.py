@@ -27,6 +27,7 @@ class Generator:
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.groups = {iface: self.random.randrange(3) for iface in _IFACES}
+        self._hosts: list[NetData] = []                  # addresses that host names have
 
     # ---- policies
 
@@ -69,6 +70,29 @@ class Generator:
             zones.append(ZoneData(name=f"z{number}", parent=parent, nets=tuple(sorted(nets))))
         return tuple(zones)
 
+    def named_instances(self) -> tuple[list[InstanceDescription], dict[str, list[str]]]:
+        """Return instances() with host names in some zones, and the addresses of the names, which share many."""
+        answers: dict[str, list[str]] = {}
+        return [self._with_names(description, answers) for description in self.instances()], answers
+
+    def host_or(self, family, address: int) -> int:
+        """Return the address of a host name, where there are any, or the one given."""
+        known = [host.network for host in self._hosts if host.family == family]
+        return self.random.choice(known) if known and self.random.random() < 0.6 else address
+
+    def _with_names(self, description: InstanceDescription, answers: dict[str, list[str]]) -> InstanceDescription:
+        pool = [NetData(int(family), _BASES[family] + self.random.getrandbits(9), _WIDTH[family])
+                for family in (socket.AF_INET, socket.AF_INET, socket.AF_INET6) for _ in range(3)]
+        self._hosts += pool
+        zones = []
+        for zone in description.zones:
+            count = self.random.randrange(3)
+            names = [f"{zone.name}-{number}.{description.instance}.test" for number in range(count)]
+            zones.append(dataclasses.replace(zone, hostnames=tuple(names)))
+            for name in names:
+                answers[name] = [str(net).partition("/")[0] for net in self.random.sample(pool, 4)]
+        return dataclasses.replace(description, zones=tuple(zones))
+
     def rule(self, rule_id: int, zones) -> RuleData:
         names = [zone.name for zone in zones]
         makers = {
@@ -110,7 +134,8 @@ class Generator:
             values = {"proto_type": self.random.choice((0, 3, 8, 128)), "proto_subtype": self.random.randrange(4)}
         iface = self.random.choice((*_IFACES, "other"))
         reqids = (self.random.randrange(1, 4),) if self.random.random() < 0.1 else ()
-        return Traffic(int(family), self.address(family), self.address(family), proto, iface=iface,
+        ends = (self.host_or(family, self.address(family)) for _ in range(2))
+        return Traffic(int(family), *ends, proto, iface=iface,
                        ifgroup=self.groups.get(iface, 9), reqids=reqids, dst_on_iface=self.random.random() < 0.2,
                        **values)
 
