@@ -26,6 +26,7 @@ Deviations
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import operator
 
@@ -110,6 +111,7 @@ _VERDICTS = {
     "extensions": {SMTP_EXT_ACCEPT: "SMTP_EXT_ACCEPT", SMTP_EXT_DROP: "SMTP_EXT_DROP", SMTP_REQ_REJECT: "",
                    SMTP_REQ_ABORT: ""},
 }
+_GOODBYE_MS = 500                   # for the last reply after a stop request
 _MOST_ITEMS = 2                     # after the number: code and text, or a function
 _NEEDS_TLS = ("tls_passthrough", "client_tls_required", "server_tls_required")
 _UTF8_FLAG = SMTP_EXT_SMTPUTF8
@@ -261,6 +263,19 @@ class AbstractSmtpProxy(Proxy):
                     found.append(Problem(f"No such action; table='{name}', key='{key}', error='{wrong}'",
                                          f"write {', '.join(filter(None, verdicts.values()))}", key))
         return found
+
+    def _wake(self):
+        """A client of ours is told that the service ends, after what it is just being told (RFC 5321, 3.8)."""
+        if self._parent is not None:
+            super()._wake()
+            return
+        with contextlib.suppress(OSError):
+            self._client.timeout_ms = _GOODBYE_MS        # for what is still sent; one that takes nothing now is cut off
+        self._client.wake()
+        for busy in (self._connecting, *self._stacked, self._server):
+            if busy is not None:
+                with contextlib.suppress(OSError):
+                    busy.abort()
 
     def _engine_main(self):
         self._dialogue = Dialogue(self, self._limits)

@@ -4,6 +4,9 @@ One command, from top to bottom: read a line, understand it, may it come now, is
 sound, what does the policy say, forward, read the reply, what does the policy say, move the
 state, copy the reply.  Refusal from any of these steps answers the client and goes on;
 SessionOver, a lost side or a server that sends no replies ends the session.
+
+A stop request (an administrator's, or the end of the instance) takes the server away and lets the
+client send no more; it hears 421, in place of a greeting if need be, and the connection is closed.
 """
 
 from __future__ import annotations
@@ -53,12 +56,15 @@ class Dialogue:
     def run(self) -> None:
         """Speak until somebody leaves."""
         session, variables, proxy = self._session, self._vars, self._session.proxy
-        session.client = ClientSide(proxy._client, self._limits, require_crlf=bool(variables.require_crlf))
+        session.client = ClientSide(proxy._client, self._limits, require_crlf=bool(variables.require_crlf),
+                                    is_stopping=lambda: proxy.stop_requested)
         try:
             if proxy._connect_server():
                 session.server = ServerSide(proxy._server, self._limits, require_crlf=bool(variables.require_crlf),
                                             on_cut=session.report_cut if variables.permit_long_responses else None)
                 self._greet()
+            elif proxy.stop_requested:
+                raise SessionOver
             else:
                 session.answer(str(variables.unconnected_response_code), NO_SERVER)
             while session.state.state is not _QUIT:

@@ -84,13 +84,27 @@ class ClientSide(_Side):
 
     long_auth: an AUTH command may be longer than other lines; the dialogue sets it.
     expects_secret: the next line may hold credentials and is not shown when it cannot be read.
+    is_stopping: nothing more is read when this says so, and what is read at that moment ends; what we
+    still have to say goes out (SmtpProxy._wake).
     """
 
     long_auth = False
     expects_secret = False
 
+    def __init__(self, stream: Stream, limits: SmtpLimits, *, require_crlf: bool,
+                 is_stopping: Callable[[], bool]) -> None:
+        super().__init__(stream, limits, require_crlf=require_crlf)
+        self._is_stopping = is_stopping
+
+    def _recv(self, limit_bytes: int, deadline: float | None = None) -> bytes:
+        if self._is_stopping():
+            raise SideLost
+        return super()._recv(limit_bytes, deadline)
+
     def read_line(self) -> bytes:
         """Return the next line, without its end; raises SideLost."""
+        if self._is_stopping():
+            raise SideLost
         if self.long_auth:
             return self._read_long_line()
         return self._read_line(self._limits.line_bytes)

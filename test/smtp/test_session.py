@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import select
 import smtplib
 import socket
+import threading
 
 import pytest
 from aiosmtpd.controller import Controller
@@ -11,6 +14,7 @@ from aiosmtpd.smtp import SMTP
 
 from test.smtp.play import CLOSING, open_smtp
 from test.smtp.test_tables import with_tables
+from test.support.daemon import wait_until
 from Zorp.Smtp import SMTP_REQ_ABORT, SMTP_REQ_POLICY, SMTP_REQ_REJECT
 
 # no server
@@ -160,8 +164,44 @@ def test_stop_request_ends_the_session_at_once(mail, moment):
             play.envelope()
             play.data()
         play.proxy.request_stop()
+        # then the client hears that the service ends, and nothing more
+        play(f"""
+            C< {CLOSING.rstrip(".") if moment == "body" else CLOSING}
+            C|
+        """)
         play.session.wait_for_end()
         assert play.log.find("User initiated proxy termination request received;")
+
+
+def test_a_stop_request_before_there_is_a_server_is_the_greeting(serve):
+    # given a client whose server is still being reached
+    with serve(open_smtp(), start=False) as session:
+        reaching, given_up = threading.Event(), threading.Event()
+        session.chainer.chainParent = lambda _session: reaching.set() or (given_up.wait(10) and None)
+        session.start()
+        assert reaching.wait(10)
+        # when the session is stopped
+        session.proxy.request_stop()
+        given_up.set()
+        # then 421 is all that it hears
+        assert session.client.makefile("rb").read() == f"{CLOSING}\r\n".encode()
+
+
+def test_a_stop_request_does_not_wait_for_a_client_that_reads_nothing(mail):
+    # given a client that sends commands and takes no replies, until there is no room for another
+    with mail(open_smtp(max_errors=0)) as play:
+        play.greet()
+        threading.Thread(target=send_for_ever, args=(play.session.client, b"FOO\r\n" * 1000), daemon=True).start()
+        wait_until(lambda: not select.select([], [play.proxy._client], [], 0)[1], "the full connection")
+        # when the session is stopped, then it ends all the same
+        play.proxy.request_stop()
+        play.session.wait_for_end()
+
+
+def send_for_ever(sock, data) -> None:
+    with contextlib.suppress(OSError):
+        while True:
+            sock.sendall(data)
 
 
 @pytest.mark.parametrize("leaver", ["client", "server"])

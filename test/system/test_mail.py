@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import signal
 import smtplib
 import socket
 import subprocess
@@ -168,6 +169,20 @@ def dialogue(client: socket.socket, command: bytes, expected: bytes) -> bytes:
         answer += data
     assert answer.splitlines()[-1].startswith(expected.strip()), answer
     return answer
+
+
+@pytest.mark.parametrize("by", ["stop", "reload"])
+def test_clients_are_told_when_the_service_ends(by, postfix, zorp):
+    # given a client between two commands, and an instance that ends old sessions a second after a reload
+    daemon = zorp(POLICY, server_port=postfix.port, settings="pass", arguments=["--drain-timeout", "1"])
+    with daemon.connect() as client, client.makefile("rb") as replies:
+        assert replies.readline().startswith(b"220 ")
+        # when the instance stops or reloads
+        daemon.kill(signal.SIGTERM if by == "stop" else signal.SIGHUP)
+        # then it hears so, in order, and the summary says why
+        assert replies.read() == b"421 Service not available, closing transmission channel.\r\n"
+    line = daemon.log.wait_for("core.summary", 4, "Connection summary")
+    assert (line.fields["verdict"], line.fields["info"]) == ("ACCEPTED", "instance stopped")
 
 
 def test_the_received_header_names_client_and_firewall(postfix, zorp):
