@@ -14,10 +14,15 @@ Theory of operation
 
     Closing writes one accounting line under the stream's name: seconds since the stream was
     made, bytes sent to and received from this peer.
+
+    Local sockets carry no reset, so the two streams of streamPair() know each other: when one of
+    them is reset, or its owner says that it broke off (break_off), the other one's reader gets a
+    ConnectionResetError where the end of file would have been.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import time
@@ -25,7 +30,7 @@ import time
 from Zorp import Log, SockAddr
 from Zorp.Log import enabled, log
 from Zorp.process import dump
-from Zorp.transport.stream import SocketStream, StreamTimeout
+from Zorp.transport.stream import DEFAULT_BYTES, SocketStream, StreamTimeout
 
 G_IO_STATUS_ERROR = 0
 G_IO_STATUS_NORMAL = 1
@@ -139,6 +144,9 @@ class Stream(SocketStream):
             super().reset()
             self._account()
 
+    def break_off(self):
+        """Have the peer's reader see a reset where this stream ends; only a peer in this process can be told."""
+
     def _account(self):
         if Log.loudest >= 4:
             log(self._name, "core.accounting", 4,
@@ -222,10 +230,49 @@ class Stream(SocketStream):
             raise OSError("I/O error writing stream.") from None
 
 
+class _PairedStream(Stream):
+    """One of the two streams of streamPair().
+
+    `broken` is written by the thread of the other one, before it closes; our reader looks at it
+    when it has read the end.
+    """
+
+    __slots__ = ("_twin", "broken")
+
+    def __init__(self, sock, name):
+        super().__init__(sock, name)
+        self.broken = False
+        self._twin = None
+
+    def join(self, twin):
+        """Make this stream and another one the two of a pair."""
+        self._twin, twin._twin = twin, self
+
+    def break_off(self):
+        if self._twin is not None:
+            self._twin.broken = True
+
+    def recv(self, limit=DEFAULT_BYTES, deadline=None):
+        data = super().recv(limit, deadline)
+        if not data and self.broken:
+            raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+        return data
+
+    def reset(self):
+        self.break_off()
+        super().reset()
+
+    def _account(self):
+        self._twin = None                # no cycle: sessions are freed when they end
+        super()._account()
+
+
 def streamPair(domain, type, proto=0):
     """Return two connected streams; raises IOError when the host refuses."""
     try:
-        a, b = socket.socketpair(domain, type, proto)
+        sockets = socket.socketpair(domain, type, proto)
     except OSError:
         raise OSError("I/O error during socketpair.") from None
-    return Stream(a, "streamPair/A"), Stream(b, "streamPair/B")
+    a, b = map(_PairedStream, sockets, ("streamPair/A", "streamPair/B"))
+    a.join(b)
+    return a, b

@@ -10,7 +10,8 @@ Theory of operation
 
     The right proxy holds the master session like every started proxy, and is a child of the
     left one: a stop request for the left reaches both.  When one of them ends, the other sees
-    the end of its stream.
+    the end of its stream; when one is reset, or breaks, the other sees that (Zorp.Stream.streamPair),
+    so that half of a transfer does not look like a whole one at the far end of the row.
 """
 
 from __future__ import annotations

@@ -521,9 +521,10 @@ class BuiltinProxy:
     # stacking: see Zorp.stacking.stacking
 
     def _content_failed(self, reason: str) -> None:
-        """Tell a parent that what came out of this proxy must not be taken for complete."""
+        """Tell a parent, or the proxy on our left, that what came out of this one must not be taken for complete."""
         if self._parent is not None:
             self._parent.child_failed(self._client, reason)
+            self._client.break_off()
 
     def child_failed(self, child_end, reason: str) -> None:
         """The child with this end of its client side broke; our own parent hears it when we do not judge content."""

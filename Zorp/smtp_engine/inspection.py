@@ -34,6 +34,7 @@ from Zorp.smtp_engine.session import CLOSING, FAILED, Refusal, SmtpSession
 from Zorp.smtp_engine.sides import SideLost
 from Zorp.smtp_engine.transfer import END_LINE_BYTES, BodyLost, MessageTransfer, Pace, ServerFailed
 from Zorp.stacking.stacking import Stacked, StackingFailed, stack_object
+from Zorp.transport.stream import ms_until
 from Zorp.wire.errors import WireError
 from Zorp.wire.smtp_body import BodyError, BodyReader, DotAdder, DotRemover
 from Zorp.wire.smtp_commands import Command
@@ -169,7 +170,7 @@ class _Message:
         if self._child_writes:
             poll.register(stacked.server.fileno(), select.POLLIN)
         due_s = idle_due_s if noop_due_s is None else min(idle_due_s, noop_due_s)
-        return dict(poll.poll(max(due_s - time.monotonic(), 0.0) * 1000 + 1))
+        return dict(poll.poll(ms_until(due_s)))
 
     def _serve(self, ready: dict[int, int]) -> None:
         if self._child_writes and self._stacked.server.fileno() in ready:

@@ -32,7 +32,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from Zorp.transport.relay import DRAIN_MS, End, RelaySettings
-from Zorp.transport.stream import SocketStream
+from Zorp.transport.stream import SocketStream, ms_until
 
 DATAGRAM_BYTES = 65_535
 _LARGEST_SENT_BYTES = 65_507     # of UDP over IPv4, RFC 768
@@ -93,6 +93,9 @@ class Pump:
         except BlockingIOError:
             return
         except OSError:
+            self._failed(self._source_failed)
+            return
+        if not data and self.source.broken:
             self._failed(self._source_failed)
             return
         if not data and (not self._from_datagrams or self.source.aborted):
@@ -258,7 +261,7 @@ class Pumps:
             due_s.append(self._last_traffic_s + self.settings.idle_ms / 1000)
         if self.settings.stats_ms > 0:
             due_s.append(self._stats_due_s)
-        return max(min(due_s) - time.monotonic(), 0.0) * 1000 + 1 if due_s else None
+        return ms_until(min(due_s)) if due_s else None
 
     def _is_idle(self, now_s: float) -> bool:
         return self.settings.idle_ms is not None and now_s >= self._last_traffic_s + self.settings.idle_ms / 1000

@@ -44,12 +44,13 @@ from typing import NamedTuple
 
 from Zorp.transport.cpus import home
 from Zorp.transport.pipes import PIPE_BYTES, Pipe, pipes
-from Zorp.transport.stream import SocketStream
+from Zorp.transport.stream import SocketStream, ms_until
 
 LONG_BYTES = 65_536              # a direction that has carried so much goes on inside the kernel
 DRAIN_MS = 5_000                 # how long bytes already read may take after the other side has closed
 _IN, _OUT = select.POLLIN, select.POLLOUT
 _LOST = select.POLLERR | select.POLLNVAL
+_SINK_READY = _OUT | select.POLLHUP      # of a local socket that is full when its peer closes, POLLHUP alone is told
 _DONTWAIT = socket.MSG_DONTWAIT
 _SPLICE_FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK if hasattr(os, "splice") else 0
 _CANNOT_SPLICE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.ENOMEM})
@@ -148,6 +149,8 @@ class _Direction:
         except OSError:
             raise _SideFailed(self.source_failed) from None
         if not data:
+            if self.source.broken:
+                raise _SideFailed(self.source_failed)
             self.at_eof = self.source.at_eof = True
             return
         received = len(data)                 # as _count(), without the call
@@ -327,7 +330,7 @@ class Relay:
         incoming, outgoing = self._ways[fd]
         wanted = self._registered.get(fd, 0)
         changed = False
-        if happened & _OUT and wanted & _OUT:
+        if happened & _SINK_READY and wanted & _OUT:
             outgoing.flush()
             changed = not outgoing.waiting
         if wanted & _IN and happened & ~_OUT:
@@ -428,7 +431,7 @@ class _Clocks:
         until_s = self._stats_due_s
         if self._idle_s is not None:
             until_s = min(until_s, self._last_traffic_s + self._idle_s)
-        return max(0.0, until_s - time.monotonic()) * 1000
+        return ms_until(until_s)
 
     def traffic(self, there_was_some: bool) -> None:
         """Take note that something was sent or received."""

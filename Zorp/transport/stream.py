@@ -33,16 +33,22 @@ import time
 
 _TIMEVAL = struct.Struct("@ll")
 _LINGER_RESET = struct.pack("@ii", 1, 0)
-_CHUNK_BYTES = 65536
+DEFAULT_BYTES = 65536          # of one recv()
 _SHORTEST_WAIT_MS = 1          # 0 would mean "for ever" to the kernel
 DISCARD_BYTES = 1 << 20        # of a peer that goes on sending at the end
 DISCARD_MS = 500
 _DISCARD_FLAGS = socket.MSG_DONTWAIT | socket.MSG_TRUNC
 _FIN_WAIT = (4, 5)             # TCP states: we have sent our end, the peer has not
+_LONGEST_WAIT_MS = 86_400_000  # poll() takes an int of C, and a policy may set the largest one as timeout
 
 
 class StreamTimeout(TimeoutError):
     """Nothing could be read or written within the bound."""
+
+
+def ms_until(due_s: float) -> float:
+    """Return how long poll() may wait for a moment of the monotonic clock: at most a day, 0 when it has passed."""
+    return min(max((due_s - time.monotonic()) * 1000, 0.0), _LONGEST_WAIT_MS)
 
 
 def _timeval(milliseconds: int | None) -> bytes:
@@ -52,7 +58,7 @@ def _timeval(milliseconds: int | None) -> bytes:
     return _TIMEVAL.pack(milliseconds // 1000, milliseconds % 1000 * 1000)
 
 
-_SINK = bytearray(_CHUNK_BYTES)        # what is discarded may be written here, by any thread
+_SINK = bytearray(DEFAULT_BYTES)        # what is discarded may be written here, by any thread
 
 
 # kind_of(sock): SOCK_STREAM, SOCK_DGRAM, ... as a plain number; sock.type builds a member of an enumeration each time
@@ -68,6 +74,8 @@ def _peer_goes_on(sock: socket.socket) -> bool:
 
 class SocketStream:
     """One connected stream socket; owns the descriptor until close()."""
+
+    broken = False                     # True: what looks like the end of file is none (Zorp.Stream.streamPair)
 
     __slots__ = ("_aborted", "_deadline_set", "_on_close", "_pushed_back", "_timeout_ms", "at_eof", "bytes_recvd",
                  "bytes_sent", "kind", "sock")
@@ -104,7 +112,7 @@ class SocketStream:
         self._timeout_ms = milliseconds
         self._deadline_set = False
 
-    def recv(self, limit: int = _CHUNK_BYTES, deadline: float | None = None) -> bytes:
+    def recv(self, limit: int = DEFAULT_BYTES, deadline: float | None = None) -> bytes:
         """Return at least one and at most `limit` bytes, or b"" at end of file."""
         if self._pushed_back:
             data, self._pushed_back = self._pushed_back[:limit], self._pushed_back[limit:]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import queue
+import socket
 
 import pytest
 
 from test.support.chaining import asking
 from test.support.deaf import silent_server
+from test.support.ends import is_reset, receive_all, reset
 from test.support.gateway import Gateway, Server, ended, exchange
 from Zorp.engine.builtin_proxy import running
 from Zorp.Chainer import ConnectChainer, SideStackChainer
@@ -18,6 +21,7 @@ __all__ = ["asking"]
 
 POLICY = """
     from Zorp.Core import *
+    from Zorp.AnyPy import *
     from Zorp.Plug import *
 
     Zone("all", "0.0.0.0/0")
@@ -27,6 +31,26 @@ POLICY = """
 
     class Right(PlugProxy):
         name = "right"
+
+    class Idle(Right):
+        def config(self):
+            Right.config(self)
+            self.timeout = 300
+
+    class Crashing(Right):
+        def config(self):
+            Right.config(self)
+            self.packet_stats_interval_packet = 2
+
+        def packetStats(self, *counts):
+            raise ValueError("counts")
+
+    class Speaking(AnyPyProxy):
+        name = "speaking"
+        def proxyThread(self):
+            self.server_stream.write(self.client_stream.read(100))
+            self.client_stream.write(self.server_stream.read(100))
+            raise ValueError("in the middle")
 
     class Broken(PlugProxy):
         name = "broken"
@@ -95,6 +119,49 @@ def test_end_of_the_right_proxy_closes_the_client(server):
         proxy_called("right").request_stop()
         assert ended(client)
         gateway.logged.wait_for("Connection summary;")
+
+
+@pytest.mark.parametrize("chainer", [
+    "SideStackChainer(Right)", "SideStackChainer(Idle)", "SideStackChainer(Crashing)", "SideStackChainer(Speaking)",
+    "SideStackChainer(Right, SideStackChainer(Idle))"])
+def test_half_of_an_answer_does_not_look_like_a_whole_one(chainer):
+    """Local sockets carry no reset, and what is between two proxies is one."""
+    # given half of an answer
+    with Server(half_an_answer_then_wait_then_reset) as server, sidestacked(server, chainer) as gateway:
+        client = gateway.connect()
+        client.sendall(b"x")
+        assert client.recv(4, socket.MSG_WAITALL) == b"half"
+        # when the right proxy times out or breaks, or else the server resets, then that is no end of file
+        with pytest.raises(ConnectionResetError):
+            send_and_receive_all(client, b"y")
+        gateway.logged.wait_for("Connection summary;")
+
+
+def send_and_receive_all(sock, data):
+    sock.sendall(data)
+    return receive_all(sock)
+
+
+def half_an_answer_then_wait_then_reset(sock):
+    sock.recv(1)
+    sock.sendall(b"half")
+    sock.recv(1)
+    reset(sock)
+
+
+def test_half_of_an_upload_does_not_look_like_a_whole_one():
+    seen = queue.Queue()
+
+    def receive(sock):
+        seen.put(sock.recv(100))
+        seen.put(is_reset(sock))
+
+    with Server(receive) as server, sidestacked(server) as gateway:
+        client = gateway.connect()
+        client.sendall(b"half of it")
+        assert seen.get(timeout=10) == b"half of it"
+        reset(client)
+        assert seen.get(timeout=10) is True
 
 
 def test_stop_request_for_the_left_reaches_the_right():

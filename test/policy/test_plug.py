@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
-import struct
 import threading
 import time
 
 import pytest
 
+from test.support.ends import flood, is_reset, receive_all, reset
+from test.support.plugs import exchange, plug, stacking
 from test.support.proxies import serve
 from Zorp.Constants import FALSE, TRUE, ZV_ACCEPT, ZV_REJECT
 from Zorp.engine.builtin_proxy import running
@@ -19,45 +19,12 @@ from Zorp.transport import relay
 __all__ = ["serve"]
 
 
-def plug(base=PlugProxy, **settings):
-    """Return a class that sets these attributes in config()."""
-
-    class Configured(base):
-        def config(self):
-            super().config()
-            for name, value in settings.items():
-                setattr(self, name, value)
-
-    return Configured
+WAYS = pytest.mark.parametrize("form", [None, PlugProxy], ids=["alone", "through a child"])
 
 
-def receive_all(sock):
-    """Return everything until end of file."""
-    chunks = []
-    while chunk := sock.recv(65536):
-        chunks.append(chunk)
-    return b"".join(chunks)
-
-
-def is_reset(sock) -> bool:
-    """Read to the end; True when that is a reset."""
-    try:
-        receive_all(sock)
-    except ConnectionResetError:
-        return True
-    return False
-
-
-def exchange(session):
-    """One byte each way: from now on the proxy relays."""
-    session.client.sendall(b"c")
-    assert session.server.recv(1) == b"c"
-    session.server.sendall(b"s")
-    assert session.client.recv(1) == b"s"
-
-
-def test_bytes_pass_both_ways(serve):
-    with serve(PlugProxy) as session:
+@WAYS
+def test_bytes_pass_both_ways(serve, form):
+    with serve(stacking(form)) as session:
         session.client.sendall(b"Haho")
         assert session.server.recv(10) == b"Haho"
         session.server.sendall(b"Hello")
@@ -96,8 +63,9 @@ def test_counters_of_the_streams(serve):
 
 @pytest.mark.parametrize(("setting", "talker", "other"), [
     ("copy_to_server", "client", "server"), ("copy_to_client", "server", "client")])
-def test_direction_that_is_not_copied(serve, setting, talker, other):
-    with serve(plug(**{setting: FALSE})) as session:
+@WAYS
+def test_direction_that_is_not_copied(serve, form, setting, talker, other):
+    with serve(stacking(form, **{setting: FALSE})) as session:
         ends = {"client": session.client, "server": session.server}
         ends[talker].sendall(b"unheard")
         ends[other].sendall(b"heard")
@@ -108,8 +76,9 @@ def test_direction_that_is_not_copied(serve, setting, talker, other):
             ends[other].recv(1)
 
 
-def test_idle_session_is_closed_and_logged(serve):
-    with serve(plug(timeout=200)) as session:
+@WAYS
+def test_idle_session_is_closed_and_logged(serve, form):
+    with serve(stacking(form, timeout=200)) as session:
         exchange(session)
         began = time.monotonic()
         assert is_reset(session.client)
@@ -129,6 +98,15 @@ def test_traffic_in_one_direction_keeps_the_session(serve):
             assert session.server.recv(1) == b"x"
             time.sleep(0.1)                     # the traffic whose rhythm is tested
         assert not session.log.find("Connection timed out")
+
+
+@WAYS
+def test_the_longest_time_that_can_be_set(serve, form):
+    longest = (1 << 31) - 1
+    with serve(stacking(form, timeout=longest, packet_stats_interval_time=longest)) as session:
+        exchange(session)
+        exchange(session)
+    assert session.verdict == "ACCEPTED"
 
 
 @pytest.mark.parametrize("timeout", [0, -1])
@@ -208,7 +186,8 @@ def test_abstract_method_says_so():
         AbstractPlugProxy.packetStats(None, 0, 0, 0, 0)
 
 
-def test_packet_stats_by_time(serve):
+@WAYS
+def test_packet_stats_by_time(serve, form):
     called = threading.Event()
 
     class Timed(PlugProxy):
@@ -217,38 +196,68 @@ def test_packet_stats_by_time(serve):
                 called.set()
             return ZV_ACCEPT
 
-    with serve(plug(Timed, packet_stats_interval_time=50)) as session:
+    with serve(plug(Timed, packet_stats_interval_time=50, stack_proxy=form)) as session:
         exchange(session)
         assert called.wait(10)
 
 
-def test_idleness_is_noticed_between_two_statistics(serve):
+@WAYS
+def test_idleness_is_noticed_between_two_statistics(serve, form):
     with serve(plug(type("Counted", (Counting,), {"calls": []}), packet_stats_interval_time=30,
-                    timeout=200)) as session:
+                    timeout=200, stack_proxy=form)) as session:
         exchange(session)
         assert is_reset(session.client)
         session.wait_for_end()
     assert session.log.find("Connection timed out; timeout='200'")
 
 
-def test_bandwidth_is_seen_from_the_policy(serve):
+@WAYS
+def test_bandwidth_is_the_average_since_copying_began(serve, form):
     class Measuring(PlugProxy):
         seen = []
 
         def config(self):
+            super().config()
             self.packet_stats_interval_packet = 1
-            self.seen.append(self.bandwidth_to_server)
-
-        def packetStats(self, *counts):
             self.seen.append((self.bandwidth_to_server, self.bandwidth_to_client))
+
+        def packetStats(self, client_bytes, client_pkts, server_bytes, server_pkts):
+            self.seen.append((server_bytes / self.bandwidth_to_server, client_bytes, self.bandwidth_to_client))
             return ZV_ACCEPT
 
-    with serve(Measuring) as session:
-        session.client.sendall(b"x" * 1000)
-        assert session.server.recv(1)
-    assert Measuring.seen[0] == 0.0
-    assert Measuring.seen[1][0] > 0
-    assert Measuring.seen[1][1] == 0
+    with serve(plug(Measuring, stack_proxy=form)) as session:
+        # given a session in which the client sends, and nobody answers
+        began = time.monotonic()
+        send_one_by_one(session, 1)
+        time.sleep(0.3)                         # the time over which the average is taken
+        send_one_by_one(session, 1)
+        elapsed_s = time.monotonic() - began
+    assert Measuring.seen[0] == (0.0, 0.0)
+    (first_s, *_), (second_s, client_bytes, to_client) = Measuring.seen[1:3]
+    # then bytes by bandwidth is the time since then
+    assert second_s - first_s > 0.25
+    assert second_s < elapsed_s + 1
+    assert (client_bytes, to_client) == (0, 0.0)
+
+
+@WAYS
+def test_policy_may_end_who_takes_too_much_bandwidth(serve, form):
+    class Bounded(PlugProxy):
+        def packetStats(self, *counts):
+            return ZV_REJECT if self.bandwidth_to_server > 1_000_000 else ZV_ACCEPT
+
+    with serve(plug(Bounded, packet_stats_interval_time=20, stack_proxy=form)) as session:
+        # given somebody who is slow enough
+        exchange(session)
+        time.sleep(0.1)                         # in which packetStats() is asked several times
+        exchange(session)
+        # when he is not any more
+        reader = threading.Thread(target=is_reset, args=(session.server,))
+        reader.start()
+        flood(session.client)
+        reader.join()
+        assert session.verdict == "ABORTED_BY_POLICY_ACTION"
+    assert session.log.find("packetStats() requested to abort session; verdict='3'")
 
 
 # the end
@@ -306,11 +315,6 @@ def test_peer_that_does_not_take_the_rest_is_not_waited_for(serve, monkeypatch):
         session.wait_for_end()
     line = session.log.find("Peer did not take the last bytes in time;")[0]
     assert (line.tag, line.level) == ("plug.error", 3)
-
-
-def reset(sock):
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    sock.close()
 
 
 @pytest.mark.parametrize("breaker", ["client", "server"])
@@ -466,9 +470,3 @@ def test_a_client_that_never_stops_sending_is_stopped(serve):
         session.wait_for_end()
         for thread in (reader, writer):
             thread.join()
-
-
-def flood(sock):
-    with contextlib.suppress(OSError):
-        while True:
-            sock.sendall(bytes(65536))

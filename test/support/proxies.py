@@ -70,8 +70,9 @@ class Served:
             self._listener.close()
         self._server = None
         self.client, ours = _connected_pair()
-        self.service = types.SimpleNamespace(
-            name="test", keepalive=0, chainer=self.chainer, stopInstance=lambda session: self._ended.set(), **service)
+        self.service = types.SimpleNamespace(**{
+            "name": "test", "keepalive": 0, "chainer": self.chainer,
+            "stopInstance": lambda session: self._ended.set(), **service})
         self.master = MasterSession(
             self.service, Stream(ours, "client"), SockAddrInet(*ours.getsockname()), None,
             SockAddrInet(*self.client.getsockname()))

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from test.support.ends import flood
 from Zorp.transport.pipes import PIPE_BYTES
 from Zorp.transport.relay import End, Relay, RelaySettings
 from Zorp.transport.stream import SocketStream
@@ -114,6 +115,17 @@ def test_no_more_is_read_than_the_sink_takes(relay):
     assert sent > 65536
     while running.server.recv(1 << 20) and running.near[1].bytes_sent < sent:
         pass
+
+
+def test_a_full_sink_that_is_shut_is_a_failure(relay):
+    # given a server that reads nothing, until nothing more can be sent to it
+    running = relay(half_close=True)
+    running.client.settimeout(0.3)
+    flood(running.client)
+    # when it shuts its end down, and what it has not read still fills the connection
+    running.server.shutdown(socket.SHUT_RDWR)
+    # then the relay does not wait for room
+    assert running.result() is End.SERVER_FAILED
 
 
 def test_counts_are_those_of_the_streams(relay):
