@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import threading
-import time
 
 from Zorp.Constants import CORE_ERROR
 from Zorp.Log import log
-
-_REFUSAL_LOG_S = 1.0         # at most one line on refused clients in this time
+from Zorp.process.log_pause import LogPause
 
 
 class ConnectionsPerClient:
     """The open sessions of every client address, for config.options.max_connections_per_client.
 
-    Any thread may call.  _open_lock guards all fields; log lines are written outside it.
+    Any thread may call.  _open_lock guards _open; log lines are written outside it.
     """
 
     def __init__(self) -> None:
         self._open_lock = threading.Lock()
         self._open: dict[str, int] = {}
-        self._suppressed = 0
-        self._silent_until_s = 0.0
+        self._refusals = LogPause()
 
     def admit(self, session, maximum: int) -> bool:
         """Count the session until its end, or log the refusal and return False when `maximum` are open."""
@@ -30,27 +27,14 @@ class ConnectionsPerClient:
             running = self._open.get(client, 0)
             if running < maximum:
                 self._open[client] = running + 1
-                suppressed = None
-            else:
-                suppressed = self._suppressed_locked()
         if running < maximum:
             session.call_at_end(self._leave, client)
             return True
-        if suppressed is not None:
+        if (suppressed := self._refusals.due()) is not None:
             log(session.session_id, CORE_ERROR, 2,
                 "Too many connections, refusing; client_address='%s', max_connections='%d', suppressed='%d'",
                 (session.client_address, maximum, suppressed))
         return False
-
-    def _suppressed_locked(self) -> int | None:
-        """Return the number of unlogged refusals when it is time for a line, None when it is not."""
-        now_s = time.monotonic()
-        if now_s < self._silent_until_s:
-            self._suppressed += 1
-            return None
-        self._silent_until_s = now_s + _REFUSAL_LOG_S
-        suppressed, self._suppressed = self._suppressed, 0
-        return suppressed
 
     def _leave(self, client: str) -> None:
         with self._open_lock:

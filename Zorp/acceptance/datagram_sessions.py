@@ -18,8 +18,8 @@ Nobody is looked for before the moment at which somebody can be idle for so long
 forged senders costs little more than reading it.
 
 Threads
-    arrived() in one thread at a time.  _sessions_lock guards the table and the log's clock; a
-    stream's own lock guards its inbox.
+    arrived() in one thread at a time.  _sessions_lock guards the table; a stream's own lock guards
+    its inbox.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ import time
 from Zorp.Config import config
 from Zorp.Constants import CORE_ERROR, CORE_INFO
 from Zorp.Log import log
+from Zorp.process.log_pause import LogPause
 from Zorp.Stream import Stream, StreamTimeout
 from Zorp.transport.datagrams import DATAGRAM_BYTES, Datagram, SessionSocket, receive, session_socket, strays
 
 INBOX_DATAGRAMS = 64
 EVICTED_AFTER_S = 1.0
-_LOG_PAUSE_S = 1.0
 
 
 def _pair(datagram: Datagram) -> tuple:
@@ -145,8 +145,7 @@ class DatagramSessions:
         self._sessions: dict[tuple, DatagramStream] = {}
         self._per_client: collections.Counter = collections.Counter()
         self._nobody_idle_until_s: dict[str, float] = {}     # by client's address, "" for all; while there is no room
-        self._silent_until_s = 0.0
-        self._suppressed = 0
+        self._too_many, self._failures = LogPause(), LogPause()
         self._waiting: collections.deque[Datagram] = collections.deque()     # read already; for arrived()
 
     def arrived(self, listener: socket.socket) -> tuple[DatagramStream, Datagram] | None:
@@ -179,20 +178,29 @@ class DatagramSessions:
             DatagramSessions._announced = True
             log(None, CORE_INFO, 4, "UDP accept() support unavailable, falling back to legacy datagram handling;")
         try:
-            sock = session_socket(listener.family, datagram, transparent=self._transparent)
+            stream = self._open(listener, datagram)
         except OSError as problem:
-            log(None, CORE_ERROR, 3, "Error creating session socket, dropping packet; error='%s'", (problem.strerror,))
+            if (suppressed := self._failures.due()) is not None:
+                log(None, CORE_ERROR, 3, "Error creating session socket, dropping packet; error='%s', suppressed='%d'",
+                    (problem.strerror, suppressed))
             return None
-        stream = DatagramStream(sock, "nosession", datagram.source)
         stream.give(datagram.data)
         self._give_what_waits(stream, key, listener)
-        for stray in strays(sock, datagram):
+        for stray in strays(stream.sock, datagram):
             self._give_or_keep(stream, key, stray)
         with self._sessions_lock:
             self._sessions[key] = stream
             self._per_client[stream.peer[0]] += 1
         stream.on_close(lambda: self._forget(key, stream))
         return stream, datagram
+
+    def _open(self, listener: socket.socket, datagram: Datagram) -> DatagramStream:
+        sock = session_socket(listener.family, datagram, transparent=self._transparent)
+        try:
+            return DatagramStream(sock, "nosession", datagram.source)
+        except BaseException:
+            sock.close()
+            raise
 
     def _give_what_waits(self, stream: DatagramStream, key: tuple, listener: socket.socket) -> None:
         """Give a new session what came for it before its own socket was there.
@@ -240,10 +248,9 @@ class DatagramSessions:
                 limit, evicted = most, self._evict_locked("")
             else:
                 return True
-            suppressed = self._suppressed_locked()
         if evicted is not None:
             evicted.abort()
-        if suppressed is not None:
+        if (suppressed := self._too_many.due()) is not None:
             result = "oldest session ended" if evicted is not None else "datagram dropped"
             log(None, CORE_ERROR, 2, "Too many UDP sessions; client_host='%s', max_sessions='%d', result='%s',"
                 " suppressed='%d'", (host, limit, result, suppressed))
@@ -261,13 +268,3 @@ class DatagramSessions:
             self._nobody_idle_until_s[host] = idle_at_s
             return None
         return self._remove_locked(oldest)
-
-    def _suppressed_locked(self) -> int | None:
-        """Return the number of lines not written when it is time for one, None when it is not."""
-        now_s = time.monotonic()
-        if now_s < self._silent_until_s:
-            self._suppressed += 1
-            return None
-        self._silent_until_s = now_s + _LOG_PAUSE_S
-        suppressed, self._suppressed = self._suppressed, 0
-        return suppressed

@@ -13,8 +13,7 @@ import time
 from collections.abc import Callable
 
 from Zorp.Log import log
-
-_REPORT_S = 1.0
+from Zorp.process.log_pause import LogPause
 
 
 class Admission:
@@ -27,8 +26,7 @@ class Admission:
         self._counts_lock = threading.Lock()
         self._second = -1
         self._this_second = 0
-        self._refused = 0
-        self._reported_s = -_REPORT_S
+        self._refusals = LogPause(clock)
 
     def enter(self) -> bool:
         """Count a connection; False when it is one too many for this second."""
@@ -43,11 +41,6 @@ class Admission:
 
     def report_refusal(self, host: str) -> None:
         """Say that a connection of this host was refused, for whichever reason."""
-        with self._counts_lock:
-            self._refused += 1
-            now = self._clock()
-            if now < self._reported_s + _REPORT_S:
-                return
-            self._reported_s = now
-            refused, self._refused = self._refused, 0
-        log(None, "core.error", 2, "Too many connections, refusing; client_host='%s', refused='%d'", (host, refused))
+        if (others := self._refusals.due()) is not None:
+            log(None, "core.error", 2, "Too many connections, refusing; client_host='%s', refused='%d'",
+                (host, others + 1))
