@@ -43,7 +43,15 @@ from Zorp.language import arguments
 from Zorp.language.caller import policy_caller
 from Zorp.Log import log
 from Zorp.matching.host_names import address_from_text, host_name
-from Zorp.matching.patterns import PatternTimeout, Repetition, byte_pattern, compile_pattern, regex, repetition
+from Zorp.matching.patterns import (
+    PatternTimeout,
+    Repetition,
+    byte_pattern,
+    compile_pattern,
+    regex,
+    repetition,
+    set_of_another_dialect,
+)
 from Zorp.matching.recipient_probe import (
     ProbeFailed,
     RecipientProbe,
@@ -190,6 +198,10 @@ class RegexpMatcher(AbstractMatcher):
             log(None, CORE_POLICY, 2 if regex is None else 3,
                 "Nested repetition in regular expression, matching may take long; expr='%s', limited='%s'",
                 (pat, "no, install the package regex" if regex is None else "yes"))
+        if (found := set_of_another_dialect(pat)) is not None:
+            log(None, CORE_POLICY, 3,
+                "Set of another dialect in regular expression, taken for single characters; set='%s', expr='%s'",
+                (found, pat))
         return compiled
 
     def checkMatch(self, str):

@@ -15,12 +15,19 @@ Time
     Where the package `regex` is installed, such patterns run in it, without the interpreter
     lock and for SEARCH_SECONDS at most; PatternTimeout then refuses.  Where it is not, the
     caller's bound on the length of the text is all there is.
+
+Sets
+    `[[:digit:]]`, `[a-z--aeiou]` and the like mean more in other dialects, and perhaps in a later
+    `re`, than the single characters that they are here; a deny list that holds one never fires.
+    set_of_another_dialect() finds them, so that their author hears of them when the policy loads,
+    and Python's own warning, which nobody would read, is switched off for this module.
 """
 
 from __future__ import annotations
 
 import enum
 import re
+import warnings
 
 try:
     import regex
@@ -29,11 +36,13 @@ except ImportError:              # an optional extra
 
 SEARCH_SECONDS = 1.0
 
+warnings.filterwarnings("ignore", "Possible (nested )?set", FutureWarning, __name__.replace(".", r"\."))
+
 _IN_A_ROW = 4                    # open repetitions in one pattern from which their power freezes a worker
 _MANY = 10                       # a bounded repetition that may run this often counts as unbounded
 _TOKEN = re.compile(r"""
       \\.
-    | \[ \^? \]? (?: \\. | [^\]\\] )* \]                            # a set
+    | (?P<set> \[ \^? \]? (?: \\. | [^\]\\] )* \] )
     | \(\?\# [^)]* \)                                               # a comment
     | \(\?P= \w+ \)
     | (?P<flags> \(\? [aiLmsux]+ \) )
@@ -43,6 +52,8 @@ _TOKEN = re.compile(r"""
     | (?P<repeat> [*+?] | \{ (?P<least> [0-9]* ) (?P<comma> ,? ) (?P<most> [0-9]* ) \} ) [?+]?
     | .
 """, re.VERBOSE | re.DOTALL)
+_ANOTHER_DIALECT = re.compile(r"\[[:.=] | ^\[. | (?<=.)(?:--|&&|~~|\|\|)", re.VERBOSE)     # of what a set holds
+_ESCAPE = re.compile(r"\\.", re.DOTALL)
 _MEANINGLESS_ESCAPE = re.compile(r"(\\[^A-Za-z]|\\[AbBdDsSwWZafnrtvxuUN])|\\(.)", re.DOTALL)
 _DIALECT_FLAGS = re.compile("[aLu]")
 _COMPILE_ERRORS = (re.error, ValueError, OverflowError, RecursionError)
@@ -177,6 +188,13 @@ def repetition(pattern: str) -> Repetition:
             open_groups[-1].begins_with(token[0])
             last = _Group()
     return Repetition.MANY if count > 1 else worst
+
+
+def set_of_another_dialect(pattern: str) -> str | None:
+    """Return the first set of a pattern that would mean something else in another dialect; None: there is none."""
+    sets = (token["set"] for token in _TOKEN.finditer(pattern) if token["set"])
+    return next((text for text in sets
+                 if _ANOTHER_DIALECT.search(_ESCAPE.sub("_", text[1:-1].removeprefix("^")))), None)
 
 
 def _is_open(token) -> bool:

@@ -99,6 +99,15 @@ def test_nested_repetition_is_reported_with_the_pattern(logged):
     assert logged.find("Nested repetition in regular expression, matching may take long; expr='(a+)+$'")
 
 
+def test_a_set_of_another_dialect_is_reported_with_the_pattern(logged):
+    # given a pattern whose author expects classes of characters as grep knows them
+    matcher = RegexpMatcher(["card [[:digit:]]"])
+    # then it does not match what he expects, and the log says why
+    assert not matcher.checkMatch("card 4")
+    assert logged.find("Set of another dialect in regular expression, taken for single characters; "
+                       "set='[[:digit:]', expr='card [[:digit:]]'")
+
+
 def test_texts_are_bytes_one_character_each():
     matcher = RegexpMatcher(["bü+cher"])
     assert matcher.checkMatch("büücher".encode().decode("latin-1"))

@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from Zorp.matching import patterns
-from Zorp.matching.patterns import PatternTimeout, Repetition, byte_pattern, compile_pattern, repetition
+from Zorp.matching.patterns import (
+    PatternTimeout,
+    Repetition,
+    byte_pattern,
+    compile_pattern,
+    repetition,
+    set_of_another_dialect,
+)
 
 
 def as_bytes(text):
@@ -46,6 +53,28 @@ def as_bytes(text):
 ])
 def test_the_form_of_a_pattern(pattern, judgement):
     assert repetition(pattern) is judgement
+
+
+@pytest.mark.parametrize(("pattern", "found"), [
+    ("x[[:alpha:]]y", "[[:alpha:]"),
+    ("[a-z[:digit:]]", "[a-z[:digit:]"),
+    ("[^[:space:]]", "[^[:space:]"),
+    ("[[a-z]--[aeiou]]", "[[a-z]"),
+    ("[a-z--aeiou]", "[a-z--aeiou]"),
+    ("(ok)[a-z&&b]", "[a-z&&b]"),
+    ("[a||b]", "[a||b]"),
+    ("[a~~b]", "[a~~b]"),
+    ("[[]", None),
+    ("[^[]", None),
+    (r"[\[:a]", None),
+    (r"\[[a]", None),
+    ("[a-c-]", None),
+    ("[--9]", None),
+    ("a--b||c&&d", None),
+    ("[:a]", None),
+])
+def test_sets_that_another_dialect_takes_otherwise(pattern, found):
+    assert set_of_another_dialect(pattern) == found
 
 
 @pytest.mark.parametrize(("pattern", "subject"), [

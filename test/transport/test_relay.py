@@ -41,6 +41,9 @@ class Running:
         return self.end
 
     def close(self):
+        """Close everything; the relay's own streams when its thread has let go of them."""
+        self.relay.stop()
+        self._thread.join(PATIENCE_S)
         for end in (self.client, self.server, *self.near):
             end.close()
 
