@@ -17,6 +17,8 @@ Theory of operation
     is written when it is a pipe or a socket, because its blocking mode belongs to others.
 
     A record is written in one of three forms: classic (the form of the original), rfc5424, json.
+    What the supervisor says of its own has the same form, with its own name and a severity that
+    wakes somebody; in the classic form it is the bare text of the original.
     The latter two carry the values of the fields as they were, in JSON to the byte, in RFC 5424
     with control characters as <XX>; their text is the classic line's.
 
@@ -47,9 +49,10 @@ _RETRY_S = 1.0                   # between attempts to reach a system log that i
 _AT_ONCE_LEVEL = 2               # lines of this level and below are never held back
 _STDERR_POLL_BYTES = 4096        # what a pipe that polls writable takes without blocking
 _FACILITY_LOCAL6 = 22
-_FACILITY_DAEMON = 3
-_CRIT = 2
+_DAEMON_CRIT = 3 * 8 + 2
 _INFO = 6
+_SUPERVISOR_CHARS = 31           # of its name in the system log
+_SUPERVISOR_RECORD = "core.error", 0, "nosession"
 _FIELD = re.compile(r"([A-Za-z0-9_]+)='([^']*)'")
 _IN_PARAMETER = re.compile(r'["\\\]]')                # RFC 5424 section 6.3.3
 _PARAMETER_NAME_CHARS = 32
@@ -107,6 +110,18 @@ class Formatter:
                     f"{self._json(tag, level, session, text)}")
         return f"<{priority}>{self._rfc5424(tag, level, session, text)}"
 
+    def supervisor_packet(self, name: str, text: str) -> str:
+        """The packet for the system log with what the supervisor of a process says."""
+        program = f"supervise/{name}"[:_SUPERVISOR_CHARS]
+        if self._text_of == self._rfc5424:
+            return f"<{_DAEMON_CRIT}>{self._rfc5424(*_SUPERVISOR_RECORD, text, program=program)}"
+        text = text if self.classic else self._json(*_SUPERVISOR_RECORD, text)
+        return f"<{_DAEMON_CRIT}>{self._syslog_date()} {program}[{os.getpid()}]: {text}"
+
+    def supervisor_line(self, name: str, text: str) -> str:
+        """The line for standard error with what the supervisor of a process says, where the log is written, too."""
+        return f"{name}: {text}" if self.classic else self.plain(*_SUPERVISOR_RECORD, text)
+
     def _classic(self, tag, level, session, text) -> str:
         second, date = self._plain_date.made
         if second != int(time.time()):
@@ -115,9 +130,9 @@ class Formatter:
             return f"{date} {tag}({level}): {text}"
         return f"{date} {tag}({level}): ({session}): {text}"
 
-    def _rfc5424(self, tag, level, session, text) -> str:
+    def _rfc5424(self, tag, level, session, text, program="") -> str:
         fields = "".join(f' {name[:_PARAMETER_NAME_CHARS]}="{_parameter(value)}"' for name, value in _fields(text))
-        return (f"1 {_iso_time()} {self._host} zorp/{self._instance} {os.getpid()} {tag} "
+        return (f"1 {_iso_time()} {self._host} {program or f'zorp/{self._instance}'} {os.getpid()} {tag} "
                 f'[{_SD_ID} level="{level}" session="{_parameter(session or "-")}"]'
                 + (f"[{_FIELDS_SD_ID}{fields}]" if fields else "") + f" {escaped(text)}")
 

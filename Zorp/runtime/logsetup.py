@@ -15,13 +15,14 @@ _DRAIN_PAUSE_S = 0.01
 class LogSetup:
     """The sinks of this process and what belongs to them.
 
-    `sink` gets the log.  `stderr` is for what is said to whoever started us, the same object when
-    the log goes there: neither ever waits for who reads it, or ends with who does not.
+    `sink` gets the log, in the form of `formatter`.  `stderr` is for what is said to whoever started
+    us, the same object when the log goes there: neither ever waits for who reads it, or ends with
+    who does not.
     """
 
     def __init__(self, options: Options) -> None:
         """Install sink, spec and verbosity.  Raises Zorp.Log.BadLogSpec."""
-        formatter = Formatter(options.log_format, options.instance, severity=options.log_severity)
+        self.formatter = formatter = Formatter(options.log_format, options.instance, severity=options.log_severity)
         self.stderr = StderrSink(formatter)
         self.sink = SyslogSink(formatter, options.log_socket) if options.syslog else self.stderr
         self.throttle = Throttle(options.log_rate) if options.log_rate else None

@@ -47,10 +47,11 @@ def main(arguments: list[str] | None = None) -> int:
     if options.action not in ("run", *_LOADING_ACTIONS):
         print(command_line.help_text(options.action), end="")
         return EXIT_OK
-    for warning in options.warnings:
-        print(f"{options.instance}: {warning}", file=sys.stderr)
-    for option in options.obsolete:
-        print(f"{options.instance}: Obsolete command line option ignored; option='{option}'", file=sys.stderr)
+    if options.action != "run" or options.syslog or options.log_format == "classic":     # else in the log alone
+        for warning in options.warnings:
+            print(f"{options.instance}: {warning}", file=sys.stderr)
+        for option in options.obsolete:
+            print(f"{options.instance}: Obsolete command line option ignored; option='{option}'", file=sys.stderr)
     return _LOADING_ACTIONS.get(options.action, _run)(options)
 
 
@@ -97,6 +98,9 @@ def _set_up(options: Options, report: daemonise.StartReport) -> Master:
         (options.verbosity, VERSION, int(time.time())))
     if limited is not None and is_default:
         log(None, "core.info", 4, "%s", (limited,))
+    if options.log_format != "classic":
+        for warning in options.warnings:
+            log(None, "core.error", 2, "%s", (warning,))
     for option in options.obsolete:
         log(None, "core.error", 2, "Obsolete command line option ignored; option='%s'", (option,))
     warn_about_shadowed_items()

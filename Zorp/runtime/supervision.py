@@ -6,8 +6,9 @@ Theory of operation
     replace nobody who failed and are not counted.  FailureHook runs the site's
     executable at most once per notify interval, detached, with the arguments of the original.
     Reporter writes what the supervisor of the original wrote: `NAME: text` on standard error
-    while that is attached, afterwards syslog daemon.crit with the ident `supervise/NAME`.  A
-    reader of standard error that is slow or gone does not concern it (Zorp.process.logsinks).
+    while that is attached, afterwards syslog daemon.crit with the ident `supervise/NAME`.  Where
+    the log is, its lines have the form of the log (JSON, RFC 5424), too.  A reader of standard
+    error that is slow or gone does not concern it (Zorp.process.logsinks).
 
     What is decided here is carried out by Zorp.runtime.master.
 """
@@ -24,9 +25,6 @@ from Zorp.Log import log
 from Zorp.process.logsinks import SyslogSink
 from Zorp.runtime.logsetup import LogSetup
 from Zorp.runtime.options import Options
-
-_IDENT_CHARS = 31
-_DAEMON_CRIT = 3 * 8 + 2
 
 
 class RestartBudget:
@@ -67,16 +65,19 @@ class Reporter:
         self._name = name
         self._stderr = log_setup.stderr
         self._syslog = log_setup.sink if isinstance(log_setup.sink, SyslogSink) else None   # can take over
+        self._formatter = log_setup.formatter
         self.attached = True             # standard error still belongs to whoever started us
 
     def __call__(self, text: str) -> None:
-        if self.attached or self._syslog is None:
-            self._stderr.packet(f"{self._name}: {text}\n".encode("utf-8", "backslashreplace"))
+        if self._syslog is None:
+            line = self._formatter.supervisor_line(self._name, text)
+        elif self.attached:
+            line = f"{self._name}: {text}"       # for whoever started us; the log is elsewhere
+        else:
+            packet = self._formatter.supervisor_packet(self._name, text)
+            self._syslog.packet(packet.encode("utf-8", "backslashreplace"))
             return
-        ident = f"supervise/{self._name}"[:_IDENT_CHARS]
-        date = time.strftime("%b %e %H:%M:%S")
-        packet = f"<{_DAEMON_CRIT}>{date} {ident}[{os.getpid()}]: {text}"
-        self._syslog.packet(packet.encode("utf-8", "backslashreplace"))
+        self._stderr.packet(f"{line}\n".encode("utf-8", "backslashreplace"))
 
 
 class FailureHook:

@@ -42,6 +42,21 @@ def test_rfc_5424():
                     r'\[zorp@32473 level="3" session="svc/intra/x:0"\]\[fields@32473 client_fd="5"\] Starting', packet)
 
 
+@pytest.mark.parametrize(("form", "line", "packet"), [
+    ("classic", r"intra#0: Daemon exited; exitcode='9'",
+     r"<26>\w{3} [ \d]\d [\d:]{8} supervise/intra#0\[\d+\]: Daemon exited; exitcode='9'"),
+    ("rfc5424", r'1 \S+ \S+ zorp/intra \d+ core\.error \[zorp@32473 level="0" session="nosession"\]'
+                r"\[fields@32473 exitcode=\"9\"\] Daemon exited; exitcode='9'",
+     r'<26>1 \S+ \S+ supervise/intra#0 \d+ core\.error \[.*\] Daemon exited; .*'),
+    ("json", r'\{"time": .* "tag": "core\.error", "level": 0, .* "fields": \{"exitcode": "9"\}, .*\}',
+     r"<26>\w{3} [ \d]\d [\d:]{8} supervise/intra#0\[\d+\]: \{.*\}")])
+def test_what_the_supervisor_says_has_the_form_of_the_log(form, line, packet):
+    formatter = Formatter(form, "intra")
+    text = "Daemon exited; exitcode='9'"
+    assert re.fullmatch(line, formatter.supervisor_line("intra#0", text))
+    assert re.fullmatch(packet, formatter.supervisor_packet("intra#0", text))
+
+
 @pytest.fixture
 def structured():
     """Formats what log() hands over the way the sinks do; settings are put back."""

@@ -1,6 +1,7 @@
 """Workers that crash, hang or lose their master."""
 
 import itertools
+import json
 import os
 import resource
 import signal
@@ -44,6 +45,23 @@ def test_a_crashed_worker_is_replaced(zorp, number):
     assert int(pid) != before
     assert daemon.worker_pid() == int(pid)
     assert reported(daemon, "Daemon exited due to a signal, restarting").endswith(f"exitcode='{int(number)}'")
+
+
+def test_every_line_of_a_structured_log_is_a_record_also_the_supervisors(zorp):
+    # given JSON on standard error, and an option with a complaint
+    daemon = zorp(ECHO, arguments=["--log-format", "json", "--tproxy", "netfilter", "--stack-size", "1"])
+    # when a worker crashes and is replaced
+    before = daemon.worker_pid()
+    daemon.kill(signal.SIGSEGV, worker=True)
+    wait_until(lambda: daemon.worker_pid() != before, "the next worker")
+    assert daemon.stop() == 0
+    # then everything that was said is a record
+    records = [json.loads(line) for line in daemon.log.text().splitlines()]
+    said = {record["message"]: record["level"] for record in records}
+    assert said["Daemon exited due to a signal, restarting"] == 0
+    assert said["Obsolete command line option ignored"] == 2
+    assert said["Value of --stack-size must be 64 to 65536, ignored"] == 2
+    assert said["Shutting down"] == 3
 
 
 def test_a_worker_that_exits_with_an_error_is_replaced(zorp):
