@@ -26,6 +26,7 @@ import errno
 import os
 import socket
 import time
+import weakref
 
 from Zorp import Log, SockAddr
 from Zorp.Log import enabled, log
@@ -234,10 +235,10 @@ class _PairedStream(Stream):
     """One of the two streams of streamPair().
 
     `broken` is written by the thread of the other one, before it closes; our reader looks at it
-    when it has read the end.
+    when it has read the end.  A stream that nobody holds any more is closed: its twin does not hold it.
     """
 
-    __slots__ = ("_twin", "broken")
+    __slots__ = ("__weakref__", "_twin", "broken")
 
     def __init__(self, sock, name):
         super().__init__(sock, name)
@@ -246,11 +247,12 @@ class _PairedStream(Stream):
 
     def join(self, twin):
         """Make this stream and another one the two of a pair."""
-        self._twin, twin._twin = twin, self
+        self._twin, twin._twin = weakref.ref(twin), weakref.ref(self)
 
     def break_off(self):
-        if self._twin is not None:
-            self._twin.broken = True
+        twin = self._twin()
+        if twin is not None:
+            twin.broken = True
 
     def recv(self, limit=DEFAULT_BYTES, deadline=None):
         data = super().recv(limit, deadline)
@@ -261,10 +263,6 @@ class _PairedStream(Stream):
     def reset(self):
         self.break_off()
         super().reset()
-
-    def _account(self):
-        self._twin = None                # no cycle: sessions are freed when they end
-        super()._account()
 
 
 def streamPair(domain, type, proto=0):

@@ -127,7 +127,7 @@ def start(command: str, stdin: socket.socket, stdout: socket.socket, control: so
         actions = [(os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable()]
         actions += [(os.POSIX_SPAWN_DUP2, source, target) for target, source in enumerate(sources)]
         pid = _Spawning([SHELL, "-c", command], dict(environment), actions).result()
-        program = Program(pid, errors)
+        program = _watched(pid, errors)
     except BaseException:
         os.close(errors)
         raise
@@ -136,6 +136,16 @@ def start(command: str, stdin: socket.socket, stdout: socket.socket, control: so
             os.close(fd)
     _limit(pid, limits)
     return program
+
+
+def _watched(pid: int, errors: int) -> Program:
+    """Return the program that was started; raises OSError, and kills it, when it cannot be watched."""
+    try:
+        return Program(pid, errors)
+    except OSError:                                  # no descriptor is left
+        os.killpg(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
 
 
 class _Spawning(threading.Thread):
@@ -155,6 +165,8 @@ class _Spawning(threading.Thread):
                                            setsid=True, setsigmask=(), setsigdef=_SIGNALS)
         except OSError as problem:
             self._problem = problem
+        except ValueError as problem:                # text that no program can be given
+            self._problem = OSError(errno.EINVAL, str(problem))
 
     def result(self) -> int:
         """Start the program and return its pid; raises OSError."""

@@ -30,6 +30,7 @@ import select
 import socket
 import threading
 import time
+from collections.abc import Callable
 
 from Zorp.Config import config
 from Zorp.Constants import CORE_DEBUG, CORE_ERROR, Z_ACCEPT, Z_DROP, Z_ERROR, Z_REJECT, ZV_UNSPEC
@@ -58,6 +59,7 @@ class ControlChannel:
         self._hears_verdicts = hears_verdicts
         self._reader = ControlReader()
         self._requests = 0
+        self._answers = True                 # the program reads what we answer
         self._control_lock = threading.Lock()
         self.ended = False
 
@@ -110,18 +112,18 @@ class ControlChannel:
         if problem:
             self._debug("Error processing control channel request; request='%s', reason='%s'",
                         (request.command, problem))
+        if self._answers:
+            self._answer(answer(problem))
+
+    def _answer(self, reply: bytes) -> None:
         self._debug("Responding on stack-control channel; response='RESULT'")
-        reply = answer(problem)
         try:
             if self.sock.send(reply, socket.MSG_DONTWAIT) == len(reply):
                 return
         except OSError:
             pass                             # it has gone, or does not read; its request is done all the same
         log(self._session_id, CORE_ERROR, 1, "Internal error writing response to stack-control channel;")
-        self._shut_writing()
-
-    def _shut_writing(self) -> None:
-        """Answer nothing more: half an answer must not be followed by another one."""
+        self._answers = False                # half an answer must not be followed by another one
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_WR)
 
@@ -146,11 +148,17 @@ class ControlChannel:
 class ProgramWatch:
     """One stacked program; see the module's text."""
 
-    def __init__(self, session_id: str, command: str, program: Program, channel: ControlChannel,
+    def __init__(self, session_id: str, command: str, start: Callable[[], Program], channel: ControlChannel,
                  verdict: ContentVerdict) -> None:
+        """Start the program, when all that watching it takes is there; raises OSError."""
         self._session_id, self._command = session_id, command
-        self._program, self._channel, self._verdict = program, channel, verdict
+        self._channel, self._verdict = channel, verdict
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            self._program = start()
+        except BaseException:
+            os.close(self._wake)
+            raise
         self._wake_lock = threading.Lock()       # guards _wake against a close by the watching thread
         self._error_lines = 0
         self._errors_pending = b""

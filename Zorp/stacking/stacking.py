@@ -35,6 +35,7 @@ Deviations
 from __future__ import annotations
 
 import contextlib
+import functools
 import socket
 from typing import NamedTuple
 
@@ -298,9 +299,12 @@ def _stack_program(proxy, hears_verdicts, command) -> Stacked:
         "Stacking program; client='%d:%d', server='%d:%d', control='%d:%d', program='%s'",
         (*pairs.descriptors, command))
     limits = programs.ProgramLimits(config.options.stack_program_cpu_seconds, config.options.stack_program_memory)
+    verdict = ContentVerdict(session_id)
+    channel = ControlChannel(session_id, control.sock, verdict, hears_verdicts)
+    sockets = (stream.sock for stream in pairs.theirs)
+    start = functools.partial(programs.start, command, *sockets, _environment(proxy.session), limits)
     try:
-        sockets = (stream.sock for stream in pairs.theirs)
-        program = programs.start(command, *sockets, _environment(proxy.session), limits)
+        watch = ProgramWatch(session_id, command, start, channel, verdict)
     except OSError as problem:
         log(session_id, CORE_ERROR, 2, "Program stacking failed, fork returned error; program='%s', error='%s'",
             (command, problem.strerror))
@@ -308,10 +312,8 @@ def _stack_program(proxy, hears_verdicts, command) -> Stacked:
         raise StackingFailed from problem
     for stream in pairs.theirs:
         stream.close()
-    verdict = ContentVerdict(session_id)
-    channel = ControlChannel(session_id, control.sock, verdict, hears_verdicts)
     stacked = Stacked(proxy, client, server, verdict, hears_verdicts)
-    stacked.watch = watch = ProgramWatch(session_id, command, program, channel, verdict)
+    stacked.watch = watch
     if not Globals.threads.start(f"{session_id}/control", watch.watch):
         log(session_id, CORE_ERROR, 2, "Error starting new thread; error='%s'", ("no thread for a stacked program",))
         watch.close()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
 import socket
 import sys
 import textwrap
@@ -99,6 +101,15 @@ def test_child_proxy_sees_both_directions(serve, form):
         parent = session.log.wait_for("Proxy starting; class='Configured'")
         assert child.session.rpartition("/")[0] == parent.session.rpartition("/")[0]
         assert session.chainer.asked == 1
+        # and the log says which descriptors join them
+        client, client_of_child, server, server_of_child = re.findall(
+            r"\d+", session.log.find("Stacking subproxy; client='")[0].text)
+        stacked = session.log.find("Stacking child proxy; client_fd='")[0]
+        assert f"client_fd='{client_of_child}', server_fd='{server_of_child}', class='" in stacked.text
+        assert session.proxy._stacked[0].client.fd == int(client)
+        assert session.proxy._stacked[0].server.fd == int(server)
+        assert session.proxy._stacked[0].client.name.endswith("/plug/client_downstream")
+        assert session.proxy._stacked[0].server.name.endswith("/plug/server_downstream")
         # when the client leaves, the server hears of it, and when that leaves too, both proxies end
         session.client.close()
         assert session.server.recv(1) == b""
@@ -192,6 +203,15 @@ def test_what_a_broken_child_said_does_not_look_complete(serve, form):
     assert session.log.find("Stacked proxy failed; reason=")
 
 
+def test_program_that_ends_its_output_and_stays(serve, monkeypatch):
+    monkeypatch.setattr("Zorp.Config.config.options.stack_program_exit_wait", 200)
+    with serve(stacking("head -c 3; exec 0<&- 1<&-; sleep 1000")) as session:
+        session.client.sendall(b"abcdef")
+        assert is_reset(session.server)
+        session.wait_for_end()
+    assert session.log.find("Stacked proxy failed; reason='Program does not end'")
+
+
 def test_exit_status_may_be_ignored(serve, monkeypatch):
     monkeypatch.setattr("Zorp.Config.config.options.stack_program_ignore_exit", 1)
     with serve(stacking("head -c 3; exit 3")) as session:
@@ -226,6 +246,64 @@ def test_child_whose_class_cannot_be_made(serve):
         session.wait_for_end()
     assert session.log.find("Error while stacking child proxy; error='ValueError', error_desc='no', ")[0].level == 2
     assert session.log.find("Error stacking subproxy;")[0].level == 3
+    wait_until(lambda: len(os.listdir("/proc/self/fd")) <= descriptors, "the closing of all descriptors")
+
+
+@pytest.mark.parametrize(("form", "names"), [
+    (PlugProxy, ("client", "server")), ("cat", ("client", "server", "control"))], ids=["proxy", "program"])
+def test_host_without_descriptors_for_the_pairs(serve, form, names, monkeypatch):
+    for number, name in enumerate(names):
+        monkeypatch.setattr("Zorp.stacking.stacking.streamPair", pairs_but(number))
+        descriptors = len(os.listdir("/proc/self/fd"))
+        with serve(stacking(form)) as session:
+            assert whatever_comes(session.server) == b""
+            assert session.verdict == "DENIED_BY_UNKNOWN_FAIL"
+        line = session.log.find(f"Error creating {name} socketpair for stacked proxy; error='")[0]
+        assert (line.tag, line.level) == ("core.error", 1)
+        assert len(os.listdir("/proc/self/fd")) <= descriptors
+
+
+def pairs_but(number):
+    """Return a streamPair() that fails after so many."""
+    left = [number]
+
+    def pair(*arguments):
+        if not left[0]:
+            raise OSError("I/O error during socketpair.")
+        left[0] -= 1
+        return streamPair(*arguments)
+
+    return pair
+
+
+def test_plug_needs_the_streams_of_what_it_stacks(serve):
+    # given a policy that stacks in a session of its own making, and keeps the streams for itself
+    class Parent(PlugProxy):
+        def requestStack(self):
+            self.mine = [streamPair(socket.AF_UNIX, socket.SOCK_STREAM) for _ in range(2)]
+            return (Z_STACK_PROXY_IN_SESSION, PlugProxy, StackedSession(self.session), self.mine[0][0], self.mine[1][0])
+
+    with serve(Parent) as session:
+        session.client.sendall(b"abc")
+        assert whatever_comes(session.server) == b""
+        assert session.verdict == "DENIED_BY_UNKNOWN_FAIL"
+    assert session.log.find("Stacked proxy leaves no stream to its parent, rejecting transfer;")
+
+
+def test_session_of_a_policy_s_making_whose_proxy_cannot_be_made(serve):
+    class Parent(PlugProxy):
+        def requestStack(self):
+            return (Z_STACK_PROXY_IN_SESSION, PlugProxy, StackedSession(self.session), None, None)
+
+        def stackProxyInSession(self, proxy_class, session, stack_info):
+            return None
+
+    descriptors = len(os.listdir("/proc/self/fd"))
+    with serve(Parent) as session:
+        assert whatever_comes(session.server) == b""
+        session.wait_for_end()
+    line = session.log.find("Error stacking subproxy, the proxy object returned by stackProxyInSession() is inv")[0]
+    assert (line.tag, line.level) == ("core.error", 3)
     wait_until(lambda: len(os.listdir("/proc/self/fd")) <= descriptors, "the closing of all descriptors")
 
 
@@ -309,6 +387,24 @@ def test_anypy_stacks_a_single_argument(serve, argument):
     with serve(Parent) as session:
         session.wait_for_end()
     assert heard == ["HELLO"]
+
+
+def test_parent_hears_how_long_the_output_is_going_to_be(serve):
+    told = []
+
+    class Child(AnyPyProxy):
+        def proxyThread(self):
+            self.set_content_hint(5)
+            self.server_stream.write("hello")
+
+    class Parent(AnyPyProxy):
+        def proxyThread(self):
+            _, from_child = self.stack(Z_STACK_PROXY, Child)
+            told.append((from_child.read(5), self._stacked[0].verdict.content_length))
+
+    with serve(Parent) as session:
+        session.wait_for_end()
+    assert told == [("hello", 5)]
 
 
 # backends
@@ -459,11 +555,53 @@ def refuse_thread(self):
     raise RuntimeError("can't start new thread")
 
 
-def test_session_data_cannot_become_shell_code(serve):
+@pytest.mark.parametrize("what", ["os.pidfd_open", "os.eventfd"])
+def test_host_without_descriptors_to_watch_a_program_runs_none(serve, what, monkeypatch):
+    def refuse(*arguments):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    # given a program that would not end by itself, and too few descriptors for watching it
+    mark, descriptors = new_mark(), len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(what, refuse)
+    with serve(stacking(f": {mark}; trap '' TERM; sleep 1000; :")) as session:
+        session.client.sendall(b"abc")
+        assert whatever_comes(session.server) == b""
+        session.wait_for_end()
+    # then it is gone, with all that was made for it
+    assert session.log.find("Program stacking failed, fork returned error; program=': mark")
+    wait_until_gone(mark)
+    assert not zombies_of(os.getpid())
+    assert len(os.listdir("/proc/self/fd")) <= descriptors
+
+
+def test_no_thread_of_the_pool_to_watch_a_program(serve, monkeypatch):
+    threads, mark = Globals.threads, new_mark()
+
+    class Full:
+        def start(self, name, job):
+            return False if name.endswith("/control") else threads.start(name, job)
+
+    monkeypatch.setattr(Globals, "threads", Full())
+    with serve(stacking(f": {mark}; sleep 1000; :")) as session:
+        assert whatever_comes(session.server) == b""
+        session.wait_for_end()
+    assert session.log.find("Error starting new thread; error='no thread for a stacked program'")
+    wait_until_gone(mark)
+
+
+def test_command_that_no_program_can_be_given(serve):
+    with serve(stacking("echo \ud800")) as session:
+        assert whatever_comes(session.server) == b""
+        session.wait_for_end()
+    assert session.log.find("Program stacking failed, fork returned error;")
+
+
+def test_session_data_cannot_become_shell_code(serve, tmp_path):
     # given a service whose name would run a command if it got into the command line
-    with serve(stacking('echo "$ZORP_SERVICE"')) as session:
-        session.service.name = "$(touch /tmp/x)`id`"
-        assert whatever_comes(session.server).strip() in (b"$(touch /tmp/x)`id`", b"test")
+    name = f"$(touch {tmp_path}/run)`touch {tmp_path}/run`'; touch {tmp_path}/run; '"
+    with serve(stacking('echo "$ZORP_SERVICE"'), name=name) as session:
+        assert whatever_comes(session.server).decode().strip() == name
+    assert not (tmp_path / "run").exists()
 
 
 def test_missing_program_passes_nothing_and_is_logged(serve):
@@ -560,3 +698,28 @@ def test_requests_that_fail_say_why(serve, tmp_path):
     assert session.log.find("Error processing control channel request; request='FOO',"
                             " reason='Unknown request received'")
     assert session.log.find("Responding on stack-control channel; response='RESULT'")
+
+
+def test_program_that_asks_for_ever_and_does_not_listen(serve, tmp_path):
+    with serve(stacking(control_script(tmp_path, b"0 FOO\n\n" * 1001))) as session:
+        answers = whatever_comes(session.server)
+        session.wait_for_end()
+    # it is answered until nothing more fits, once told of as our error, and heard a thousand times
+    assert 0 < answers.count(b"0 RESULT") < 1000
+    lines = session.log.find("Internal error writing response to stack-control channel;")
+    assert [(line.tag, line.level) for line in lines] == [("core.error", 1)]
+    assert len(session.log.find("Read request from stack-control channel; request='FOO'")) == 1000
+    line = session.log.find("Too many requests; max='1000'")[0]
+    assert (line.tag, line.level) == ("zas.error", 3)
+
+
+def test_program_that_closes_the_channel_behind_its_request(serve):
+    with serve(stacking(r"printf '0 FOO\n\n' >&3; exec 3>&-; cat")) as session:
+        session.client.sendall(b"abc")
+        session.client.shutdown(socket.SHUT_WR)
+        # the content passes all the same
+        assert whatever_comes(session.server) == b"abc"
+        session.server.close()
+        session.wait_for_end()
+    assert session.log.find("Read request from stack-control channel; request='FOO'")
+    assert not session.log.find("Stacked proxy failed")
