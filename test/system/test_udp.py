@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from test.support.daemon import DEADLINE_S, free_port, wait_until
+from test.support.daemon import DEADLINE_S, Daemon, free_port, wait_until
 from test.system.test_nothing_grows import descriptors, resident_kib, tree
 
 POLICY = """
@@ -278,13 +278,116 @@ def test_flood_of_forged_sources_is_bounded(receiver, sources, most):
 
 
 def test_bytes_of_both_directions_are_accounted(receiver):
-    daemon = receiver("self.timeout = 300")
+    daemon = receiver("self.timeout = 1000")
     with client() as sock:
         for size in (1, 1000, 60_000):
             ask(sock, b"x" * size, daemon.port)
+        # in the tree while the session runs
+        moved = [tree(daemon, f"conns.dns.0.0.0.{side}_bytes_{way}")
+                 for side in ("client", "server") for way in ("recvd", "sent")]
+        assert moved == ["61001"] * 4
+        # and in the log
         daemon.log.wait_for("core.summary", 4, "Connection summary")
     sides = daemon.log.find("core.accounting", 4, "accounting info")
     assert [(side.fields["sent"], side.fields["received"]) for side in sides] == [("61001", "61001")] * 2
+
+
+@pytest.mark.parametrize(("setting", "heard"), [("copy_to_server", []), ("copy_to_client", [b"x"])])
+def test_a_direction_that_is_not_copied(receiver, server, setting, heard):
+    daemon = receiver(f"self.{setting} = FALSE; self.timeout = 500")
+    with client() as sock:
+        sock.sendto(b"x", ("127.0.0.1", daemon.port))
+        daemon.log.wait_for("plug.session", 3, "Connection timed out")
+        sock.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            sock.recv(10)
+    assert [data for data, _ in server.heard] == heard
+
+
+def test_packet_statistics_count_datagrams(receiver):
+    daemon = receiver("""self.packet_stats_interval_packet = 4
+
+        def packetStats(self, *counts):
+            proxyLog(self, "core.info", 3, "Counted; counts='%d,%d,%d,%d'", counts)
+            return ZV_ACCEPT if counts[1] < 4 else ZV_REJECT""")
+    with client() as sock:
+        for data in (b"1", b"22", b"333", b"4444"):
+            assert ask(sock, data, daemon.port)[0] == data
+        # then the policy ends the session
+        line = daemon.log.wait_for("plug.policy", 1, "packetStats() requested to abort session")
+        assert line.fields["verdict"] == "3"
+        summary = daemon.log.wait_for("core.summary", 4, "Connection summary")
+        assert summary.fields["verdict"] == "ABORTED_BY_POLICY_ACTION"
+        # and the next datagram begins another one
+        assert ask(sock, b"5", daemon.port)[0] == b"5"
+    counts = [line.fields["counts"] for line in daemon.log.find("core.info", 3, "Counted")]
+    assert counts == ["3,2,3,2", "10,4,10,4"]
+
+
+def test_datagrams_do_not_go_through_a_child(receiver, server):
+    daemon = receiver("self.stack_proxy = PlugProxy")
+    with client() as sock:
+        sock.sendto(b"x", ("127.0.0.1", daemon.port))
+        daemon.log.wait_for("core.error", 3, "Datagrams cannot go through a stacked proxy")
+        summary = daemon.log.wait_for("core.summary", 4, "Connection summary")
+    assert summary.fields["verdict"] == "DENIED_BY_UNKNOWN_FAIL"
+    assert server.heard == []
+
+
+def test_a_session_is_stopped(receiver):
+    daemon = receiver()
+    with client() as one, client() as other, daemon.control() as control:
+        ask(one, b"x", daemon.port)
+        ask(other, b"x", daemon.port)
+        assert control.ask("STOPSESSION svc/intra/dns:0") == "OK Session stop requested; proxies='1'"
+        daemon.log.wait_for("core.info", 2, "User initiated proxy termination request received")
+        daemon.log.wait_for("core.summary", 4, "Connection summary", client_port=str(one.getsockname()[1]))
+        assert ask(other, b"y", daemon.port)[0] == b"Y"
+        # and who was stopped may come again
+        assert ask(one, b"z", daemon.port)[0] == b"Z"
+
+
+def test_instances_of_a_service_are_limited(receiver):
+    daemon = receiver("self.timeout = 500", chainer=", max_instances=1")
+    with client() as first, client() as second:
+        ask(first, b"x", daemon.port)
+        second.sendto(b"x", ("127.0.0.1", daemon.port))
+        line = daemon.log.wait_for("core.policy", 1, "Connection over permitted limits")
+        assert line.fields["info"] == "Limit error: Instance limit reached"
+        # when the first is idle for long enough, the second is served
+        daemon.log.wait_for("plug.session", 3, "Connection timed out")
+        daemon.log.wait_for("core.summary", 4, "Connection summary", verdict="ACCEPTED")
+        wait_until(lambda: tree(daemon, "service.dns.sessions_running") == "0", "the end of the first session")
+        assert ask(second, b"y", daemon.port)[0] == b"Y"
+
+
+def test_out_of_descriptors(receiver, monkeypatch):
+    # given a worker that may open no more than eighty
+    monkeypatch.setattr(Daemon, "prefix", ("prlimit", "--nofile=80:80"))
+    daemon = receiver("self.timeout = 1500", per_client=0, arguments=("--fd-limit-min", "80", "--no-caps"))
+    with client() as first:
+        ask(first, b"x", daemon.port)
+    pid = daemon.worker_pid()
+    # when more clients come than that
+    began_s = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        for _ in range(300):
+            stack.enter_context(client()).sendto(b"x", ("127.0.0.1", daemon.port))
+        lines = [daemon.log.wait_for("core.error", 3, "Error creating session socket, dropping packet")]
+        assert lines[0].fields["error"] == "Too many open files"
+    # then one line per second tells of it, and when sessions have ended, the next one is served
+    with client() as honest:
+        honest.settimeout(0.1)
+
+        def served():
+            with contextlib.suppress(TimeoutError):
+                return ask(honest, b"honest", daemon.port)[0] == b"HONEST"
+
+        wait_until(served, "an answer for an honest client")
+        lines = daemon.log.find("core.error", 3, "Error creating session socket")
+        assert len(lines) <= time.monotonic() - began_s + 1
+    wait_until(lambda: tree(daemon, "service.dns.sessions_running") == "0", "the end of all sessions", 30)
+    assert daemon.worker_pid() == pid
 
 
 def test_refused_clients_hold_no_session(zorp, server):
