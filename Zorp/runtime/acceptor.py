@@ -33,7 +33,7 @@ from Zorp.Constants import ZD_PROTO_UDP
 from Zorp.Log import log
 from Zorp.SockAddr import from_sockaddr
 
-_PAUSE_S = 0.1
+PAUSE_S = 0.1
 _DATAGRAMS_AT_ONCE = 64          # then others get their turn
 _ARMED = select.EPOLLIN | select.EPOLLONESHOT
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -154,7 +154,7 @@ class Acceptor:
             if sock.fileno() >= 0:
                 log(None, "core.error", 3, "accept() failed; fd='%d', error='%s'", (descriptor, problem.strerror))
             if problem.errno in _EXHAUSTED:
-                time.sleep(_PAUSE_S)
+                time.sleep(PAUSE_S)
             self._arm(descriptor)
             return None
         if chain.params.accept_one:
@@ -176,7 +176,7 @@ class Acceptor:
             if sock.fileno() >= 0:
                 log(None, "core.error", 1, "Error receiving datagram on listening stream; error='%s'",
                     (problem.strerror,))
-                time.sleep(_PAUSE_S)
+                time.sleep(PAUSE_S)
         # a datagram socket is always writable: come back at once for those that were read already
         self._arm(descriptor, _ARMED | select.EPOLLOUT if chain.datagrams.waiting else _ARMED)
         return Arrived(chain, *arrived) if arrived is not None else None

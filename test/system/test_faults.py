@@ -14,7 +14,6 @@ import re
 import select
 import shutil
 import socket
-import struct
 import tempfile
 import threading
 import time
@@ -22,8 +21,10 @@ import time
 import pytest
 
 from test.support.daemon import Daemon, wait_until
+from test.support.ends import flood, reset, vanish
 from test.support.gateway import ended, exchange
 from test.system.test_nothing_grows import descriptors, resident_kib, tree
+from Zorp.runtime.acceptor import PAUSE_S
 from Zorp.transport import pipes
 
 POLICY = """
@@ -54,6 +55,10 @@ def long(*values, minutes=10):
     return pytest.param(*values, id="long", marks=[pytest.mark.soak, pytest.mark.timeout(60 * minutes)])
 
 
+_AT_ONCE = {"reset": reset}
+_IN_THE_MIDDLE = {"reset in the middle": reset, "vanish in the middle": vanish}
+
+
 class Echo:
     """A server of many clients in one thread; `moods` other than "echo" are rude ones."""
 
@@ -76,6 +81,11 @@ class Echo:
             sock.close()
         self._epoll.close()
 
+    @property
+    def connections(self) -> int:
+        """How many clients it holds."""
+        return len(self._clients)
+
     def be(self, mood: str) -> None:
         """Change; clients that are there are forgotten without a word."""
         self._mood = mood
@@ -94,8 +104,8 @@ class Echo:
             while True:
                 sock, _ = self._listener.accept()
                 self._clients[sock.fileno()] = sock
-                if self._mood == "reset":
-                    _reset(self._clients.pop(sock.fileno()))
+                if self._mood in _AT_ONCE:
+                    _AT_ONCE[self._mood](self._clients.pop(sock.fileno()))
                     continue
                 self._epoll.register(sock, select.EPOLLIN)
 
@@ -108,17 +118,13 @@ class Echo:
             data = sock.recv(65536)
         except ConnectionResetError:
             data = b""
-        if not data or self._mood == "reset in the middle":
+        if not data or self._mood in _IN_THE_MIDDLE:
             self._epoll.unregister(fd)
-            (_reset if data else socket.socket.close)(self._clients.pop(fd))
+            end = _IN_THE_MIDDLE[self._mood] if data else socket.socket.close
+            end(self._clients.pop(fd))
             return
         sock.settimeout(10)
         sock.sendall(data)
-
-
-def _reset(sock: socket.socket) -> None:
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    sock.close()
 
 
 @pytest.fixture
@@ -253,7 +259,7 @@ def test_clients_that_reset(tried, number, soft):
             sock.send(b"x" * (index % 3 * 40_000))
         if index % 3 and index % 5 == 0:
             sock.recv(1)
-        _reset(sock)
+        reset(sock)
     worker.is_as_before()
 
 
@@ -283,6 +289,49 @@ def test_one_side_is_silent_for_ever(tried, echo, soft):
         assert ended(sock)
         sock.close()
     worker.daemon.log.wait_for("plug.session", 3, "Connection timed out", timeout=str(IDLE_MS))
+    echo.be("echo")
+    worker.is_as_before()
+
+
+@pytest.mark.parametrize("soft", ["FALSE", "TRUE"])
+@pytest.mark.parametrize("number", [pytest.param(20, id="short"), long(1000)])
+def test_hosts_that_lose_their_power(tried, echo, number, soft):
+    """Half-open connections: the kernel of nobody knows the other end any more, and nobody says so."""
+    worker = tried(timeout=IDLE_MS, soft=soft)
+    # given clients that were served, and servers that got a question, and vanish
+    socks = [worker.daemon.connect() for _ in range(number)]
+    for sock in socks[::2]:
+        assert exchange(sock) == b"ping"
+    echo.be("vanish in the middle")
+    for sock in socks[1::2]:
+        sock.send(b"question")
+    wait_until(lambda: echo.connections == len(socks[::2]), "the end of the servers")
+    for sock in socks[::2]:
+        vanish(sock)
+    # then those who are left are told, and nothing is left of the sessions
+    for sock in socks[1::2]:
+        assert ended(sock)
+        sock.close()
+    echo.be("echo")
+    worker.is_as_before()
+
+
+@pytest.mark.parametrize("number", [pytest.param(5, id="short"), long(200)])
+def test_servers_that_read_nothing(tried, echo, number):
+    """Zero windows on the other side: back pressure to the client, then the idle time."""
+    worker = tried(timeout=IDLE_MS)
+    before_kib = resident_kib(worker.pid)
+    echo.be("mute")
+    socks = []
+    for _ in range(number):
+        sock = worker.daemon.connect()
+        sock.settimeout(0.05)
+        flood(sock)
+        socks.append(sock)
+    assert resident_kib(worker.pid) - before_kib < 4096 + number * 300
+    wait_until(lambda: worker.running == 0, "the end of all sessions", 30)
+    for sock in socks:
+        sock.close()
     echo.be("echo")
     worker.is_as_before()
 
@@ -336,12 +385,16 @@ def test_out_of_descriptors(zorp, echo, monkeypatch, rounds):
         socks = [worker.daemon.connect() for _ in range(100)]
         for sock in socks:
             sock.send(b"x")
+        began_s, mark = time.monotonic(), worker.daemon.log.mark()
         worker.daemon.log.wait_for(text="accept() failed")
         # and when clients leave, those that waited are accepted or refused, none is forgotten
         served, refused = _outcomes(socks, worker)
         assert served + refused == 100
         assert served >= 20
         wait_until(lambda: worker.running == 0, "the end of all sessions", 30)
+        # and accepting paused between attempts
+        failures = worker.daemon.log.find(text="accept() failed", after=mark)
+        assert len(failures) <= 1 + (time.monotonic() - began_s) / PAUSE_S
     worker.is_as_before()
 
 
