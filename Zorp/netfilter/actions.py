@@ -19,6 +19,11 @@ Theory of operation
     to is not known: it is not forwarded, and its client's next attempt is a new connection; if
     it came by the destination's NAT already, its source is hidden.
 
+    NAT is asked about the first packet of a connection only.  One that was let in as something
+    else, to a proxy that has not answered or to this host, and that a rule forwards now, would
+    pass untranslated: it is marked undecided (ZORP_LATE) and not forwarded, until it is taken out
+    of connection tracking and begins anew (Zorp.netfilter.sessions).
+
     NAT lists mean what they mean to proxies (Zorp.NAT): host bits are kept, a destination is
     the one before any translation, and the port of a DirectedRouter counts with a list, too.
 
@@ -64,6 +69,11 @@ def jump(chain: str) -> Target:
     return Target("jump", (chain,))
 
 
+def undecided(marks: Marks) -> Target:
+    """Return the target for connections that belong to no rule and must not be forwarded."""
+    return Target("connmark", (marks.undecided, marks.connection_mask))
+
+
 LOG_PREFIX = "zorp:"
 NO_RULE = 0                      # indexes of rules begin at 1
 
@@ -100,10 +110,14 @@ class Actions:
             if rule.kind == "proxy":
                 diverting.setdefault(rule.instance, f"ZORP_I{len(diverting) + 1}")
         chains = [Chain(f"ZORP_R{rule.index}", (
+            *([Rule((Test("known"),), goto("ZORP_LATE"))] if rule.kind == "forward" else []),
             Rule((), Target("connmark", (self._mark_of(rule), self._marks.connection_mask))),
             *([Rule((), goto(diverting[rule.instance]))] if rule.kind == "proxy" else []),
             *([Rule((), DROP)] if self._is_out_of_reach(service) else []))) for rule, service in self._rules]
-        return chains + [Chain(name, tuple(self._diversion(instance))) for instance, name in diverting.items()]
+        chains += [Chain(name, tuple(self._diversion(instance))) for instance, name in diverting.items()]
+        if any(rule.kind == "forward" for rule, _ in self._rules):
+            chains.append(Chain("ZORP_LATE", (Rule((), undecided(self._marks)),)))
+        return chains
 
     def closed(self, name: str) -> Chain:
         """Return the chain for packets that must not pass and that no rule refuses."""
@@ -129,7 +143,7 @@ class Actions:
         marks = self._marks
         return self._nat("ZORP_PREROUTING", "ZORP_D", self._destination_rules,
                          first=[Rule((Test("mark", (marks.divert, marks.divert)),), ACCEPT)],
-                         unknown=Target("connmark", (marks.undecided, marks.connection_mask)))
+                         unknown=undecided(marks))
 
     def nat_postrouting(self) -> list[Chain]:
         """Return the chains that translate sources, ZORP_POSTROUTING first."""
@@ -216,6 +230,8 @@ class Actions:
             if self._site.log_unmatched:
                 rules.append(self._logged(NO_RULE))
             rules.append(Rule((), DROP))
+        else:
+            rules.append(Rule((self._connmark(marks.undecided, marks.connection_mask),), DROP))
         return [Chain("ZORP_FORWARD", tuple(rules)), *self._refusals()]
 
     def _logged(self, index: int) -> Rule:

@@ -17,8 +17,8 @@ Theory of operation
 
     To connection tracking a UDP client and its server stay one connection for as long as they
     talk; to a proxy they are a new session whenever the last one has timed out.  ZORP_AGAIN
-    evaluates such datagrams like new ones, and diverts or drops them: NAT would not see them any
-    more, so they cannot become forwarded.  For the same reason a forwarded connection that is
+    evaluates such datagrams like new ones, and diverts them, or they are not forwarded: NAT would
+    not see them any more.  For the same reason a forwarded connection that is
     still unanswered, and so new to connection tracking, keeps its mark: if it shall have another
     rule with another translation, it is ended (Zorp.netfilter.sessions).
 
@@ -37,7 +37,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from Zorp.netfilter.actions import ACCEPT, DROP, RETURN, Actions, goto, jump
+from Zorp.netfilter.actions import ACCEPT, RETURN, Actions, goto, jump, undecided
 from Zorp.netfilter.entries import ICMP, OTHER, TCP, UDP, Instance, Unsupported, entries_of
 from Zorp.netfilter.evaluation import CLOSED_CHAIN, Evaluation
 from Zorp.netfilter.plan import Chain, Hook, IpRule, Plan, Route, Rule, RuleIndex, Table, Target, Test
@@ -246,8 +246,7 @@ class _Compiler:
             return []
         return [Chain("ZORP_AGAIN", (Rule((), Target("connmark", (0, marks.connection_mask))),
                                      Rule((), jump("ZORP_UDP")),
-                                     Rule((), Target("connmark", (marks.undecided, marks.connection_mask))),
-                                     Rule((), DROP)))]
+                                     Rule((Test("connmark", (0, marks.connection_mask)),), undecided(marks))))]
 
     def _kind_of_traffic(self, family: int, kind: int | None, name: str) -> list[Chain]:
         entries = entries_of(self._instances, family, kind, self._registry)

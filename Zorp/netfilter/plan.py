@@ -38,6 +38,7 @@ class Test(NamedTuple):
     mark, connmark     (value, mask)
     state        connection state: NEW, INVALID
     direction    of the packet in its connection: ORIGINAL, REPLY
+    known        None: an earlier packet of the connection has passed, so NAT is decided
     socket       None: a transparent socket of this host has the packet
     """
 

@@ -34,9 +34,9 @@ SETS = "sets"
 _MODULES = {
     SETS: "ip_set_hash_net", "set-src": "xt_set", "set-dst": "xt_set", "socket": "xt_socket", "tproxy": "xt_TPROXY",
     "mark": "xt_mark", "connmark": "xt_connmark", "state": "xt_conntrack", "direction": "xt_conntrack",
-    "origdst": "xt_conntrack", "ifgroup": "xt_devgroup", "local": "xt_addrtype", "reqid": "xt_policy",
-    "sport": "xt_tcpudp", "dport": "xt_tcpudp", "nflog": "xt_NFLOG", "netmap": "xt_NETMAP", "dnat": "xt_nat",
-    "snat": "xt_nat", "masquerade": "xt_MASQUERADE",
+    "known": "xt_conntrack", "origdst": "xt_conntrack", "ifgroup": "xt_devgroup", "local": "xt_addrtype",
+    "reqid": "xt_policy", "sport": "xt_tcpudp", "dport": "xt_tcpudp", "nflog": "xt_NFLOG",
+    "netmap": "xt_NETMAP", "dnat": "xt_nat", "snat": "xt_nat", "masquerade": "xt_MASQUERADE",
 }
 _BY_FAMILY = {"reject": {4: "ipt_REJECT", 6: "ip6t_REJECT"}, "icmp": {4: "ip_tables", 6: "ip6_tables"}}
 

@@ -101,6 +101,8 @@ def _match(test: Test, family: int, protocol: int | None) -> Part:
         return Part("conntrack", (("ctstate", (value,), test.negated),))
     if what == "direction":
         return Part("conntrack", (("ctdir", (value,), test.negated),))
+    if what == "known":
+        return Part("conntrack", (("ctstatus", ("CONFIRMED",), test.negated),))
     if what == "origdst":
         return Part("conntrack", (("ctorigdst", (value,), test.negated),))
     if what == "ifgroup":

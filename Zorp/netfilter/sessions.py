@@ -19,7 +19,11 @@ Theory of operation
     too: where a rule takes what comes next, the entry goes; else it loses its mark, which ends
     it if it is forwarded, and only then (default_deny).
 
-    Connections of proxies are not touched: they belong to their sockets.
+    Connections of proxies are not touched: they belong to their sockets.  Only what a proxy, or
+    whoever was to get it, has not answered begins anew when a rule forwards it now, because NAT
+    is asked about the first packet of a connection: attempts to connect at once, and whatever was
+    found to be too late for its NAT (undecided) when such connections are looked for.  kzorpd
+    does that every minute, so that a sender of datagrams who never pauses is heard again.
 
 Each family needs a netlink socket of its own: the kernel reads addresses as the header of a
 message says, not as the attributes look.
@@ -31,7 +35,7 @@ import contextlib
 import ipaddress
 import itertools
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from pyroute2 import NFCTSocket
@@ -46,6 +50,8 @@ from Zorp.rules.engine import Traffic
 
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _ICMP = (1, 58)
+_TCP = 6
+_IS_ANSWERED = 2                 # IPS_SEEN_REPLY
 _MOST_CIRCUMSTANCES = 4096       # that are looked at for one connection
 
 
@@ -67,8 +73,15 @@ def settle(site: Site, before: Iterable[RuleIndex], after: Iterable[RuleIndex],
     known = {rule.index: rule for rule in before} | living
     by_rule = {(rule.instance, rule.rule_id): rule for rule in living.values()}
     circumstances = _Circumstances(descriptions)
+    in_force = {rule.index for rule in after}
     ended = marked = 0
-    for tracking, original, mark in _entries(site):
+    begin_anew(site)
+    for tracking, original, mark in _unanswered(site):
+        index = mark >> shift & ((1 << INDEX_BITS) - 1)
+        verdict = evaluator.evaluate(_traffic(original))
+        if index not in in_force or (verdict.instance, verdict.rule_id) in by_rule:
+            _change(tracking, "del", original)
+    for tracking, original, mark in _forwarded_or_hidden(site):
         traffic = _traffic(original)
         verdict = evaluator.evaluate(traffic)
         if mark & marks.class_mask == marks.bypass:
@@ -91,6 +104,17 @@ def settle(site: Site, before: Iterable[RuleIndex], after: Iterable[RuleIndex],
             new = mark & ~marks.connection_mask | marks.of_index(rule.index) | marks.forward
             marked += _change(tracking, "set", original, mark=new)
     return Settled(ended, marked)
+
+
+def begin_anew(site: Site) -> None:
+    """Take connections out of connection tracking that came to a forwarding rule too late.
+
+    Raises OSError and NetlinkError when connection tracking cannot be read.
+    """
+    marks = site.marks
+    for tracking, original, _ in _entries(site, lambda mark: mark & marks.connection_mask == marks.undecided,
+                                          mark=marks.undecided, mark_mask=marks.connection_mask):
+        _change(tracking, "del", original)
 
 
 class _Circumstances:
@@ -141,16 +165,42 @@ def _within(family: int, address: int, net: str) -> bool:
         int(held.network_address) <= address <= int(held.broadcast_address))
 
 
-def _entries(site: Site) -> Iterator[tuple[NFCTSocket, NFCTAttrTuple, int]]:
-    """Yield (socket of the family, original direction, mark) of the connections that are forwarded or hidden."""
+_Entry = tuple[NFCTSocket, NFCTAttrTuple, int]       # socket of the family, original direction, mark
+
+
+def _forwarded_or_hidden(site: Site) -> Iterator[_Entry]:
     marks = site.marks
+    return _entries(site, lambda mark: mark & marks.class_mask in (marks.forward, marks.bypass),
+                    mark=marks.forward, mark_mask=marks.forward)
+
+
+def _unanswered(site: Site) -> Iterator[_Entry]:
+    """Yield the attempts to connect that are a proxy's.
+
+    Not its datagrams: the socket of their session goes on without a word, and what it sends would
+    begin a connection of its own if there were no entry.
+    """
+    marks = site.marks
+    for entry in _entries(site, lambda mark: mark & marks.connection_mask and not mark & marks.class_mask,
+                          status=0, status_mask=_IS_ANSWERED):
+        if entry[1].proto == _TCP:
+            yield entry
+
+
+def _entries(site: Site, is_wanted: Callable[[int], object], **pattern: int) -> Iterator[_Entry]:
+    """Yield the entries of connection tracking whose mark is wanted; the kernel is asked for a pattern."""
     for version in site.families:
         family = _FAMILY[version]
         with NFCTSocket(nfgen_family=family) as tracking:
-            for entry in list(tracking.dump(mark=marks.forward, mark_mask=marks.forward)):
+            for entry in list(tracking.dump(**pattern)):
                 mark = entry.get_attr("CTA_MARK") or 0
-                if entry["nfgen_family"] == family and mark & marks.class_mask in (marks.forward, marks.bypass):
+                if entry["nfgen_family"] == family and is_wanted(mark) and _has_status(entry, pattern):
                     yield tracking, NFCTAttrTuple.from_netlink(family, entry.get_attr("CTA_TUPLE_ORIG")), mark
+
+
+def _has_status(entry, pattern: Mapping[str, int]) -> bool:
+    """Return whether an entry fits; kernels before 5.15 do not look at it."""
+    return (entry.get_attr("CTA_STATUS") or 0) & pattern.get("status_mask", 0) == pattern.get("status", 0)
 
 
 def _traffic(original: NFCTAttrTuple) -> Traffic:
