@@ -107,7 +107,7 @@ def test_silent_server_costs_the_timeout_and_the_log_names_it(asking):
         asked = asking(chainer=ConnectChainer(timeout_connect=150), wanted=SockAddrInet(*address))
         started = time.monotonic()
         assert asked.connect() is None
-        assert 0.14 < time.monotonic() - started < 1.5
+        assert 0.14 < time.monotonic() - started < 10
     assert asked.log.find("Connection to remote end failed;")[0].text.endswith("error='connection timed out'")
 
 
@@ -283,10 +283,10 @@ def test_addresses_of_one_in_band_name_are_tried_in_turn(asking, server, monkeyp
     monkeypatch.setattr(config.options, "permit_local_targets", TRUE)
     resolver = ResolverPolicy(None, HashResolver({"mail.example": ("127.0.0.1", "127.0.0.2", "127.0.0.3")}))
     with silent_server() as (_, port), Server(host="127.0.0.3", port=port) as good:
-        asked = asking(InbandRouter(), ConnectChainer(timeout_connect=900), resolver_policy=resolver)
+        asked = asking(InbandRouter(), ConnectChainer(timeout_connect=3000), resolver_policy=resolver)
         started = time.monotonic()
         assert asked.connect("mail.example", port) is not None
-        assert 0.25 < time.monotonic() - started < 0.9
+        assert 0.9 < time.monotonic() - started < 3
         good.wait_for_peers(1)
     # and none of them: one failure after the other
     asked = asking(InbandRouter(), resolver_policy=resolver)

@@ -1,7 +1,6 @@
 """Regular expressions of policies: dialect, bytes, and time."""
 
 import re
-import time
 
 import pytest
 from hypothesis import given
@@ -116,10 +115,8 @@ def test_a_search_that_takes_too_long_is_given_up(monkeypatch):
     monkeypatch.setattr(patterns, "SEARCH_SECONDS", 0.2)
     pattern = compile_pattern("(x+x+)+y", ignore_case=True)
     assert pattern.search("xxy")
-    started = time.monotonic()
     with pytest.raises(PatternTimeout):
-        pattern.search("x" * 4000)
-    assert time.monotonic() - started < 2
+        pattern.search("x" * 4000)              # which would go on for years
 
 
 def test_without_the_package_regex_patterns_still_work(monkeypatch):

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from test.support.daemon import wait_until
 from test.support.ends import flood, is_reset, receive_all, reset
 from test.support.plugs import exchange, plug, stacking
 from test.support.proxies import serve
@@ -79,21 +80,21 @@ def test_direction_that_is_not_copied(serve, form, setting, talker, other):
 @WAYS
 def test_idle_session_is_closed_and_logged(serve, form):
     with serve(stacking(form, timeout=200)) as session:
-        exchange(session)
         began = time.monotonic()
+        exchange(session)
         assert is_reset(session.client)
         assert is_reset(session.server)
-        assert time.monotonic() - began >= 0.15
+        assert time.monotonic() - began >= 0.2
         session.wait_for_end()
     line = session.log.find("Connection timed out; timeout='200'")[0]
     assert (line.tag, line.level) == ("plug.session", 3)
 
 
 def test_traffic_in_one_direction_keeps_the_session(serve):
-    with serve(plug(timeout=400)) as session:
+    with serve(plug(timeout=1500)) as session:
         exchange(session)
         began = time.monotonic()
-        while time.monotonic() - began < 0.8:
+        while time.monotonic() - began < 2:
             session.client.sendall(b"x")
             assert session.server.recv(1) == b"x"
             time.sleep(0.1)                     # the traffic whose rhythm is tested
@@ -225,18 +226,20 @@ def test_bandwidth_is_the_average_since_copying_began(serve, form):
             self.seen.append((server_bytes / self.bandwidth_to_server, client_bytes, self.bandwidth_to_client))
             return ZV_ACCEPT
 
+    began = time.monotonic()
     with serve(plug(Measuring, stack_proxy=form)) as session:
         # given a session in which the client sends, and nobody answers
-        began = time.monotonic()
         send_one_by_one(session, 1)
+        wait_until(lambda: len(Measuring.seen) > 1, "the first average")
         time.sleep(0.3)                         # the time over which the average is taken
         send_one_by_one(session, 1)
+        wait_until(lambda: len(Measuring.seen) > 2, "the second one")
         elapsed_s = time.monotonic() - began
     assert Measuring.seen[0] == (0.0, 0.0)
     (first_s, *_), (second_s, client_bytes, to_client) = Measuring.seen[1:3]
     # then bytes by bandwidth is the time since then
     assert second_s - first_s > 0.25
-    assert second_s < elapsed_s + 1
+    assert second_s < elapsed_s
     assert (client_bytes, to_client) == (0, 0.0)
 
 

@@ -127,13 +127,14 @@ def test_the_hosts_file_comes_first_and_is_read_again(names):
 
 
 def test_a_silent_name_server_costs_a_bounded_time(names, monkeypatch):
+    usual_s = host_names.LIFETIME_SECONDS
     monkeypatch.setattr(host_names, "LIFETIME_SECONDS", 0.5)
     names.set("slow.test", "A", "192.0.2.1")
     names.behaviour = SILENCE
     with captured_log() as logged:
         started = time.monotonic()
         assert DNSResolver().resolve("slow.test", 80) is None
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < usual_s
     assert logged.find("Error while resolving host; host='slow.test', record_type='A', error='LifetimeTimeout'")
 
 
@@ -240,10 +241,10 @@ def test_what_is_no_name_server_fails_the_load(text):
 
 
 def test_a_host_name_is_bounded_in_time():
-    started = time.monotonic()
+    started = time.thread_time()
     for text in ("1." * 20000 + "x!", "a" * 100000, "0x" * 20000, "a." * 50000):
         assert host_name(text) is None
-    assert time.monotonic() - started < 1
+    assert time.thread_time() - started < 1
 
 
 @given(st.text(st.characters(exclude_categories=())) | st.text("a-.0x1é", max_size=80))

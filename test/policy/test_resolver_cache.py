@@ -40,12 +40,12 @@ def logged():
         yield messages
 
 
-def resolver(server, timeout=1.0):
+def resolver(server, timeout=5.0):
     return DNSResolver(server=server.address, timeout=timeout)
 
 
-def cache_of(server, *names, timeout=1.0, **bounds):
-    cache = ResolverCache(resolver(server, timeout), **bounds)
+def cache_of(server, *names, **bounds):
+    cache = ResolverCache(resolver(server), **bounds)
     for name in names:
         cache.watch(name)
     return cache
@@ -115,7 +115,7 @@ def test_a_server_without_answers(server, logged, behaviour):
 def test_one_family_may_fail_alone(server):
     server.set("a.test", "A", "192.0.2.1")
     server.silent_types = {"AAAA"}
-    assert resolver(server, timeout=0.2).resolve("a.test") == (60, ["192.0.2.1"], [])
+    assert resolver(server, timeout=1.0).resolve("a.test") == (60, ["192.0.2.1"], [])
 
 
 # ------------------------------------------------------------------ the cache
@@ -144,7 +144,7 @@ def test_names_and_addresses_find_each_other(server):
     # and the next to expire is the one with the shorter life
     name, moment = cache.getNextExpiration()
     assert name == "b.test"
-    assert moment == pytest.approx(time.time() + 50, abs=2)
+    assert moment == pytest.approx(time.time() + 50, abs=10)
     assert cache.lookupTTL("b.test") == pytest.approx(moment, abs=0.1) == cache.expires["b.test"]
     assert cache.lookupTTL("c.test") is None
     cache.removeHost("b.test")
@@ -195,25 +195,26 @@ def test_ttls_are_kept_within_bounds(server):
     server.set("short.test", "A", "192.0.2.1", ttl=0)
     server.set("long.test", "A", "192.0.2.1", ttl=10_000_000)
     cache = cache_of(server, "short.test", "long.test")
+    before_s = time.time()
     cache.update()
-    left = {name: moment - time.time() for name, moment in cache.expires.items()}
-    assert left["short.test"] == pytest.approx(5, abs=1)
-    assert left["long.test"] == pytest.approx(86400, abs=2)
+    for name, ttl_s in (("short.test", 5), ("long.test", 86_400)):
+        assert before_s + ttl_s - 0.1 < cache.expires[name] < time.time() + ttl_s + 0.1
 
 
 @pytest.mark.parametrize("behaviour", [SILENCE, SERVFAIL])
 def test_addresses_outlive_a_failing_refresh_for_a_while(server, clock, logged, behaviour):
     # given a name that was resolved, and a server that stops answering
     server.set("a.test", "A", "192.0.2.1", ttl=30)
-    cache = cache_of(server, "a.test", timeout=0.1, stale_seconds=100)
+    cache = cache_of(server, "a.test", stale_seconds=100)
     assert cache.lookupAddress("192.0.2.1") == {"a.test"}
     server.behaviour = behaviour
+    cache.resolver.timeout = 0.1
     # when it expires
     clock.ahead += 31
     cache.updateHost("a.test")
     # then the address stays, and the next attempt is a minute away
     assert cache.lookupAddress("192.0.2.1") == {"a.test"}
-    assert cache.lookupTTL("a.test") - time.time() == pytest.approx(60, abs=1)
+    assert cache.lookupTTL("a.test") - time.time() == pytest.approx(60, abs=10)
     message = logged.find("Could not resolve host name trying again after default timeout; host='a.test', timeout='60'")
     assert (message[0].tag, message[0].level) == ("core.info", 3)
     # until its stale time has passed
@@ -234,9 +235,10 @@ def test_a_name_that_ceased_to_exist_is_dropped_at_once(server, clock):
 def test_one_family_is_kept_while_only_its_look_up_fails(server, clock):
     server.set("a.test", "A", "192.0.2.1")
     server.set("a.test", "AAAA", "2001:db8::1")
-    cache = cache_of(server, "a.test", timeout=0.2)
+    cache = cache_of(server, "a.test")
     cache.update()
     server.silent_types = {"AAAA"}
+    cache.resolver.timeout = 1.0
     server.set("a.test", "A", "192.0.2.2")
     cache.updateHost("a.test")
     assert cache.lookupCachedHostname("a.test") == ({"192.0.2.2"}, {"2001:db8::1"})
@@ -246,21 +248,22 @@ def test_readers_wait_no_longer_than_one_query_however_many_names_there_are(serv
     names = [f"n{number}.test" for number in range(30)]
     for name in names:
         server.set(name, "A", "192.0.2.1", ttl=30)
-    cache = cache_of(server, *names, timeout=0.5)
+    cache = cache_of(server, *names)
     assert cache.lookupAddress("192.0.2.1") == set(names)
     server.behaviour = SILENCE
+    cache.resolver.timeout = 0.5                 # thirty names, one after the other: fifteen seconds at least
     clock.ahead += 31
     started = time.monotonic()
     assert cache.lookupAddress("192.0.2.1") == set(names)
-    assert time.monotonic() - started < 1.5
+    assert time.monotonic() - started < 5
     # and while that refresh still runs, later readers do not wait at all
     started = time.monotonic()
     for _ in range(20):
         assert cache.lookupAddress("192.0.2.1") == set(names)
-    assert time.monotonic() - started < 0.4
+    assert time.monotonic() - started < 5        # twenty times half a second, were it otherwise
     # and when the server is back, the refresh comes to its end
     server.behaviour = ANSWER
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while cache.shouldUpdate() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not cache.shouldUpdate()

@@ -14,7 +14,7 @@ class Workers(list):
 
     def __init__(self, slot):
         self.asked = []
-        super().__init__(Handle(pid, pid, slot, pid, Channel(), -1, state) for pid, state in
+        super().__init__(Handle(pid, pid, slot, pid, Channel(), -1, state=state) for pid, state in
                          ((1, State.DRAINING), (2, State.SERVING)))
         slot.serving = self[1]
 

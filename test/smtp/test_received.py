@@ -221,7 +221,7 @@ def test_silent_name_server_costs_its_time_and_no_more(names):
     names.behaviour = SILENCE
     began = time.monotonic()
     assert received.ReverseNames().name_of("192.0.2.1") == ""
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 10
 
 
 def test_resolve_host(mail, names, monkeypatch):

@@ -444,7 +444,7 @@ CLOCK = """
 
 def test_steps_of_the_clock_end_nothing(tried):
     """The kernel has no name space for CLOCK_REALTIME, so the policy steps what the worker sees of it."""
-    worker = tried(POLICY.replace("    def intra", CLOCK + "    def intra"), timeout=2_000)
+    worker = tried(POLICY.replace("    def intra", CLOCK + "    def intra"), timeout=3_000)
     began = len(worker.daemon.log.lines())
     step = worker.daemon.directory / "step"
     with worker.daemon.connect() as sock:
@@ -452,6 +452,7 @@ def test_steps_of_the_clock_end_nothing(tried):
         for seconds in (86_400, -86_400, 10 ** 9, -10 ** 8):
             step.write_text(str(seconds))
             # sessions that run go on, and new ones come
+            last_s = time.monotonic()
             assert exchange(sock) == b"ping"
             with worker.daemon.connect() as other:
                 assert exchange(other) == b"ping"
@@ -459,7 +460,6 @@ def test_steps_of_the_clock_end_nothing(tried):
         line = worker.daemon.log.wait_for("core.summary", 4, "Connection summary", after=began, count=4)
         assert abs(int(line.fields["session_end"]) - time.time()) > 10 ** 7
         # and idleness is measured by another clock
-        began_s = time.monotonic()
         assert ended(sock)
-        assert 1.5 < time.monotonic() - began_s < 6
+        assert time.monotonic() - last_s >= 3
     worker.is_as_before()

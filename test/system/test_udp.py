@@ -222,14 +222,19 @@ def test_client_with_too_many_sessions_loses_its_oldest_idle_one(receiver, serve
 
 def test_flood_is_reported_once_per_second(receiver):
     daemon = receiver(sessions=5, per_client=0)
+    began_s = time.monotonic()
     with contextlib.ExitStack() as stack:
         for _ in range(200):
             stack.enter_context(client()).sendto(b"x", ("127.0.0.1", daemon.port))
         daemon.log.wait_for("core.error", 2, "Too many UDP sessions", result="datagram dropped")
         with client() as probe:
             probe.sendto(b"x", ("127.0.0.1", daemon.port))
-    assert len(daemon.log.find("core.error", 2, "Too many UDP sessions")) <= 3
-    assert len(daemon.log.find("core.session", 3, "Starting proxy instance")) <= 7
+    # and whoever was idle for a second has made room for somebody
+    reported = len(daemon.log.find("core.error", 2, "Too many UDP sessions"))
+    served = len(daemon.log.find("core.session", 3, "Starting proxy instance"))
+    elapsed_s = time.monotonic() - began_s
+    assert reported <= elapsed_s + 1
+    assert served <= 5 * (elapsed_s + 1)
 
 
 def loopback_sources(number):

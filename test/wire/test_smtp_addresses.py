@@ -192,11 +192,11 @@ def test_helo_arguments(argument, wanted):
     ids=["atoms", "quoted", "route", "labels"],
 )
 def test_time_is_linear(path):
-    began = time.monotonic()
+    began = time.thread_time()
     for rules in RULES:
         with pytest.raises(PathError):
             parse_path(path, rules)
-    assert time.monotonic() - began < 2
+    assert time.thread_time() - began < 2
 
 
 @given(st.lists(st.sampled_from(PIECES) | st.binary(max_size=4)).map(b"".join))
