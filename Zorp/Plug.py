@@ -169,6 +169,7 @@ class AbstractPlugProxy(Proxy):
         if not self._joined:
             super()._live()
             return
+        self._begin_time()
         self._state = WORKING
         if not self._stop_requested:
             self._engine_main()

@@ -143,6 +143,7 @@ class Proxy(BuiltinProxy):
 
     def _check_config(self):
         """Refuse TLS settings, also those of classes whose __post_config__() does not call the base."""
+        super()._check_config()
         ssl = vars(self._vars).get("_structs", {}).get("ssl")
         if (self.encryption_policy or self.encryption or getattr(self.session.service, "encryption_policy", None)
                 or (ssl is not None and (ssl.client_connection_security or ssl.server_connection_security))):

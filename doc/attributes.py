@@ -44,6 +44,8 @@ MEANINGS = {
         "client_remote_tos": "type of service seen from the client; never filled in",
         "client_stream": "the connection to the client, None when there is none",
         "language": "language of messages to users: `en`, `de`, `hu`",
+        "max_session_time": "longest time of the whole session, from the end of `config()` on, when it is stopped "
+                            "and the summary gets `info='max_session_time reached'`; 0: any",
         "server_local_tos": "type of service of packets to the server, from the first one on",
         "server_remote_tos": "type of service seen from the server; never filled in",
         "server_socket_mark": "packet mark (SO_MARK) of the connection to the server, for packet rules",

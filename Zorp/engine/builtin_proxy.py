@@ -58,11 +58,12 @@ from Zorp.acceptance.verdict import (
     revoke,
 )
 from Zorp.Config import config
-from Zorp.Constants import CORE_DEBUG, CORE_ERROR, CORE_INFO, CORE_POLICY
+from Zorp.Constants import CORE_DEBUG, CORE_ERROR, CORE_INFO, CORE_POLICY, CORE_SESSION
 from Zorp.engine.attributes import (
     ALWAYS,
     CONFIG,
     CUSTOM,
+    INT,
     INT8,
     INT32,
     READ,
@@ -75,12 +76,14 @@ from Zorp.engine.attributes import (
     install,
 )
 from Zorp.engine.config_lint import Problem, look_at
+from Zorp.engine.session_time import session_times
 from Zorp.Exceptions import PolicyError
 from Zorp.Log import enabled, log, log_exception
 from Zorp.Stream import Stream
 
 _SERVER_SIDE_MARK = 0x40000000       # tells a forged server connection from the client's in packet rules
 _STOPPED_BY_ADMINISTRATOR = "stopped by administrator"      # info of the summary line
+_OUT_OF_TIME = "max_session_time reached"
 
 # where a proxy is in its life: `_state`, ordered
 INITIAL, THREAD_STARTED, STARTING_UP, WORKING, SHUTTING_DOWN, DESTROYING = 0, 1, 3, 4, 5, 6
@@ -207,6 +210,7 @@ class BuiltinProxy:
 
     engine_attributes = (
         Attr("language", STRING, CONFIG, "en"),
+        Attr("max_session_time", INT, CONFIG, 0),                  # ms, config() to end; 0: any time
         Attr("alerting_config", STRING, CONFIG, "{}"),             # releases 3.9.8 to 6; nothing reads it
         Attr("client_stream", CUSTOM, RUN_READ, _stream_of("_client")),
         Attr("server_stream", CUSTOM, RUN_READ, _stream_of("_server")),
@@ -230,6 +234,7 @@ class BuiltinProxy:
     _server_hint = ("", 0)
     _connecting = None
     _stop_requested = False
+    _is_out_of_time = False
     _ended = False
     _others_remain = False           # of those who share the policy's object, when this one ends
     _vars = None
@@ -271,6 +276,9 @@ class BuiltinProxy:
 
     def _check_config(self) -> None:
         """Refuse what the configuration asks for and this release cannot do; raises PolicyError."""
+        if self._vars.max_session_time < 0:
+            raise PolicyError(f"max_session_time is negative; value='{self._vars.max_session_time}'",
+                              remedy="give milliseconds, or 0 for no limit")
 
     def _config_problems(self) -> list[Problem]:
         """Return the settings that cannot be meant but only hurt when a client comes upon them."""
@@ -292,9 +300,11 @@ class BuiltinProxy:
                 self._content_failed("Proxy crashed")
             if self._stop_requested:
                 self._content_failed("Stopped")
-                if not self.session.getMasterSession().is_revoked:       # that has a line of its own
+                if not (self._is_out_of_time or self.session.getMasterSession().is_revoked):     # told already
                     log(self._session_id, CORE_INFO, 2, "User initiated proxy termination request received;")
         finally:
+            if self._vars is not None and self._vars.max_session_time:
+                session_times.leave(self)
             try:
                 self._end()
             finally:
@@ -311,6 +321,7 @@ class BuiltinProxy:
 
     def _live(self) -> None:
         self._configure()
+        self._begin_time()
         self._state = STARTING_UP
         self._run_events("startup")
         self._state = WORKING
@@ -333,6 +344,11 @@ class BuiltinProxy:
         except BaseException as problem:
             self._policy_failed(problem)         # what config() set is the policy's fault
         self._quietly(look_at, self, plain_attributes)
+
+    def _begin_time(self) -> None:
+        """From now on max_session_time counts."""
+        if self._vars.max_session_time:
+            session_times.enter(self, self._vars.max_session_time)
 
     def _crashed(self, problem: BaseException) -> None:
         """The engine itself failed; a stop request that tore its streams apart is no failure."""
@@ -572,6 +588,17 @@ class BuiltinProxy:
         self._connecting = attach
         if attach is not None and self._stop_requested:
             attach.abort()
+
+    def time_is_up(self) -> None:
+        """End, because max_session_time is reached.  Any thread; never raises."""
+        values = self._vars
+        if values is None or self._stop_requested:
+            return
+        self._is_out_of_time = True
+        log(self._session_id, CORE_SESSION, 3, "Session takes too long, ending it; max_session_time='%d'",
+            (values.max_session_time,))
+        self.session.getMasterSession().summary_info = _OUT_OF_TIME
+        self.request_stop()
 
     def add_child(self, proxy) -> None:
         """Make a stop request for this proxy reach `proxy` too; nothing happens when this proxy ended."""
