@@ -32,7 +32,7 @@ import socket
 import time
 import weakref
 
-from Zorp import Log, SockAddr
+from Zorp import Log
 from Zorp.Log import enabled, log
 from Zorp.process import dump
 from Zorp.transport.stream import DEFAULT_BYTES, SocketStream, StreamTimeout
@@ -117,16 +117,6 @@ class Stream(SocketStream):
     def nonblocking(self, value):
         self._nonblocking = bool(value)
         os.set_blocking(self.sock.fileno(), not value)
-
-    @property
-    def local_address(self):
-        """Our end as a SockAddr; raises OSError when the connection is gone."""
-        return SockAddr.from_sockaddr(self.sock.family, self.sock.getsockname())
-
-    @property
-    def remote_address(self):
-        """The peer's end as a SockAddr; raises OSError when the connection is gone."""
-        return SockAddr.from_sockaddr(self.sock.family, self.sock.getpeername())
 
     def shutdown(self, how):
         """Half-close as socket.shutdown() does; a connection that is gone already is no error."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import signal
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,16 +64,6 @@ class Process:
     def is_running(self) -> bool:
         """True when the master lives."""
         return self.master_pid() is not None
-
-    def signal_master(self, number: signal.Signals) -> bool:
-        """Send a signal to the master; False when it has gone."""
-        pid = self.master_pid()
-        if pid is None:
-            return False
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
-            return True
-        return False
 
     def remove_files(self) -> None:
         """Take away what a killed process left behind."""

@@ -161,11 +161,6 @@ class Chain:
             log_exception(NO_SESSION)
             stream.close()
 
-    @property
-    def is_spent(self) -> bool:
-        """True when accept_one has had its connection: listening may stop, whoever still comes is refused."""
-        return self.params.accept_one and self._only_connection.locked()
-
     def _deliver(self, stream: Stream, remote, local) -> None:
         if self.params.accept_one and not self._only_connection.acquire(blocking=False):
             log(self._session_id(), CORE_POLICY, 2, "Listener was for one connection only, refusing; remote='%s'",

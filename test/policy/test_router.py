@@ -7,7 +7,7 @@ import types
 
 import pytest
 
-from test.support.chaining import address_of, asking
+from test.support.chaining import address_of, asking, near_end
 from test.support.gateway import Gateway, Server
 from test.support.unprivileged import run_unprivileged
 from Zorp.Constants import FALSE, TRUE, Z_PORT_ANY, Z_PORT_EXACT, Z_PORT_GROUP, Z_PORT_RANDOM
@@ -203,7 +203,7 @@ def test_foreign_address_is_forged_with_privilege(asking):
     asked = asking(TransparentRouter(forge_addr=TRUE), client=SockAddrInet("203.0.113.9", 20000))
     asked.master.protocol = 2
     stream = asked.connect()
-    assert stream.local_address.ip_s == "203.0.113.9"
+    assert near_end(stream).ip_s == "203.0.113.9"
 
 
 def test_wildcard_takes_the_family_of_the_server(asking):
@@ -211,7 +211,7 @@ def test_wildcard_takes_the_family_of_the_server(asking):
     with socket.create_server(("::1", 0), family=socket.AF_INET6) as listener:
         router = DirectedRouter(SockAddrInet6("::1", listener.getsockname()[1]), forge_port=21234)
         stream = asking(router).connect()
-        assert stream.local_address.port == 21234
+        assert near_end(stream).port == 21234
 
 
 def test_forged_address_of_another_family_than_the_server_s_fails(asking):
@@ -227,7 +227,7 @@ def test_ipv6_client_and_server(asking):
     with socket.create_server(("::1", 0), family=socket.AF_INET6) as listener:
         wanted = SockAddrInet6("::1", listener.getsockname()[1])
         asked = asking(TransparentRouter(forge_port=Z_PORT_EXACT), client=SockAddrInet6("::1", 20555), wanted=wanted)
-        assert asked.connect().local_address.port == 20555
+        assert near_end(asked.connect()).port == 20555
 
 
 def wish(router, client=None, snat_policy=None):

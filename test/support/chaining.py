@@ -27,7 +27,7 @@ from Zorp.Proxy import Proxy
 from Zorp.Resolver import DNSResolver
 from Zorp.Router import TransparentRouter
 from Zorp.Session import MasterSession, StackedSession
-from Zorp.SockAddr import SockAddrInet
+from Zorp.SockAddr import SockAddrInet, from_sockaddr
 from Zorp.Stream import streamPair
 
 CLIENT = ("127.0.0.5", 20000)
@@ -97,3 +97,8 @@ def asking():
 def address_of(server):
     """Return the SockAddr of a test.support.gateway.Server."""
     return SockAddrInet(server.host, server.port)
+
+
+def near_end(stream):
+    """Return the SockAddr of our end of a Stream."""
+    return from_sockaddr(stream.sock.family, stream.sock.getsockname())
