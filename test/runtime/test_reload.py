@@ -7,7 +7,8 @@ import threading
 import time
 
 from test.runtime.policies import ECHO
-from test.support.daemon import free_port, wait_until
+from test.support.daemon import wait_until
+from test.support.ports import free_port
 from Zorp.runtime import reloading
 
 

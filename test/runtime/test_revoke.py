@@ -6,10 +6,11 @@ import textwrap
 
 import pytest
 
-from test.support.daemon import free_port, wait_until
+from test.support.daemon import wait_until
 from test.support.gateway import Server, ended, exchange
 from test.support.net import SERVER, net
 from test.support.net import policy as net_policy
+from test.support.ports import free_port
 from Zorp.runtime import reloading
 from Zorp.runtime.judgement import judge
 

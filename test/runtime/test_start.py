@@ -10,7 +10,8 @@ import sys
 import pytest
 
 from test.runtime.policies import ECHO
-from test.support.daemon import ROOT, free_port
+from test.support.daemon import ROOT
+from test.support.ports import free_port
 
 
 def program(*arguments, **keywords):

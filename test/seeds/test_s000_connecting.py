@@ -10,8 +10,8 @@ import time
 import pytest
 
 from test.seeds import POLICIES, covers
-from test.support.daemon import free_port
 from test.support.gateway import Gateway, Server, ended, exchange
+from test.support.ports import free_port
 
 # One plug service named "plug"; $service is what a test wants to say about it.
 PLUG = """

@@ -9,8 +9,9 @@ import sys
 import pytest
 
 from test.seeds import POLICIES, covers
-from test.support.daemon import ROOT, free_port
+from test.support.daemon import ROOT
 from test.support.gateway import Gateway, Server, ended, exchange
+from test.support.ports import free_port
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import socket
 import pytest
 
 from test.seeds import POLICIES, covers
-from test.support.daemon import free_port
 from test.support.gateway import Gateway, Server, ended, exchange
+from test.support.ports import free_port
 
 CHAINER = """
     from Zorp.Core import *

@@ -63,6 +63,7 @@ from typing import NamedTuple
 
 import pytest
 
+from test.support.ports import free_port
 from Zorp.Log import Filter
 from Zorp.runtime.options import parse
 
@@ -74,14 +75,6 @@ _LINE = re.compile(
     r"^(?P<date>\w{3} \d\d \d\d:\d\d:\d\d) (?P<tag>[A-Za-z0-9_.]+)\((?P<level>\d+)\): "
     r"(?:\((?P<session>.*?)\): )?(?P<text>[^;]*);?(?: (?P<fields>.*))?$")
 _FIELD = re.compile(r"([A-Za-z0-9_]+)='([^']*)'")
-
-
-def free_port(kind: int = socket.SOCK_STREAM, host: str = "127.0.0.1") -> int:
-    """A port that was free a moment ago."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, kind) as probe:
-        probe.bind((host, 0))
-        return probe.getsockname()[1]
 
 
 class LogLine(NamedTuple):

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import pytest
 
-from test.support.daemon import free_port
+from test.support.ports import free_port
 from zorpctl.processes import Process, with_pid_file
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

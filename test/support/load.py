@@ -21,7 +21,8 @@ import threading
 import time
 from typing import NamedTuple
 
-from test.support.daemon import free_port, wait_until
+from test.support.daemon import wait_until
+from test.support.ports import free_port
 
 POLICY = '''
 from Zorp.Core import *

@@ -13,11 +13,12 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
 from pathlib import Path
+
+from test.support.ports import free_port
 
 START_SECONDS = 20
 DOMAIN = "example.com"
@@ -80,7 +81,7 @@ class Postfix:
         # not pytest's directory: that one is closed to everybody but its owner, and Postfix is several users
         self.directory = Path(tempfile.mkdtemp(prefix="zorp-test-postfix-"))
         self.address = address
-        self.port = port or _free_port(address)
+        self.port = port or free_port(host=address)
         self._extra = extra
         self._prefix = prefix                         # e.g. ("ip", "netns", "exec", NAME)
 
@@ -154,10 +155,3 @@ class Postfix:
 def body_of(mail: bytes) -> bytes:
     """Return what follows the header section."""
     return mail.partition(b"\n\n")[2]
-
-
-def _free_port(address: str) -> int:
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family) as sock:
-        sock.bind((address, 0))
-        return sock.getsockname()[1]

@@ -4,6 +4,7 @@ import socket
 import threading
 
 from test.support.gateway import Server, ended, exchange
+from test.support.ports import free_port
 
 PLUG = """
     from Zorp.Core import *
@@ -100,13 +101,10 @@ def test_rule_listener_refuses_who_addresses_it_directly(zorp):
 
 
 def test_two_listeners_in_one_instance(zorp):
-    with Server() as server, socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        other_port = probe.getsockname()[1]
-        probe.close()
+    with Server() as server:
         daemon = zorp(PLUG + """
         Listener(SockAddrInet("127.0.0.1", $other_port), "plug")
-        """, server_port=server.port, limits="", other_port=other_port)
+        """, server_port=server.port, limits="", other_port=(other_port := free_port()))
         assert exchange(daemon.connect()) == b"ping"
         assert exchange(daemon.connect(other_port)) == b"ping"
 

@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from test.support.daemon import free_port, wait_until
+from test.support.daemon import wait_until
+from test.support.ports import free_port
 
 POLICY = '''
 from Zorp.Core import *

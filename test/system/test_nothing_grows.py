@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from bench import traffic
-from bench.process import Server, free_port
+from bench.process import Server
 from test.support.daemon import wait_until
+from test.support.ports import free_port
 from zorpctl.szig import SzigClient
 
 POLICY = """

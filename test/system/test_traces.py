@@ -19,7 +19,8 @@ import threading
 
 import pytest
 
-from test.support.daemon import free_port, wait_until
+from test.support.daemon import wait_until
+from test.support.ports import free_port
 
 TRACES = pathlib.Path(__file__).parent.parent / "data/traces"
 

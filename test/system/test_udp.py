@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from test.support.daemon import DEADLINE_S, Daemon, free_port, wait_until
+from test.support.daemon import DEADLINE_S, Daemon, wait_until
+from test.support.ports import free_port
 from test.system.test_nothing_grows import descriptors, resident_kib, tree
 
 POLICY = """

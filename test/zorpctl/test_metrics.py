@@ -15,8 +15,9 @@ from urllib.request import urlopen
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from test.support.daemon import free_port, wait_until
+from test.support.daemon import wait_until
 from test.support.host import ROOT
+from test.support.ports import free_port
 from zorpctl import metrics
 
 
