@@ -37,10 +37,12 @@ from Zorp.language import arguments
 from Zorp.language.caller import policy_caller
 from Zorp.Log import log
 from Zorp.rules import denials
+from Zorp.rules.by_name import Strictness, hanging_on_names
 from Zorp.rules.conditions import ALIASES, PortRange, read_conditions, read_description
+from Zorp.rules.description import ZoneData
 from Zorp.rules.engine import DIMENSIONS, NetData, RuleData, RuleEngine, Traffic
 from Zorp.rules.lint import nets_for_everyone, shadowed
-from Zorp.Service import DenyService
+from Zorp.Service import DenyService, PFService
 from Zorp.SockAddr import from_sockaddr
 from Zorp.transport.interfaces import incoming_interface, interfaces
 from Zorp.transport.stream import kind_of
@@ -161,6 +163,12 @@ class Rule:
     def __repr__(self):
         conditions = "".join(f", {name}={values!r}" for name, values in self.dimensions.items())
         return f"Rule(rule_id={self.rule_id}, service={self.service!r}{conditions})"
+
+
+def _strictness_of(service):
+    if isinstance(service, DenyService):
+        return Strictness.REFUSED
+    return Strictness.FORWARDED if isinstance(service, PFService) else Strictness.PROXIED
 
 
 def _known_service(service):
@@ -293,6 +301,7 @@ class RuleSet:
         if len(losers) > _MOST_REPORTS:
             log(None, CORE_POLICY, 2, "More rules can never win; number='%d'", (len(losers) - _MOST_REPORTS,))
         self._report_holes(engine)
+        self._report_names(engine)
         for rule, dimension in nets_for_everyone(engine.rules):
             log(None, CORE_POLICY, 3, "Subnet of length 0 outranks every zone condition; rule_id='%d', dimension='%s'",
                 (rule.rule_id, dimension))
@@ -314,6 +323,22 @@ class RuleSet:
                 "deny rule the %s as well, or the permitting one the %s",
                 (loser.rule_id, loser.service, self._place_of(loser), winner.rule_id, winner.service,
                  self._place_of(winner), hole.decided_by, hole.narrower_in, hole.decided_by, hole.narrower_in))
+
+    def _report_names(self, engine):
+        """Name rules that restrict by host name what others let pass; see Zorp.rules.by_name."""
+        if not Zone.has_dynamic_subnet:
+            return
+        zones = [ZoneData(name=zone.name, parent=zone.admin_parent.name if zone.admin_parent is not None else None,
+                          nets=tuple(zone.subnets), hostnames=tuple(zone.hostnames)) for zone in Globals.zones.values()]
+        strictness = {rule.service: _strictness_of(Globals.services.get(rule.service)) for rule in engine.rules}
+        for hanging in hanging_on_names(engine.rules, strictness, zones):
+            rule, broader = hanging.rule, hanging.broader
+            log(None, CORE_POLICY, 2,
+                "Rule restricts by host name, while the name has no known address another rule decides; rule_id='%d', "
+                "service='%s', place='%s', zone='%s', hostname='%s', instead='%d', its_service='%s', its_place='%s'; "
+                "give the zone the addresses, too, or permit by host name and let nothing else pass",
+                (rule.rule_id, rule.service, self._place_of(rule), hanging.zone, hanging.hostname, broader.rule_id,
+                 broader.service, self._place_of(broader)))
 
     def _place_of(self, rule):
         return self._by_id[rule.rule_id].place or "unknown"

@@ -48,10 +48,10 @@ from Zorp.netfilter.backend import BackendError, open_backend
 from Zorp.netfilter.caution import opening
 from Zorp.netfilter.compiler import CompileError, IndexState, compile_plan
 from Zorp.netfilter.evaluator import Evaluator
-from Zorp.netfilter.instance_zones import InstanceZones
+from Zorp.netfilter.instance_zones import Zoned, described, zoned
 from Zorp.netfilter.known_addresses import KnownAddresses
 from Zorp.netfilter.plan import Plan, RuleIndex
-from Zorp.netfilter.sessions import settle
+from Zorp.netfilter.sessions import begin_anew, settle
 from Zorp.netfilter.site import Site
 from Zorp.netfilter.store import Entry, State, Store, StoreError
 from Zorp.rules.description import (
@@ -79,7 +79,7 @@ class PacketRules:
         self._backend = backend
         self._addresses: Mapping[str, Iterable[str]] = {}
         self._is_behind = False                          # the zones have addresses that the kernel has not
-        self._instances: list[tuple[InstanceDescription, InstanceZones]] = []
+        self._instances: list[Zoned] = []
         self._by_index: dict[int, RuleIndex] = {}
         self._former: dict[int, RuleIndex] = {}          # rules that connections may have until they are settled
         self._zone_conditions: dict[tuple[str, int], tuple[bool, bool]] = {}
@@ -210,9 +210,7 @@ class PacketRules:
         return True
 
     def _put_in_force(self, state: State, *, is_first: bool = False) -> None:
-        instances = [(description, InstanceZones(description)) for description in state.descriptions]
-        for _, zones in instances:
-            zones.feed(self._addresses)
+        instances = zoned(state.descriptions, self._addresses)
         plan = self._compiled(instances, state.indexes)
         self._refuse_to_open(state.descriptions)
         state = State(state.entries, IndexState.of(plan, state.indexes))
@@ -256,11 +254,12 @@ class PacketRules:
 
     def _settle_sessions(self) -> str | None:
         """Forwarded connections do not outlive their rule; return why that is not so, the next check tries again."""
-        if self.state.is_settled or not self.is_active or self._site.keep_sessions:
-            return None
-        if self.plan is _EMPTY and self.state.entries:
+        if not self.is_active or (self.plan is _EMPTY and self.state.entries):
             return None                                  # the rules are not in force yet, see retry()
         try:
+            if self.state.is_settled or self._site.keep_sessions:
+                begin_anew(self._site)
+                return None
             ended, _ = settle(self._site, self._former.values(), self.plan.indexes, self.state.descriptions,
                               self.evaluator)
             self._write_settled()
@@ -278,11 +277,11 @@ class PacketRules:
             self._store.write(state)
         self.state = state
 
-    def _compiled(self, instances: list[tuple[InstanceDescription, InstanceZones]], indexes: IndexState) -> Plan:
+    def _compiled(self, instances: list[Zoned], indexes: IndexState) -> Plan:
         if not instances or not self.is_active:
             return _EMPTY                                # nobody wants anything: the host is as without us
         try:
-            return compile_plan([zones.described() for _, zones in instances], self._site, indexes)
+            return compile_plan(described(instances), self._site, indexes)
         except CompileError as problem:
             raise RulesError(str(problem)) from None
 

@@ -25,6 +25,22 @@ class _Named:
         return self.name
 
 
+Zoned = tuple[InstanceDescription, "InstanceZones"]
+
+
+def zoned(descriptions: Iterable[InstanceDescription], addresses: Mapping[str, Iterable[str]]) -> list[Zoned]:
+    """Return descriptions with their zones, which have these addresses of host names."""
+    instances = [(description, InstanceZones(description)) for description in descriptions]
+    for _, zones in instances:
+        zones.feed(addresses)
+    return instances
+
+
+def described(instances: Iterable[Zoned]) -> list[InstanceDescription]:
+    """Return the descriptions with the present addresses of host names."""
+    return [zones.described() for _, zones in instances]
+
+
 class InstanceZones:
     """The zones of one description."""
 

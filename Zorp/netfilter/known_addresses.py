@@ -3,9 +3,11 @@
 Theory of operation
     A rule that refuses a host name must refuse it, too, when kzorpd or the host comes back while
     name servers are away.  The directory belongs to the user of the instances: a file that is
-    not ours or user 0's, no plain file, or makes no sense, is treated as absent and reported.
+    not ours or user 0's, no plain file, has another name elsewhere, or makes no sense, is treated
+    as absent and reported.  A name without answers has no address: what is permitted by it is not,
+    and what rules refuse by it is named when they are loaded (Zorp.rules.by_name).
 
-Only kzorpd's loop uses it.
+kzorpd writes it; kzorp-setup reads it, too, for the time before kzorpd runs.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ class KnownAddresses:
             descriptor = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             with open(descriptor, "rb") as file:
                 found = os.fstat(descriptor)
-                if not stat.S_ISREG(found.st_mode) or found.st_uid not in (0, os.geteuid()):
+                if not stat.S_ISREG(found.st_mode) or found.st_uid not in (0, os.geteuid()) or found.st_nlink != 1:
                     raise ValueError("not a file of ours")
                 if found.st_size > MAX_BYTES:
                     raise ValueError(f"more than {MAX_BYTES} bytes")

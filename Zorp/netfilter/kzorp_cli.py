@@ -31,7 +31,7 @@ from Zorp.Config import config
 from Zorp.netfilter import kzorp_text as text
 from Zorp.netfilter import policies, site
 from Zorp.netfilter.evaluator import Evaluator, Verdict
-from Zorp.netfilter.instance_zones import InstanceZones
+from Zorp.netfilter.instance_zones import Zoned, described, zoned
 from Zorp.netfilter.policies import PolicyUnusable
 from Zorp.netfilter.upload import UploadError, read_zones
 from Zorp.rules.description import DescriptionError, InstanceDescription, from_json
@@ -149,7 +149,7 @@ class _Command:
             raise _Failed(str(problem)) from None
         self._state: text.HostState | None = None
         self._document: dict = {}
-        self._zones: list[tuple[InstanceDescription, InstanceZones]] | None = None
+        self._zones: list[Zoned] | None = None
 
     def run(self) -> int:
         options = self._options
@@ -228,12 +228,10 @@ class _Command:
                 raise _Failed(f"Dump failed: result='1' error='{problem}'")
         return tuple(found.values())
 
-    def _with_zones(self) -> list[tuple[InstanceDescription, InstanceZones]]:
+    def _with_zones(self) -> list[Zoned]:
         if self._zones is None:
             state = self._host_state()
-            self._zones = [(description, InstanceZones(description)) for description in state.instances]
-            for _, zones in self._zones:
-                zones.feed(state.addresses)
+            self._zones = zoned(state.instances, state.addresses)
         return self._zones
 
     # ---- actions
@@ -253,8 +251,8 @@ class _Command:
 
     def _do_zones(self) -> None:
         state = self._host_state()
-        values = [text.zone_value(zone, state) for instance, zones in self._with_zones()
-                  for zone in zones.described().zones]
+        values = [text.zone_value(zone, state) for description in described(self._with_zones())
+                  for zone in description.zones]
         distinct = {json.dumps(value): value for value in values}
         self._show("zones", list(distinct.values()), text.zone_lines)
 

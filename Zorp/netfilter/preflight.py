@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from Zorp.netfilter import probes
@@ -17,6 +17,8 @@ from Zorp.netfilter.plan import Plan
 from Zorp.netfilter.render import Present
 from Zorp.netfilter.site import Site
 from Zorp.netfilter.tables import TableError, read_tables
+from Zorp.rules.by_name import Strictness, hanging_on_names
+from Zorp.rules.description import DenyData, ForwardData, InstanceDescription
 
 _PROC = pathlib.Path("/proc")
 _MARK = re.compile(r"mark(?:s|ed)?\s+(0x[0-9a-f]+|[0-9]+)(?:/(0x[0-9a-f]+|[0-9]+))?")
@@ -44,6 +46,23 @@ def findings(site: Site, plan: Plan, present: dict[tuple[int, str], Present], ba
     """Return everything that is wrong with this host for this plan, errors first."""
     found = [*_kernel(site, plan), *_routing(site), *_tables(site, present, backend), *_other_tables(site, backend)]
     return sorted(found, key=lambda finding: not finding.is_error)
+
+
+def named_findings(descriptions: Iterable[InstanceDescription]) -> list[Finding]:
+    """Return which rules refuse by host names what others let pass as long as a name has no address."""
+    return [
+        Finding(False, f"instance '{description.instance}', rule {hanging.rule.rule_id} (service "
+                f"'{hanging.rule.service}') restricts zone '{hanging.zone}' by host name; while {hanging.hostname} has "
+                f"no known address, rule {hanging.broader.rule_id} (service '{hanging.broader.service}') takes its "
+                "connections", "give the zone the addresses, too, or permit by host name and let nothing else pass")
+        for description in descriptions
+        for hanging in hanging_on_names(description.rules, _strictness(description), description.zones)]
+
+
+def _strictness(description: InstanceDescription) -> dict[str, Strictness]:
+    return {service.name: Strictness.REFUSED if isinstance(service, DenyData) else
+            Strictness.FORWARDED if isinstance(service, ForwardData) else Strictness.PROXIED
+            for service in description.services}
 
 
 def kernel_findings(plan: Plan, backend: str) -> list[Finding]:

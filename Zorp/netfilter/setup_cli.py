@@ -18,6 +18,9 @@ see), and without these no packet is forwarded.  It ends with 1 then, so that th
 While kzorpd runs, it alone writes: load becomes a reload of kzorpd, which takes from the file of an
 instance that runs its zones only, and unload is refused, because kzorpd would undo it.
 
+Host names of zones have the addresses that kzorpd knew last (Zorp.netfilter.known_addresses), so
+that what it refused by name stays refused until it runs again; nothing is looked up here.
+
 instances.conf says which instances there are, kzorp.yml how this host wants its packet rules.
 Policies are loaded by children without rights (Zorp.netfilter.policies).
 """
@@ -29,7 +32,7 @@ import contextlib
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from pyroute2.netlink.exceptions import NetlinkError
 
@@ -37,7 +40,8 @@ from Zorp.netfilter import policies, preflight, sessions
 from Zorp.netfilter.backend import Backend, BackendError, open_backend
 from Zorp.netfilter.compiler import CompileError, IndexState, compile_plan
 from Zorp.netfilter.evaluator import Evaluator
-from Zorp.netfilter.instance_zones import InstanceZones
+from Zorp.netfilter.instance_zones import Zoned, described, zoned
+from Zorp.netfilter.known_addresses import KnownAddresses
 from Zorp.netfilter.plan import Plan, RuleIndex
 from Zorp.netfilter.policies import PolicyUnusable
 from Zorp.netfilter.render import text_of
@@ -96,8 +100,9 @@ def _parser() -> argparse.ArgumentParser:
 def _check(options: argparse.Namespace) -> int:
     site = _site(options)
     backend = open_backend(site)
-    plan = compile_plan(_descriptions(options), site, Store(site.state_dir).read().indexes)
-    found = [*preflight.kernel_findings(plan, backend.name),
+    descriptions = _descriptions(options)
+    plan = _plan(site, descriptions, Store(site.state_dir).read().indexes)
+    found = [*preflight.named_findings(descriptions), *preflight.kernel_findings(plan, backend.name),
              *preflight.findings(site, plan, backend.foreign(), backend.name)]
     for finding in found:
         print(finding)
@@ -107,7 +112,7 @@ def _check(options: argparse.Namespace) -> int:
 
 def _print(options: argparse.Namespace) -> int:
     site = _site(options)
-    plan = compile_plan(_descriptions(options), site, Store(site.state_dir).read().indexes)
+    plan = _plan(site, _descriptions(options), Store(site.state_dir).read().indexes)
     print(str(plan) if options.format == "plan" else commands_of(plan), end="")
     return EXIT_OK
 
@@ -127,34 +132,37 @@ def _put_in_force(site: Site, entries: tuple[Entry, ...]) -> int:
     with store.lock():
         before = store.read()
         state = State(entries, before.indexes)
-        plan = compile_plan(state.descriptions, site, state.indexes)
-        _refuse_on_errors(site, plan, backend)
+        addresses = KnownAddresses(site.state_dir).read()
+        instances = zoned(state.descriptions, addresses)
+        plan = compile_plan(described(instances), site, state.indexes)
+        _refuse_on_errors(site, plan, backend, state.descriptions)
         after = State(entries, IndexState.of(plan, state.indexes))
         try:
             with store.replacing(before, after):
                 changed = backend.apply(plan)
         except BackendError:                             # what began meanwhile need not be permitted by the old rules
             if before.entries:
-                _settle_sessions(site, store, before, before)
+                _settle_sessions(site, store, before, before, zoned(before.descriptions, addresses))
             raise
         if not changed and before.is_settled:
             store.write(dataclasses.replace(after, is_settled=True))
-        ended = _settle_sessions(site, store, before, after)
+        ended = _settle_sessions(site, store, before, after, instances)
     print(f"{'loaded' if changed else 'unchanged'}; instances: {len(entries)}, rules: {len(plan.indexes)}, "
           f"sets: {len(plan.sets)}, back end: {backend.name}, forwarded connections ended: {ended}")
     return EXIT_OK
 
 
-def _settle_sessions(site: Site, store: Store, before: State, after: State) -> int:
+def _settle_sessions(site: Site, store: Store, before: State, after: State, instances: list[Zoned]) -> int:
     """Decide about forwarded connections unless that was done under this state; return how many ended."""
-    if site.keep_sessions or store.read().is_settled:
-        return 0
-    former: tuple[RuleIndex, ...] = ()
-    with contextlib.suppress(CompileError):          # kzorp.yml may have changed, too
-        former = compile_plan(before.descriptions, site, before.indexes).indexes
-    evaluator = Evaluator([(description, InstanceZones(description)) for description in after.descriptions])
-    rules = compile_plan(after.descriptions, site, after.indexes).indexes
     try:
+        if site.keep_sessions or store.read().is_settled:
+            sessions.begin_anew(site)
+            return 0
+        former: tuple[RuleIndex, ...] = ()
+        with contextlib.suppress(CompileError):      # kzorp.yml may have changed, too
+            former = compile_plan(before.descriptions, site, before.indexes).indexes
+        evaluator = Evaluator(instances)
+        rules = compile_plan(after.descriptions, site, after.indexes).indexes
         ended = sessions.settle(site, former, rules, after.descriptions, evaluator).ended
     except (OSError, NetlinkError) as problem:
         raise SetupFailed("the rules are in force, but connections that they do not permit cannot be ended; "
@@ -174,8 +182,9 @@ def _left_to_kzorpd(site: Site) -> bool:
     return True
 
 
-def _refuse_on_errors(site: Site, plan: Plan, backend: Backend) -> None:
-    found = preflight.findings(site, plan, backend.foreign(), backend.name)
+def _refuse_on_errors(site: Site, plan: Plan, backend: Backend, descriptions: Iterable[InstanceDescription]) -> None:
+    found = [*preflight.findings(site, plan, backend.foreign(), backend.name),
+             *preflight.named_findings(descriptions)]
     for finding in found:
         print(finding, file=sys.stderr)
     if any(finding.is_error for finding in found):
@@ -188,7 +197,7 @@ def _status(options: argparse.Namespace) -> int:
     if not state.entries:
         print("not loaded")
         return EXIT_FAILED
-    drift = open_backend(site).drift(compile_plan(state.descriptions, site, state.indexes))
+    drift = open_backend(site).drift(_plan(site, state.descriptions, state.indexes))
     for text in drift:
         print(text)
     is_due = not (state.is_settled or site.keep_sessions)
@@ -275,6 +284,12 @@ def _apply_closed(site: Site, options: argparse.Namespace) -> int:
 
 
 # ---------------------------------------------------------------------------- parts
+
+def _plan(site: Site, descriptions: Iterable[InstanceDescription], indexes: IndexState) -> Plan:
+    """Return the plan for these, with the addresses that host names had last."""
+    instances = zoned(descriptions, KnownAddresses(site.state_dir).read())
+    return compile_plan(described(instances), site, indexes)
+
 
 def _descriptions(options: argparse.Namespace) -> list[InstanceDescription]:
     """Return the description of every instance; raises PolicyUnusable when one has none."""

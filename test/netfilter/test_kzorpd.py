@@ -585,6 +585,46 @@ def test_a_reload_that_may_not_repair_fails_with_the_reason(kzorpd):
 
 # ---------------------------------------------------------------- beside kzorp-setup, and the host
 
+@pytest.fixture
+def once_named(named):
+    """A host whose kzorpd knew a host name and ended, and whose kernel has no rules any more."""
+    named.start()
+    named.wait_for_members(PARTNERS, "198.51.100.0/24", "192.0.2.1")
+    named.stop(signal.SIGKILL)
+    assert named.command("unload", program="kzorp-setup").returncode == 0
+    assert named.sets() == {}
+    return named
+
+
+@pytest.mark.parametrize("command", ["load", "boot"])
+def test_kzorp_setup_knows_the_addresses_that_kzorpd_knew_last(once_named, command):
+    loaded = once_named.command(command, program="kzorp-setup")
+    assert (loaded.returncode, "core.error" in loaded.stderr) == (0, False)
+    assert once_named.sets()[PARTNERS] == {"198.51.100.0/24", "192.0.2.1"}
+    assert "192.0.2.1/32" in once_named.command("print", program="kzorp-setup").stdout
+    assert once_named.command("status", program="kzorp-setup").stdout == "in force\n"
+
+
+def test_addresses_that_cannot_be_read_are_one_line_and_no_addresses(once_named):
+    (once_named.directory / "host-names.json").write_text("{")
+    loaded = once_named.command("load", program="kzorp-setup")
+    assert loaded.returncode == 0
+    (line,) = [line for line in loaded.stderr.splitlines() if not line.startswith("warning: ")]
+    assert "Addresses of host names cannot be read, starting without them; file='" in line
+    assert once_named.sets()[PARTNERS] == {"198.51.100.0/24"}
+
+
+def test_rules_that_refuse_by_host_name_are_named_when_they_are_checked_and_loaded(kzorpd):
+    kzorpd.write_policy(ZONES + '\nZone("bad", hostnames=("a.test",))', RULES + (
+        '\nRule(rule_id=2, service="no", proto=6, dst_port=80, src_zone="office", dst_zone="bad")'))
+    warning = ("warning: instance 'intra', rule 2 (service 'no') restricts zone 'bad' by host name; while a.test has "
+               "no known address, rule 1 (service 'web') takes its connections; repair: ")
+    assert warning in kzorpd.command("check", program="kzorp-setup").stdout
+    loaded = kzorpd.command("load", program="kzorp-setup")
+    assert loaded.returncode == 0
+    assert warning in loaded.stderr
+
+
 def test_kzorp_setup_leaves_the_rules_to_a_running_kzorpd(kzorpd):
     kzorpd.start()
     kzorpd.write_policy('Zone("office", addrs=("10.9.0.0/24",))')
