@@ -21,7 +21,7 @@ Python's escapes (\\r \\n \\x00) may be used in texts.  A play that waits for so
 not come fails after ten seconds and shows the log.  Since everything is in order, a line that
 the server must not get is noticed at the next `S<`.
 
-The methods greet(), envelope() and send_mail() are scenes that many plays begin with.
+The methods greet(), envelope(), begin_login() and the like are scenes that many plays have in common.
 """
 
 from __future__ import annotations
@@ -216,6 +216,30 @@ class Play:
             S> 354 go ahead
             C< 354 go ahead
         """)
+
+    def data_refused(self, reply):
+        """DATA, refused by the server with this reply."""
+        self(f"""
+            C> DATA
+            S< DATA
+            S> {reply}
+            C< {reply}
+        """)
+
+    def begin_login(self):
+        """From the banner to the server's question for a name in AUTH LOGIN."""
+        self.greet("AUTH LOGIN")
+        self("""
+            C> AUTH LOGIN
+            S< AUTH LOGIN
+            S> 334 VXNlcm5hbWU6
+            C< 334 VXNlcm5hbWU6
+        """)
+
+    def begin_chunks(self):
+        """From the banner to the point where BDAT may come."""
+        self.greet("CHUNKING")
+        self.envelope()
 
     def body(self, data, passed=None):
         """Send a body with its end; the server must get `passed`, by default the same bytes."""

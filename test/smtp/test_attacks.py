@@ -211,8 +211,7 @@ def test_c07_starttls_is_refused_and_nothing_behind_it_is_special(mail):
 
 def test_c09_chunk_without_chunking_is_consumed(mail):
     with mail() as play:
-        play.greet("CHUNKING")
-        play.envelope()
+        play.begin_chunks()
         play.client.send(b"BDAT 12 LAST\r\nRCPT TO:<z>\r")
         play.client.send(b"\nNOOP\r\n")
         # twelve octets are "RCPT TO:<z>" and its CR
@@ -221,23 +220,17 @@ def test_c09_chunk_without_chunking_is_consumed(mail):
             C< {CLOSING}
         """)
     with mail() as play:
-        play.greet("CHUNKING")
-        play.envelope()
+        play.begin_chunks()
         play.client.send(b"BDAT 13 LAST\r\nRCPT TO:<z>\r\n")
         play("C< 503 Invalid command in this state")
         play.goes_on()
 
 
-def test_c10_body_after_a_refused_data(mail):
+def test_c10_body_after_a_data_refused(mail):
     with mail() as play:
         play.greet()
         play.envelope()
-        play("""
-            C> DATA
-            S< DATA
-            S> 554 no
-            C< 554 no
-        """)
+        play.data_refused("554 no")
         play.client.send(b"Subject: t\r\n\r\nMail for you\r\n.\r\n")
         for _ in range(4):
             play("C< 500 Invalid command")
@@ -466,12 +459,8 @@ def test_a_policy_cannot_send_two_commands_as_one(mail, cmd, param):
 
 def test_c18_a_failed_authentication_ends_the_dialogue_whatever_its_code(mail):
     with mail(open_smtp(relay_zones=())) as play:
-        play.greet("AUTH LOGIN")
+        play.begin_login()
         play("""
-            C> AUTH LOGIN
-            S< AUTH LOGIN
-            S> 334 VXNlcm5hbWU6
-            C< 334 VXNlcm5hbWU6
             C> dXNlcg==
             S< dXNlcg==
             S> 559 no
@@ -517,8 +506,7 @@ def test_verbs_that_change_the_session_pass_only_by_name(mail, verb):
 def test_chunk_of_unknown_size_ends_the_session(mail):
     for argument in ("x", "-1", "99999999999", "2147483648", "1\\x00", "1\\t", "1" + " " * 600 + "x"):
         with mail(open_smtp(permit=("CHUNKING",))) as play:
-            play.greet("CHUNKING")
-            play.envelope()
+            play.begin_chunks()
             play(f"""
                 C> BDAT {argument}
                 C< 501 Invalid BDAT command, closing transmission channel

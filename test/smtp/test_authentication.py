@@ -57,12 +57,8 @@ def test_33_login(mail):
 
 def test_33_cancelled(mail):
     with mail() as play:
-        play.greet("AUTH LOGIN")
+        play.begin_login()
         play("""
-            C> AUTH LOGIN
-            S< AUTH LOGIN
-            S> 334 VXNlcm5hbWU6
-            C< 334 VXNlcm5hbWU6
             C> *
             S< *
             S> 501 cancelled
@@ -71,23 +67,13 @@ def test_33_cancelled(mail):
         play.goes_on()
 
 
-def begun(play):
-    play.greet("AUTH LOGIN")
-    play("""
-        C> AUTH LOGIN
-        S< AUTH LOGIN
-        S> 334 VXNlcm5hbWU6
-        C< 334 VXNlcm5hbWU6
-    """)
-
-
 @pytest.mark.parametrize(("line", "reply"), [
     (b"MAIL FROM:<a@b>", "501 Invalid authentication request"), (b"a=b", "501 Invalid authentication request"),
     (b"x" * 12289, "500 Invalid command"), (b"\0", "501 Invalid authentication request"),
 ], ids=["command", "not base64", "too long", "NUL"])
 def test_line_that_is_not_sasl_cancels(mail, line, reply):
     with mail() as play:
-        begun(play)
+        play.begin_login()
         play.client.send(line + b"\r\n")
         play(f"""
             S< *
@@ -125,7 +111,7 @@ def test_other_long_lines_do_not(mail):
 
 def test_a_dialogue_without_end_is_ended(mail):
     with mail() as play:
-        begun(play)
+        play.begin_login()
         for _ in range(20):
             play("""
                 C> eA==
@@ -221,7 +207,7 @@ def test_refused_success_ends_the_session(mail):
 
 def test_server_that_goes_on_after_the_cancel_is_left(mail):
     with mail() as play:
-        begun(play)
+        play.begin_login()
         play(f"""
             C> not sasl
             S< *

@@ -531,8 +531,7 @@ def test_stacking_that_is_decided_late_lets_no_chunk_through(mail):
     Late._may_stack = lambda self: False
     Late.requestStack = lambda self: "cat"
     with mail(Late) as play:
-        play.greet("CHUNKING")
-        play.envelope()
+        play.begin_chunks()
         play.client.send(b"BDAT 5 LAST\r\nhello")
         play("C< 503 Invalid command in this state")
         play.goes_on()

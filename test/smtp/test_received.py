@@ -126,8 +126,7 @@ def test_header_goes_with_the_first_chunk(mail):
             return "X: y\r\n"
 
     with mail(Own) as play:
-        play.greet("CHUNKING")
-        play.envelope()
+        play.begin_chunks()
         play.client.send(b"BDAT 3\r\nabcBDAT 2 LAST\r\nde")
         play("S< BDAT 9")
         assert play.server.bytes(9) == b"X: y\r\nabc"

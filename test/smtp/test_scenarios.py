@@ -402,12 +402,7 @@ def test_21_data_refused_by_the_server_gets_one_reply(mail):
     with mail() as play:
         play.greet()
         play.envelope()
-        play("""
-            C> DATA
-            S< DATA
-            S> 554 no
-            C< 554 no
-        """)
+        play.data_refused("554 no")
         play.goes_on()
         play.send_mail()
         assert play.log.has(
@@ -567,8 +562,7 @@ def test_39_smtputf8(mail):
 def test_40_chunks(mail):
     octets = b"one\r\n.\r\nMAIL FROM:<evil@x>\r\n\x80\n.\n"
     with mail(open_smtp(permit=("CHUNKING",))) as play:
-        play.greet("CHUNKING")
-        play.envelope()
+        play.begin_chunks()
         play.client.send(b"BDAT %d\r\n" % len(octets) + octets)
         play(f"S< BDAT {len(octets)}")
         assert play.server.bytes(len(octets)) == octets

@@ -6,6 +6,7 @@ import pytest
 
 from test.smtp.play import CLOSING, open_smtp
 from test.smtp.test_tables import with_tables
+from test.support.ends import reset
 from Zorp.Smtp import SMTP_REQ_ACCEPT, SMTP_REQ_POLICY, SMTP_RSP_REJECT
 from Zorp.smtp_engine import transfer
 
@@ -73,8 +74,7 @@ def test_client_that_leaves_before_the_acknowledgement(mail):
     with mail() as play:
         open_body(play)
         play.body(b"one\r\n.\r\n")
-        play.session.client.setsockopt(1, 13, b"\1\0\0\0\0\0\0\0")        # SO_LINGER: reset
-        play.session.client.close()
+        reset(play.session.client)
         play("S> 250 stored")
         play.session.wait_for_end()
         assert accounting(play)[-1] == "success"
@@ -95,11 +95,8 @@ def test_new_message_after_data_was_refused(mail):
     with mail() as play:
         play.greet()
         play.envelope()
+        play.data_refused("451 later")
         play("""
-            C> DATA
-            S< DATA
-            S> 451 later
-            C< 451 later
             C> RCPT TO:<more@y.example>
             S< RCPT To:<more@y.example>
             S> 250 ok
@@ -249,8 +246,7 @@ def chunking(**settings):
 def test_chunk_in_many_segments(mail):
     octets = bytes(range(256)) * 1000
     with mail(chunking()) as play:
-        play.greet("CHUNKING")
-        play.envelope()
+        play.begin_chunks()
         play.client.send(b"BDAT %d LAST\r\n" % len(octets))
         for position in range(0, len(octets), 10_000):
             play.client.send(octets[position:position + 10_000])
@@ -263,8 +259,7 @@ def test_chunk_in_many_segments(mail):
 
 def test_chunk_with_the_next_command_in_one_segment(mail):
     with mail(chunking()) as play:
-        play.greet("CHUNKING")
-        play.envelope()
+        play.begin_chunks()
         play.client.send(b"BDAT 3\r\nabcBDAT 2 LAST\r\ndeNOOP\r\n")
         play("S< BDAT 3")
         assert play.server.bytes(3) == b"abc"
@@ -283,8 +278,7 @@ def test_chunk_with_the_next_command_in_one_segment(mail):
 
 def test_refused_chunk_is_consumed_and_ends_the_message(mail):
     with mail(chunking()) as play:
-        play.greet("CHUNKING")
-        play.envelope()
+        play.begin_chunks()
         play.client.send(b"BDAT 3\r\nabcBDAT 6 LAST\r\nNOOP\r\nRSET\r\n")
         play("S< BDAT 3")
         assert play.server.bytes(3) == b"abc"
@@ -299,8 +293,7 @@ def test_refused_chunk_is_consumed_and_ends_the_message(mail):
 
 def test_data_and_bdat_do_not_mix(mail):
     with mail(chunking()) as play:
-        play.greet("CHUNKING")
-        play.envelope()
+        play.begin_chunks()
         play.client.send(b"BDAT 0\r\n")
         play("""
             S< BDAT 0
@@ -334,19 +327,16 @@ def test_binary_message_needs_bdat(mail):
 def test_chunks_are_decided_like_data_unless_named(mail):
     policy = with_tables({"DATA": (3, "550", "no mail")}, extensions={"CHUNKING": 1})
     with mail(policy) as play:
-        play.greet("CHUNKING")
-        play.envelope()
+        play.begin_chunks()
         play.client.send(b"BDAT 6 LAST\r\nNOOP\r\n")
         play("C< 550 no mail")
         play.goes_on()
     with mail(with_tables({"*": (3, "550", "star")}, extensions={"CHUNKING": 1})) as play:
-        play.greet("CHUNKING")
-        play.envelope()
+        play.begin_chunks()
         play.client.send(b"BDAT 6 LAST\r\nNOOP\r\n")
         play("S< BDAT 6 LAST")
     with mail(with_tables({"BDAT": (3, "550", "no chunks")}, extensions={"CHUNKING": 1})) as play:
-        play.greet("CHUNKING")
-        play.envelope()
+        play.begin_chunks()
         play.client.send(b"BDAT 6 LAST\r\nNOOP\r\n")
         play("C< 550 no chunks")
         play.data()
@@ -354,8 +344,7 @@ def test_chunks_are_decided_like_data_unless_named(mail):
 
 def test_chunks_count_for_the_size(mail):
     with mail(chunking(max_message_size=5)) as play:
-        play.greet("CHUNKING")
-        play.envelope()
+        play.begin_chunks()
         play.client.send(b"BDAT 3\r\nabcBDAT 3\r\ndef")
         play("S< BDAT 3")
         assert play.server.bytes(3) == b"abc"
@@ -371,8 +360,7 @@ def test_chunks_count_for_the_size(mail):
 
 def test_client_that_leaves_in_the_middle_of_a_chunk(mail):
     with mail(chunking()) as play:
-        play.greet("CHUNKING")
-        play.envelope()
+        play.begin_chunks()
         play.client.send(b"BDAT 100 LAST\r\nabc")
         play.session.client.close()
         assert play.server.rest() == b"BDAT 100 LAST\r\nabc"
@@ -382,13 +370,11 @@ def test_client_that_leaves_in_the_middle_of_a_chunk(mail):
 
 def test_server_that_leaves_in_the_middle_of_a_chunk(mail):
     with mail(chunking()) as play:
-        play.greet("CHUNKING")
-        play.envelope()
+        play.begin_chunks()
         play.client.send(b"BDAT 1000 LAST\r\nabc")
         play("S< BDAT 1000 LAST")
         assert play.server.bytes(3) == b"abc"
-        play.session.server.setsockopt(1, 13, b"\1\0\0\0\0\0\0\0")        # SO_LINGER: reset
-        play.session.server.close()
+        reset(play.session.server)
         play.wait_until_the_server_is_heard()
         play.client.send(b"x" * 100)
         play(f"""
@@ -399,8 +385,7 @@ def test_server_that_leaves_in_the_middle_of_a_chunk(mail):
 
 def test_reply_nobody_asked_for_before_a_chunk(mail):
     with mail(chunking()) as play:
-        play.greet("CHUNKING")
-        play.envelope()
+        play.begin_chunks()
         play("S> 250 too early")
         play.wait_until_the_server_is_heard()
         play.client.send(b"BDAT 3 LAST\r\nabc")
@@ -414,8 +399,7 @@ def test_reply_nobody_asked_for_before_a_chunk(mail):
 def test_chunk_reply_refused_by_policy(mail):
     policy = with_tables(response={("BDAT", "251"): (SMTP_RSP_REJECT, "550", "no")}, extensions={"CHUNKING": 1})
     with mail(policy) as play:
-        play.greet("CHUNKING")
-        play.envelope()
+        play.begin_chunks()
         play.client.send(b"BDAT 0\r\n")
         play("""
             S< BDAT 0
@@ -435,8 +419,7 @@ def test_chunk_reply_rewritten_to_a_refusal_resets_the_server(mail):
 
     policy = with_tables(response={("BDAT", "251"): (6, "=callback")}, extensions={"CHUNKING": 1}, callback=callback)
     with mail(policy) as play:
-        play.greet("CHUNKING")
-        play.envelope()
+        play.begin_chunks()
         play.client.send(b"BDAT 0\r\n")
         play("""
             S< BDAT 0

@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from test.support.ends import reset
 from Zorp.transport import pipes as pipes_module
 from Zorp.transport import relay as relay_module
 from Zorp.transport.pipes import PipePool
@@ -227,8 +228,7 @@ def test_a_peer_that_resets_is_told_apart(pool):
     running = Running(RelaySettings(), tcp_pair)
     running.make_long()
     # when the client resets its connection
-    running.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-    running.client.close()
+    reset(running.client)
     # then it is the client that failed
     assert running.result() is End.CLIENT_FAILED
     assert open_pipes(pool) == 0
