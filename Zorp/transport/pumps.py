@@ -31,7 +31,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 
-from Zorp.transport.relay import DRAIN_MS, End, RelaySettings
+from Zorp.transport.relay import DRAIN_MS, End, RelaySettings, SideFailed
 from Zorp.transport.stream import SocketStream, ms_until
 
 DATAGRAM_BYTES = 65_535
@@ -39,12 +39,6 @@ _LARGEST_SENT_BYTES = 65_507     # of UDP over IPv4, RFC 768
 _LOST_ON_THE_WAY = (errno.EMSGSIZE, errno.ENOBUFS)      # this datagram cannot be sent, others can
 _IN, _OUT = select.POLLIN, select.POLLOUT
 _DONTWAIT = socket.MSG_DONTWAIT
-
-
-class _SideFailed(Exception):
-    def __init__(self, end: End) -> None:
-        super().__init__(end)
-        self.end = end
 
 
 class Pump:
@@ -130,7 +124,7 @@ class Pump:
 
     def _failed(self, end: End | None) -> None:
         if end is not None:
-            raise _SideFailed(end)
+            raise SideFailed(end)
         self.at_eof = True
 
 
@@ -176,7 +170,7 @@ class Pumps:
             for pump in self._pumps:
                 pump.take_pushed_back()
             end = self._loop()
-        except _SideFailed as failure:
+        except SideFailed as failure:
             end = failure.end
         return End.STOPPED if self._is_stopped() else end
 

@@ -85,7 +85,7 @@ class RelaySettings(NamedTuple):
     stats_ms: int = 0                    # and after so much time; 0: never
 
 
-class _SideFailed(Exception):
+class SideFailed(Exception):
     """A connection broke; carries the End that says which."""
 
     def __init__(self, end: End) -> None:
@@ -147,10 +147,10 @@ class _Direction:
         except BlockingIOError:
             return
         except OSError:
-            raise _SideFailed(self.source_failed) from None
+            raise SideFailed(self.source_failed) from None
         if not data:
             if self.source.broken:
-                raise _SideFailed(self.source_failed)
+                raise SideFailed(self.source_failed)
             self.at_eof = self.source.at_eof = True
             return
         received = len(data)                 # as _count(), without the call
@@ -180,7 +180,7 @@ class _Direction:
             pass
         except OSError as problem:
             if problem.errno not in _CANNOT_SPLICE:
-                raise _SideFailed(self.source_failed) from None
+                raise SideFailed(self.source_failed) from None
             self._splices = False
         finally:
             if not received:
@@ -203,7 +203,7 @@ class _Direction:
             return
         except OSError as problem:
             if problem.errno not in _CANNOT_SPLICE:
-                raise _SideFailed(self.sink_failed) from None
+                raise SideFailed(self.sink_failed) from None
             self._splices = False
             data = self._read_pipe()
             pipes.give_back(self._pipe)
@@ -235,7 +235,7 @@ class _Direction:
         except BlockingIOError:
             sent = 0
         except OSError:
-            raise _SideFailed(self.sink_failed) from None
+            raise SideFailed(self.sink_failed) from None
         self.sink.bytes_sent += sent
         self.waiting = sent < len(data)
         self._unsent = memoryview(data)[sent:] if self.waiting else b""
@@ -276,7 +276,7 @@ class Relay:
             for direction in (self.to_server, self.to_client):
                 direction.take_pushed_back()
             end = self._loop()
-        except _SideFailed as failure:
+        except SideFailed as failure:
             end = failure.end
         finally:
             if self._after_pipes is not None:
@@ -339,7 +339,7 @@ class Relay:
                 self._use_pipes(incoming)
             return changed or incoming.at_eof or incoming.waiting
         if happened & _LOST:
-            raise _SideFailed(incoming.source_failed)
+            raise SideFailed(incoming.source_failed)
         if happened & select.POLLHUP:
             self._forget(fd)                         # it would wake poll() for ever
         return changed
