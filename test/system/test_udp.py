@@ -396,6 +396,20 @@ def test_out_of_descriptors(receiver, monkeypatch):
     assert daemon.worker_pid() == pid
 
 
+def test_sessions_of_one_target_may_share_a_proxy(receiver, server):
+    daemon = receiver("self.secondary_mask = 0xC; self.timeout = 500")
+    with client() as one, client("127.0.0.2") as other:
+        assert ask(one, b"a", daemon.port)[0] == b"A"
+        assert ask(other, b"b", daemon.port)[0] == b"B"
+        assert ask(one, b"c", daemon.port)[0] == b"C"
+        daemon.log.wait_for("core.summary", 4, "Connection summary", count=2)
+    # each has its own way to the server, and one proxy was made
+    assert len(server.peers) == 2
+    assert len(daemon.log.find("core.session", 5, "Proxy starting")) == 1
+    ids = [line.session for line in daemon.log.find("core.session", 3, "Server connection established")]
+    assert ids == ["svc/intra/dns:0/intra/plug", "svc/intra/dns:0/intra:1/plug"]
+
+
 def test_refused_clients_hold_no_session(zorp, server):
     daemon = zorp("""
         from Zorp.Core import *
