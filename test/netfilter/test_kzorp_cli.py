@@ -4,12 +4,11 @@ import contextlib
 import io
 import json
 import os
-import pathlib
 import socket
 
 import pytest
 
-from test.support.unprivileged import run_unprivileged
+from test.support.unprivileged import let_everybody_in, run_unprivileged
 from Zorp.netfilter import kzorp_cli, kzorp_text
 from Zorp.netfilter.kzorp_text import RULE, SERVICE, ZONE, HostState
 from Zorp.netfilter.upload import UploadError, read_zones
@@ -56,9 +55,7 @@ def host(tmp_path):
     (tmp_path / "zones.py").write_text(ZONES)
     (tmp_path / "instances.conf").write_text(f"web --policy {tmp_path}/policy.py --state-dir {tmp_path}\n")
     (tmp_path / "kzorp.yml").write_text(f"pid_dir: {tmp_path}\nstate_dir: {tmp_path}\n")
-    for path in (tmp_path, *tmp_path.parents):           # the child that loads the policy is nobody in particular
-        if path.owner() == "root" and path != pathlib.Path("/tmp") and path.is_relative_to("/tmp"):
-            path.chmod(0o755)
+    let_everybody_in(tmp_path)           # the child that loads the policy is nobody in particular
     return tmp_path
 
 
@@ -261,11 +258,14 @@ def answering(host):
     def start(answer: bytes):
         pid = os.fork()
         if pid == 0:
-            while True:
-                peer, _ = listener.accept()
-                with peer:
-                    peer.recv(65536)
-                    peer.sendall(answer)
+            try:
+                while True:
+                    peer, _ = listener.accept()
+                    with peer, contextlib.suppress(OSError):
+                        peer.recv(65536)
+                        peer.sendall(answer)
+            finally:
+                os._exit(1)              # a child that returns would run the other tests again
         asked.append(pid)
 
     yield start

@@ -14,7 +14,7 @@ import pytest
 from test.support.daemon import wait_until
 from test.support.dns_server import SERVFAIL, SILENCE
 from test.support.kzorpd import RULES, ZONES, kzorpd
-from test.support.unprivileged import NOBODY, run_unprivileged
+from test.support.unprivileged import NOBODY, let_everybody_in, run_unprivileged
 from Zorp.netfilter import daemon_policies
 from Zorp.netfilter.policies import HostInstances
 from Zorp.process.timers import Timers
@@ -178,7 +178,7 @@ def test_a_name_server_that_hangs_delays_no_request(named):
     assert named.dns.wait_for_queries(1)
     before = time.monotonic()
     assert named.ask("hello")["mode"] == "compiled"
-    assert time.monotonic() - before < 1.0
+    assert time.monotonic() - before < 3.0       # the look-up gives up after four seconds
 
 
 def test_addresses_of_the_firewall_itself_are_not_taken_from_a_name_server(named):
@@ -309,9 +309,7 @@ def instances_user(kzorpd):
     """Ask a running kzorpd as the user that instances run as; returns what it answers, or why it refuses."""
     def attempt(request, **fields):
         os.chmod(kzorpd.socket, 0o666)
-        for path in (kzorpd.directory, *kzorpd.directory.parents):
-            if path.is_relative_to("/tmp/pytest-of-root"):
-                path.chmod(0o755)
+        let_everybody_in(kzorpd.directory)
 
         def asking():
             try:
@@ -430,9 +428,7 @@ def test_strangers_may_do_nothing_and_the_user_of_instances_only_what_instances_
     # given a socket that anybody can reach, and `nobody` as the user that instances run as
     kzorpd.start()
     os.chmod(kzorpd.socket, 0o666)
-    for path in (kzorpd.directory, *kzorpd.directory.parents):
-        if path.is_relative_to("/tmp/pytest-of-root"):
-            path.chmod(0o755)
+    let_everybody_in(kzorpd.directory)
 
     def attempt():
         refused = {}
@@ -457,9 +453,7 @@ def test_strangers_may_do_nothing_and_the_user_of_instances_only_what_instances_
 def test_nobody_believes_a_false_kzorpd_of_the_user_of_instances(tmp_path):
     # given a directory of the user of instances, where a process of that user answers OK to everything
     tmp_path.chmod(0o777)
-    for path in tmp_path.parents:
-        if path.is_relative_to("/tmp/pytest-of-root"):
-            path.chmod(0o755)
+    let_everybody_in(tmp_path)
     path = str(tmp_path / "kzorpd")
 
     def serve():
@@ -469,13 +463,15 @@ def test_nobody_believes_a_false_kzorpd_of_the_user_of_instances(tmp_path):
             os.close(kept)
             os.read(listening, 1)
             return pid
-        os.setresuid(NOBODY, NOBODY, NOBODY)
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.bind(path)
-            sock.listen()
-            os.write(kept, b"x")
-            signal.pause()
-        os._exit(0)
+        try:
+            os.setresuid(NOBODY, NOBODY, NOBODY)
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.bind(path)
+                sock.listen()
+                os.write(kept, b"x")
+                signal.pause()
+        finally:
+            os._exit(1)              # whatever happens: a child that returns would run the other tests again
 
     pid = serve()
     try:

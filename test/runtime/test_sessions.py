@@ -1,13 +1,11 @@
 """Real services in the tree of the control socket: counters, connections, stopping a session."""
 
-import contextlib
 import socket
-import threading
 
 import pytest
 
 from test.support.daemon import wait_until
-from test.support.gateway import ended
+from test.support.gateway import Server, ended
 
 POLICY = '''
 from Zorp.Core import *
@@ -24,22 +22,8 @@ def intra():
 @pytest.fixture
 def server():
     """An echo server; its port."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        def serve(connection: socket.socket) -> None:
-            with connection, contextlib.suppress(ConnectionResetError):      # of a session that was stopped
-                while data := connection.recv(4096):
-                    connection.sendall(data)
-
-        def accept() -> None:
-            try:
-                while True:
-                    threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
-            except OSError:
-                return
-
-        threading.Thread(target=accept, daemon=True).start()
-        yield listener.getsockname()[1]
-        listener.shutdown(socket.SHUT_RDWR)
+    with Server() as made:
+        yield made.port
 
 
 def open_session(daemon) -> socket.socket:

@@ -113,5 +113,5 @@ def test_a_worker_killed_while_it_should_hand_over_holds_up_nobody(zorp):
     daemon.kill(signal.SIGHUP)
     wait_until(lambda: not pathlib.Path(f"/proc/{before[0]}").exists(), "the end of the first worker")
     os.kill(before[1], signal.SIGKILL)
-    daemon.log.wait_for("core.info", 3, "Policy reloaded", after=mark, timeout_s=3)
+    daemon.log.wait_for("core.info", 3, "Policy reloaded", after=mark, timeout_s=4)    # it would be waited for five
     assert daemon.connect().recv(100)

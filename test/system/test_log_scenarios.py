@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import re
-import socket
-import threading
 import time
 
 import pytest
 
 from test.support.daemon import wait_until
+from test.support.gateway import Server
 from test.support.ports import free_port
 
 POLICY = '''
@@ -61,22 +60,8 @@ LINE = re.compile(r"^(?P<class>[a-z0-9]+\.[a-z0-9]+)\((?P<level>\d+)\): \((?P<se
 @pytest.fixture(scope="module")
 def server_port():
     """The port of an echo server."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        def serve(connection: socket.socket) -> None:
-            with connection:
-                while data := connection.recv(4096):
-                    connection.sendall(data)
-
-        def accept() -> None:
-            while True:
-                try:
-                    threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
-                except OSError:
-                    return
-
-        threading.Thread(target=accept, daemon=True).start()
-        yield listener.getsockname()[1]
-        listener.shutdown(socket.SHUT_RDWR)
+    with Server() as server:
+        yield server.port
 
 
 @pytest.fixture

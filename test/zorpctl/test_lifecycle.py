@@ -55,6 +55,7 @@ def test_a_second_start_changes_nothing(host):
 
 def test_a_broken_policy_is_reported_at_once(host):
     # given a policy with a syntax error
+    host.conf("CHECK_PERMS=0\nSTART_WAIT_TIMEOUT=40\n")
     host.instance("intra", BROKEN)
     # when it is started
     before = time.monotonic()
@@ -63,7 +64,7 @@ def test_a_broken_policy_is_reported_at_once(host):
     assert outcome.status == 1
     assert "intra#0: Failed to start (rc='2')" in outcome.err
     assert "intra.py:3:" in outcome.err
-    assert time.monotonic() - before < 9                  # START_WAIT_TIMEOUT is 10
+    assert time.monotonic() - before < 30
 
 
 def test_a_port_that_is_taken_is_named_with_its_place(host):
