@@ -20,6 +20,7 @@ Options of ours, not of the original:
     options.proxy_protocol           subnets of load balancers that send a PROXY header to rules
     options.rule_listen_port         port of the listeners that rules use; 0: any free one
     options.max_connections_per_client   open sessions of one client address; 0: any number
+    options.max_connections_per_zone     of all clients of one zone, without the zones below it; 0: any number
     options.stack_program_ignore_exit    accept the output of a stacked program whatever its exit status (FALSE)
     options.stack_program_exit_wait      milliseconds from the end of its output to its exit (1000)
     options.stack_program_cpu_seconds, options.stack_program_memory    limits of each of its processes; 0: none
@@ -115,7 +116,7 @@ config.options.__dict__.update(
     max_queued_sessions=1000, max_accepts_per_second=0,
     session_id_format="7", permit_local_targets=FALSE, permit_own_listeners=FALSE,
     proxy_protocol=(),
-    rule_listen_port=0, max_connections_per_client=0, one_cpu=TRUE,
+    rule_listen_port=0, max_connections_per_client=0, max_connections_per_zone=0, one_cpu=TRUE,
     stack_program_ignore_exit=FALSE, stack_program_exit_wait=1000, stack_program_cpu_seconds=0, stack_program_memory=0,
     max_udp_sessions=1000, max_udp_sessions_per_client=100,
 )

@@ -33,9 +33,9 @@ from Zorp.acceptance.bind_forms import convertDBProtoToIPProto as convertDBProto
 from Zorp.acceptance.bind_forms import convertIPProtoToDBProto as convertIPProtoToDBProto
 from Zorp.acceptance.bind_forms import convertSockAddrToDB as convertSockAddrToDB
 from Zorp.acceptance.binds import DBSockAddr
-from Zorp.acceptance.connections_per_client import ConnectionsPerClient
 from Zorp.acceptance.dispatch_table import NO_SESSION, Dispatch, DispatchParams
 from Zorp.acceptance.instance_numbers import getInstanceId
+from Zorp.acceptance.open_sessions import OpenSessions
 from Zorp.acceptance.verdict import DENIED_BY_LIMIT, DENIED_BY_POLICY, conclude, refuse
 from Zorp.Cache import ShiftCache
 from Zorp.Config import config
@@ -70,7 +70,7 @@ unlisten_hook = None
 
 _ANY_ZONE = "*"
 
-_clients = ConnectionsPerClient()
+_clients, _zones = OpenSessions(), OpenSessions()
 
 
 # ---------------------------------------------------------------------------- base
@@ -134,8 +134,7 @@ class BaseDispatch:
             stream.name = session.session_id
             if Log.loudest >= 8:
                 log(NO_SESSION, CORE_DEBUG, 8, "Connection accepted; client_address='%s'", (client_address,))
-            maximum = config.options.max_connections_per_client
-            if maximum and not _clients.admit(session, maximum):
+            if not _is_within_limits(session):
                 conclude(session, DENIED_BY_LIMIT)
                 return None
             return self.startService(session.service, session)
@@ -183,6 +182,17 @@ class BaseDispatch:
 
 
 AbstractDispatch = BaseDispatch
+
+
+def _is_within_limits(session):
+    """Count the session with those of its client and its zone; False, and logged, when one of them has too many."""
+    per_client, per_zone = config.options.max_connections_per_client, config.options.max_connections_per_zone
+    if per_client and not _clients.admit(session, getattr(session.client_address, "ip_s", ""), per_client):
+        return False
+    if not per_zone:
+        return True
+    zone = session.client_zone               # None: nobody knows who they are, so they share a limit, too
+    return _zones.admit(session, "no zone" if zone is None else f"zone {zone.name}", per_zone)
 
 
 def _next_session_id(instance):

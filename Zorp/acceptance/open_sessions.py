@@ -1,4 +1,4 @@
-"""How many sessions each client address may have open at a time."""
+"""How many sessions of one kind may be open at a time: of each client address, of each zone."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from Zorp.Log import log
 from Zorp.process.log_pause import LogPause
 
 
-class ConnectionsPerClient:
-    """The open sessions of every client address, for config.options.max_connections_per_client.
+class OpenSessions:
+    """The open sessions by what they share; for a limit of config.options.
 
     Any thread may call.  _open_lock guards _open; log lines are written outside it.
     """
@@ -20,25 +20,27 @@ class ConnectionsPerClient:
         self._open: dict[str, int] = {}
         self._refusals = LogPause()
 
-    def admit(self, session, maximum: int) -> bool:
-        """Count the session until its end, or log the refusal and return False when `maximum` are open."""
-        client = getattr(session.client_address, "ip_s", "")
+    def admit(self, session, shared: str, maximum: int) -> bool:
+        """Count the session until its end, or log the refusal and return False when `maximum` are open.
+
+        shared: what the sessions that count together have in common, their client's address for example.
+        """
         with self._open_lock:
-            running = self._open.get(client, 0)
+            running = self._open.get(shared, 0)
             if running < maximum:
-                self._open[client] = running + 1
+                self._open[shared] = running + 1
         if running < maximum:
-            session.call_at_end(self._leave, client)
+            session.call_at_end(self._leave, shared)
             return True
         if (suppressed := self._refusals.due()) is not None:
             log(session.session_id, CORE_ERROR, 2,
-                "Too many connections, refusing; client_address='%s', max_connections='%d', suppressed='%d'",
-                (session.client_address, maximum, suppressed))
+                "Too many connections, refusing; client_address='%s', of='%s', max_connections='%d', suppressed='%d'",
+                (session.client_address, shared, maximum, suppressed))
         return False
 
-    def _leave(self, client: str) -> None:
+    def _leave(self, shared: str) -> None:
         with self._open_lock:
-            if self._open[client] == 1:
-                del self._open[client]
+            if self._open[shared] == 1:
+                del self._open[shared]
             else:
-                self._open[client] -= 1
+                self._open[shared] -= 1

@@ -17,6 +17,11 @@ def gateway():
 """
 
 
+CHILD_ZONE = """
+Zone("child", "127.1.0.0/16", admin_parent="local")
+"""
+
+
 @pytest.fixture
 def gateway(dispatching):
     return dispatching
@@ -188,6 +193,24 @@ def test_connections_per_client_are_limited(gateway, monkeypatch):
     held[0].close()
     running.logged.wait_for("Ending proxy instance")
     assert exchange(running.connect()) == b"ping"
+
+
+def test_connections_of_a_zone_are_limited(gateway, monkeypatch):
+    # given a zone with two clients, its child with another, and two sessions permitted to each
+    running = gateway(CHILD_ZONE + LISTENER)
+    monkeypatch.setattr(running.names["config"].options, "max_connections_per_zone", 2)
+    held = [running.connect(source=f"127.0.0.{host}") for host in (2, 3)]
+    assert all(exchange(client) == b"ping" for client in held)
+    # when a third connection comes from the zone, it is closed and counted as over the limit
+    assert ended(running.connect(source="127.0.0.2"))
+    running.logged.wait_for("Connection summary")
+    assert "of='zone local', max_connections='2'" in running.logged.find("Too many connections, refusing")[0].text
+    assert verdicts(running) == ["DENIED_BY_LIMIT"]
+    # while the child is served, and the zone again when one of its sessions is gone
+    assert exchange(running.connect(source="127.1.0.9")) == b"ping"
+    held[0].close()
+    running.logged.wait_for("Ending proxy instance")
+    assert exchange(running.connect(source="127.0.0.3")) == b"ping"
 
 
 # ------------------------------------------------------------------ refusals
