@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from test.support.ends import reset
+from test.support.ends import reset, tcp_pair
 from test.support.logged import captured_log
 from Zorp.Stream import (
     G_IO_STATUS_AGAIN,
@@ -35,10 +35,10 @@ def pair():
 @contextlib.contextmanager
 def connected():
     """A Stream on one side of a TCP connection, and the socket of the other."""
-    with captured_log(), socket.create_server(("127.0.0.1", 0)) as listener, \
-            socket.create_connection(listener.getsockname()) as far:
+    far, near = tcp_pair()
+    with captured_log(), far:
         far.settimeout(10)
-        stream = Stream(listener.accept()[0], "name")
+        stream = Stream(near, "name")
         yield stream, far
         stream.close()
 

@@ -1,4 +1,4 @@
-"""How a peer ends a connection, and how it sees one end.
+"""Connections of two sockets, how a peer ends one, and how it sees one end.
 
     reset(session.server)
     assert is_reset(session.client)
@@ -11,6 +11,14 @@ import socket
 import struct
 
 _TCP_REPAIR = 19                     # linux/tcp.h
+
+
+def tcp_pair():
+    """Return two connected sockets: who connected, and who accepted."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        far = socket.create_connection(listener.getsockname())
+        near, _ = listener.accept()
+    return far, near
 
 
 def receive_all(sock) -> bytes:

@@ -28,6 +28,7 @@ import types
 
 import pytest
 
+from test.support.ends import tcp_pair
 from test.support.logged import captured_log
 from Zorp.ProxyGroup import ProxyGroup
 from Zorp.Session import MasterSession, StackedSession
@@ -69,7 +70,8 @@ class Served:
         if not server_listens:
             self._listener.close()
         self._server = None
-        self.client, ours = _connected_pair()
+        self.client, ours = tcp_pair()
+        self.client.settimeout(PATIENCE_S)
         self.service = types.SimpleNamespace(**{
             "name": "test", "keepalive": 0, "chainer": self.chainer,
             "stopInstance": lambda session: self._ended.set(), **service})
@@ -123,14 +125,6 @@ class Served:
                 end.close()
         self.wait_for_end()
         self._listener.close()
-
-
-def _connected_pair():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        client = socket.create_connection(listener.getsockname())
-        ours, _ = listener.accept()
-    client.settimeout(PATIENCE_S)
-    return client, ours
 
 
 @pytest.fixture

@@ -98,6 +98,17 @@ def ask(sock, data, port, host="127.0.0.1"):
     return sock.recvfrom(65535)
 
 
+def wait_until_served(sock, port):
+    """Ask again and again, as clients of UDP do, until an answer comes."""
+    sock.settimeout(0.05)
+
+    def served():
+        with contextlib.suppress(TimeoutError):
+            return ask(sock, b"again", port)[0] == b"AGAIN"
+
+    wait_until(served, "an answer")
+
+
 def test_two_clients_get_sessions_of_their_own(receiver, server):
     """dispatch 3, small-proxies 8, anatomy 16."""
     daemon = receiver()
@@ -204,14 +215,8 @@ def test_client_with_too_many_sessions_loses_its_oldest_idle_one(receiver, serve
         ask(second, b"x", daemon.port)
         ask(other, b"x", daemon.port)
         # when a third comes from the same address, it is dropped while both others are fresh
-        third.settimeout(0.05)
-
-        def served():
-            with contextlib.suppress(TimeoutError):
-                return ask(third, b"y", daemon.port)[0] == b"Y"
-
         # and served once one of them was idle for a second; that one has ended
-        wait_until(served, "an answer for the third client")
+        wait_until_served(third, daemon.port)
         line = daemon.log.wait_for("core.error", 2, "Too many UDP sessions")
         assert line.fields["client_host"] == "127.0.0.1"
         daemon.log.wait_for("core.summary", 4, "Connection summary",
@@ -267,13 +272,7 @@ def test_flood_of_forged_sources_is_bounded(receiver, sources, most):
     assert resident_kib(pid) - before_kib < 8192 + 64 * most
     # and somebody who means it is served as soon as one of the forged ones is idle
     with client() as honest:
-        honest.settimeout(0.1)
-
-        def served():
-            with contextlib.suppress(TimeoutError):
-                return ask(honest, b"honest", daemon.port)[0] == b"HONEST"
-
-        wait_until(served, "an answer for an honest client")
+        wait_until_served(honest, daemon.port)
     lines = daemon.log.find("core.error", 2, "Too many UDP sessions")
     assert 1 <= len(lines) <= time.monotonic() - began_s + 1
     # and when they were idle for long enough, nothing is left of them
@@ -383,13 +382,7 @@ def test_out_of_descriptors(receiver, monkeypatch):
         assert lines[0].fields["error"] == "Too many open files"
     # then one line per second tells of it, and when sessions have ended, the next one is served
     with client() as honest:
-        honest.settimeout(0.1)
-
-        def served():
-            with contextlib.suppress(TimeoutError):
-                return ask(honest, b"honest", daemon.port)[0] == b"HONEST"
-
-        wait_until(served, "an answer for an honest client")
+        wait_until_served(honest, daemon.port)
         lines = daemon.log.find("core.error", 3, "Error creating session socket")
         assert len(lines) <= time.monotonic() - began_s + 1
     wait_until(lambda: tree(daemon, "service.dns.sessions_running") == "0", "the end of all sessions", 30)

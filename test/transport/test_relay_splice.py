@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from test.support.ends import reset
+from test.support.ends import reset, tcp_pair
 from Zorp.transport import pipes as pipes_module
 from Zorp.transport import relay as relay_module
 from Zorp.transport.pipes import PipePool
@@ -21,15 +21,6 @@ from Zorp.transport.stream import SocketStream
 PATIENCE_S = 20.0
 BEGINNING = bytes(4 * LONG_BYTES)        # makes a direction long
 DATA = random.Random(1).randbytes(6_000_000)
-
-
-def tcp_pair():
-    """Return two connected TCP sockets."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        near = socket.create_connection(listener.getsockname())
-        far, _ = listener.accept()
-    near.settimeout(None)
-    return far, near
 
 
 class Running:
