@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from Zorp.Log import current_filter, enabled
+from Zorp.Log import VALUE_BYTES, current_filter, enabled
 from Zorp.smtp_engine.sides import ClientSide, ServerSide, SideLost
 from Zorp.wire.errors import WireError
 from Zorp.wire.limits import SmtpLimits
@@ -29,6 +29,31 @@ _STATUS = {
 _WITH_STATUS = re.compile(r"[245]\.[0-9]{1,3}\.[0-9]{1,3}(?: |\Z)")
 _REPLY_CODE = re.compile(r"[245][0-9][0-9]")
 _LINE_ENDS = re.compile("[\r\n\0]+")
+_WRITTEN_LONGER = re.compile(r"[^ -&(-~]")              # what a log line has as <XX>
+_BYTES_ADDED = 3
+_MOST_BLANKS = 64                       # within one address
+_RECIPIENTS_OF_ONE_LINE = VALUE_BYTES // (1 + _BYTES_ADDED)      # however they are written
+
+
+def portions_of(recipients: str) -> list[str]:
+    """Return the recipients, separated by blanks, in portions that a log line has room for.
+
+    Nothing is left out.  A blank within an address, which is before its @, parts nothing either,
+    as long as the address is no longer than a line.
+    """
+    portions: list[list[str]] = [[]]
+    room = VALUE_BYTES
+    for part in recipients.split(" "):
+        written = 1 + len(part) + _BYTES_ADDED * len(_WRITTEN_LONGER.findall(part))
+        if written > room:
+            address = []
+            while portions[-1] and "@" not in portions[-1][-1] and len(address) < _MOST_BLANKS:
+                address.insert(0, portions[-1].pop())
+            portions.append(address)
+            room = VALUE_BYTES - sum(1 + (1 + _BYTES_ADDED) * len(piece) for piece in address)
+        portions[-1].append(part)
+        room -= written
+    return [" ".join(portion) for portion in portions if portion]
 
 
 class Refusal(Exception):
@@ -145,10 +170,16 @@ class SmtpSession:
     # what is known about the message
 
     def account(self, sender: str, recipients: str, code: str, info: str, *, success: bool) -> None:
-        """Write the accounting line of a message, or of a sender or recipient that was refused."""
-        self.log("smtp.accounting", 4,
-                 "Accounting; sender='%s', recipient='%s', response='%s', response_param='%s', result='%s'",
-                 (sender, recipients, code, info, "success" if success else "failure"))
+        """Write the accounting line of a message, or of a sender or recipient that was refused.
+
+        A value is cut at VALUE_BYTES, so a message with more recipients than that has several
+        lines, alike but for the recipients, each of which is in one of them.
+        """
+        result = "success" if success else "failure"
+        for portion in (recipients,) if len(recipients) <= _RECIPIENTS_OF_ONE_LINE else portions_of(recipients):
+            self.log("smtp.accounting", 4,
+                     "Accounting; sender='%s', recipient='%s', response='%s', response_param='%s', result='%s'",
+                     (sender, portion, code, info, result))
 
     def forget_message(self) -> None:
         """The transaction is over: no sender, no recipients."""

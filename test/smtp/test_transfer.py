@@ -9,6 +9,7 @@ from test.smtp.test_tables import with_tables
 from test.support.ends import reset
 from Zorp.Smtp import SMTP_REQ_ACCEPT, SMTP_REQ_POLICY, SMTP_RSP_REJECT
 from Zorp.smtp_engine import transfer
+from Zorp.smtp_engine.session import portions_of
 
 FAILED = "421 Service not available, closing transmission channel"
 
@@ -437,3 +438,42 @@ def test_body_slower_than_permitted(mail, monkeypatch):
         play.client.send(b"slow\r\n")
         play(f"C< {FAILED}")
         assert b".\r\n" not in play.server.rest()
+
+
+# the accounting of many recipients
+
+
+def test_no_recipient_is_missing_from_the_accounting(mail):
+    # given a message with 90 recipients, more than a value of the log has room for
+    recipients = [f"somebody-with-a-name-{number:03}@department.y.example" for number in range(90)]
+    with mail() as play:
+        play.greet()
+        play.envelope(*recipients)
+        play.data()
+        play.body(b"one\r\n.\r\n")
+        play.stored()
+        play.quit()
+    # then the lines of its accounting have them all, each in one of them, and are alike otherwise
+    lines = play.log.find("Accounting; ")
+    assert len(lines) > 1
+    assert " ".join(line.arguments[1] for line in lines).split(" ") == recipients
+    assert {(line.arguments[0], *line.arguments[2:]) for line in lines} == {("a@x.example", "250", "stored", "success")}
+    assert "(cut)" not in "".join(line.text for line in lines)
+
+
+@pytest.mark.parametrize("recipients", [
+    ["a@b"] * 3000,
+    ["o'brien@y.example"] * 500,
+    [f'"with a blank {number}"@y.example' for number in range(300)],
+    ["x" * 5000, "y@z"],
+    ["no-at"] * 2000,
+    [""] * 5000,
+], ids=["short", "quotes", "blanks", "one too long", "no domain", "nothing"])
+def test_portions_hold_everything_and_fit(recipients):
+    text = " ".join(recipients)
+    portions = portions_of(text)
+    assert " ".join(portions) == text
+    fitting = [portion for portion in portions if "x" * 5000 not in portion]
+    assert all(len(portion.replace("'", "<27>")) <= 2048 for portion in fitting)
+    if recipients[0].startswith('"with'):
+        assert all(portion.startswith('"with') and portion.endswith("@y.example") for portion in portions)
