@@ -23,7 +23,9 @@ Theory of operation
     a connection is, once, with the socket that was made for it.
 
 Threads
-    Registration happens while the policy loads; proxies may register and unregister later.
+    Registration happens while the policy loads.  Proxies may register later and unregister, on an
+    address that has a listener already: after seal() a new one is refused at once, because
+    the sockets are the master's, opened before the policy serves.
     _chains_lock guards changes of the chains and of every chain's entries; both are immutable tuples,
     so deliver() reads them without the lock and no policy code ever runs under it.  deliver() is
     called in the thread that will own the session.
@@ -289,18 +291,25 @@ class DispatchTable:
     def __init__(self) -> None:
         self._chains_lock = threading.Lock()
         self._chains: tuple[Chain, ...] = ()
+        self._is_sealed = False
 
     def chains(self) -> list[Chain]:
         """Return every chain that somebody waits on, in order of registration."""
         return list(self._chains)
 
+    def seal(self) -> None:
+        """The listening sockets are open: no chain can be added any more."""
+        self._is_sealed = True
+
     def register(self, entry: Dispatch, bind: DispatchBindType, params: DispatchParams) -> Chain:
-        """Add an entry to the chain of its bind, a new one when there is none."""
+        """Add an entry to the chain of its bind, a new one when there is none.  Raises PolicyError."""
         self._check(bind)
         key = bind.key()
         with self._chains_lock:
             chain = None if not key.port else next((c for c in self._chains if c.key == key), None)
-            if chain is None:
+            if chain is None and self._is_sealed:
+                self._refuse_to_listen(entry, bind)
+            elif chain is None:
                 chain = Chain(bind, params)
                 self._chains = (*self._chains, chain)
             elif key.protocol == ZD_PROTO_TCP and chain.params.accept_one:
@@ -339,6 +348,14 @@ class DispatchTable:
         if bind.protocol == ZD_PROTO_AUTO:
             raise PolicyError("No preferred protocol is specified",
                               remedy="give the bind object protocol=ZD_PROTO_TCP or ZD_PROTO_UDP")
+
+    @staticmethod
+    def _refuse_to_listen(entry: Dispatch, bind: DispatchBindType) -> None:
+        log(entry.session_id, CORE_ERROR, 1,
+            "Error registering dispatch, nothing listens there and listeners are opened when the policy loads only; "
+            "dispatch='%s'", (bind.format(),))
+        raise PolicyError(f"Error registering dispatch, nothing listens there; dispatch='{bind.format()}'",
+                          remedy="make the dispatcher in the function of the instance; this one may join its address")
 
     @staticmethod
     def _refuse_to_share(entry: Dispatch, bind: DispatchBindType) -> None:

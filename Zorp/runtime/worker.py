@@ -168,6 +168,7 @@ class Worker:
             self._packet_rules.announce(in_force=self._accepted is not None)
             self._text = self._loader.load()
             self._binding.bind(Globals.dispatch_table.chains())
+            Globals.dispatch_table.seal()
         except LoadFailed as failure:
             failure.log()
             self._give_up(str(failure))

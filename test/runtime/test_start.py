@@ -230,6 +230,36 @@ def test_a_reload_that_needs_the_room_of_the_old_policy_says_so(zorp):
     assert daemon.connect().recv(100)
 
 
+def test_a_dispatcher_that_a_proxy_makes_joins_a_listener_or_is_refused_at_once(zorp):
+    # given a policy whose proxies make dispatchers while they run: on an address of the policy, and on another one
+    other = free_port()
+    daemon = zorp("""
+        from Zorp.Core import *
+        from Zorp.Plug import *
+        from Zorp.Zorp import Dispatch
+
+        class Late(PlugProxy):
+            def config(self):
+                PlugProxy.config(self)
+                for port in ($port, $other):
+                    bind = DBSockAddr(SockAddrInet("127.0.0.1", port), ZD_PROTO_TCP)
+                    Dispatch("late", bind, 100, None)
+                    proxyLog(self, "core.info", 3, "Made;")
+
+        def intra():
+            Service("plug", Late, router=DirectedRouter(SockAddrInet("127.0.0.1", 9)))
+            Dispatcher(DBSockAddr(SockAddrInet("127.0.0.1", $port), ZD_PROTO_TCP), service="plug")
+        """, other=other)
+    # when a client comes
+    with daemon.connect() as client:
+        assert client.recv(1) == b""
+    # then the first is there, the second is told at once, and so is what to do
+    daemon.log.wait_for("core.policy", 1, "Policy cannot be used")
+    assert len(daemon.log.find("core.info", 3, "Made")) == 1
+    assert daemon.log.find("core.error", 1, "Error registering dispatch, nothing listens there",
+                           dispatch=f"SA(proto=1,addr=AF_INET(127.0.0.1:{other}))")
+
+
 def test_a_worker_keeps_no_rights_beyond_its_policy(zorp):
     # given a policy that forges nothing; then neither process may configure the network, nor the worker anything
     daemon = zorp(ECHO)
