@@ -75,6 +75,7 @@ def undecided(marks: Marks) -> Target:
 
 
 LOG_PREFIX = "zorp:"
+FORWARD_CHAIN = "ZORP_FORWARD"
 NO_RULE = 0                      # indexes of rules begin at 1
 
 
@@ -232,7 +233,7 @@ class Actions:
             rules.append(Rule((), DROP))
         else:
             rules.append(Rule((self._connmark(marks.undecided, marks.connection_mask),), DROP))
-        return [Chain("ZORP_FORWARD", tuple(rules)), *self._refusals()]
+        return [Chain(FORWARD_CHAIN, tuple(rules)), *self._refusals()]
 
     def _logged(self, index: int) -> Rule:
         """Return the rule that hands a packet to the log; the prefix has the index of the policy's rule."""

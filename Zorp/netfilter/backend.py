@@ -16,6 +16,10 @@ Theory of operation
 
     unload() takes out our jumps and chains, mangle first, then sets and routing.
 
+    guard() is for a kernel that holds nothing of ours yet: it writes one chain per family that
+    forwards nothing, and needs the table filter for that and nothing else of the kernel.  apply()
+    replaces it like any other chain of ours.
+
     Both families are read always: what a family holds of ours that the site uses no longer is
     cleared away, after the tables of the others.
 
@@ -37,8 +41,9 @@ import contextlib
 from collections.abc import Iterator
 
 from Zorp.Log import log
+from Zorp.netfilter.actions import DROP, FORWARD_CHAIN
 from Zorp.netfilter.ipsets import TEMPORARY, SetError, Sets
-from Zorp.netfilter.plan import Plan, Table
+from Zorp.netfilter.plan import Chain, Hook, Plan, Rule, Table
 from Zorp.netfilter.render import Present, expected
 from Zorp.netfilter.routing import Routing, RoutingError
 from Zorp.netfilter.site import Site
@@ -120,6 +125,28 @@ class Backend:
             routing.remove_others(plan.ip_rules, plan.routes, self._site)
         except (SetError, RoutingError) as problem:
             log(None, "core.error", 2, "Old address sets or routing rules stay; error='%s'", (problem,))
+
+    def guard(self) -> bool:
+        """Forward nothing where rules of ours do not decide about it already; return whether anything changed.
+
+        Raises BackendError when a family is without such rules; the other one has them all the same.
+        """
+        changed, problems = False, []
+        for family in self._site.families:
+            hooks = () if self._site.hooks == "none" else (Hook("FORWARD", FORWARD_CHAIN),)
+            table = Table(family, "filter", (Chain(FORWARD_CHAIN, (Rule((), DROP),)),), hooks)
+            try:
+                held = self._writer.read(family).get(table.name)
+                jumps = hooks_of(held)
+                if held is None or FORWARD_CHAIN not in held.ours or any(
+                        (hook.builtin, hook.chain) not in jumps for hook in hooks):
+                    self._writer.write(change_to(table, held, self._site.hooks))
+                    changed = True
+            except TableError as problem:
+                problems.append(str(problem))
+        if problems:
+            raise BackendError("; ".join(problems))
+        return changed
 
     def update_sets(self, plan: Plan) -> bool:
         """Give the kernel the members of the plan's sets and nothing else; return whether anything changed."""

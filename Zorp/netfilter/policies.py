@@ -10,6 +10,9 @@ Theory of operation
     a child that writes without end dies of it; `descriptor` becomes readable when it has
     ended.  describe() runs children and waits; kzorpd watches the descriptors in its loop.
 
+    Where memory runs out the kernel ends a child first: its policy is what takes the memory, and
+    who started it has packet rules to load.
+
 The child's session is its own: a terminal's ^C does not reach it, kill() ends all of it.
 """
 
@@ -34,6 +37,7 @@ from Zorp.wire.instances_conf import InstanceLine
 DESCRIBE_DEADLINE_S = 60.0
 _COMPLAINT_BYTES = 65_536
 _SHOWN_ERRORS = 3
+_OOM_SCORE_ADJ = 800             # of 1000
 _ERROR = re.compile(r"\w{3} \d\d [\d:]{8} core\.error\(\d+\): (?:\(nosession\): )?")
 _PROGRAM = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "sbin", "zorp")
 _START = "import sys; from Zorp.runtime.main import main; sys.exit(main())"
@@ -83,6 +87,8 @@ class Child:
             os.close(self._complaints)
             raise PolicyUnusable(f"{words[0]}: {getattr(problem, 'strerror', problem)}") from None
         with contextlib.suppress(OSError):           # it has ended already
+            with open(f"/proc/{self._program.pid}/oom_score_adj", "w") as file:
+                file.write(str(_OOM_SCORE_ADJ))
             resource.prlimit(self._program.pid, resource.RLIMIT_FSIZE, (MAX_BYTES + 1, MAX_BYTES + 1))
 
     def kill(self) -> None:

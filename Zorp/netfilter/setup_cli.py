@@ -6,14 +6,17 @@
     kzorp-setup status    whether the kernel still holds what was loaded last
     kzorp-setup unload    remove everything that load made
     kzorp-setup boot      load; when that fails, what was in force last; failing that too, forward nothing
+    kzorp-setup guard     forward nothing unless packet rules of ours are there: how boot begins
 
 Exit status: 0 done, in force; 1 refused, drifted or failed, the reason is on standard error;
 2 wrong command line.
 
-boot is for a kernel without any rule of ours, which would forward what belongs to a proxy.  So it
-leaves no way out, whatever exception a step ends with: the rules in force last are one consistent
-whole (parts of them beside new parts might let one instance forward what another one's proxy was to
-see), and without these no packet is forwarded.  It ends with 1 then, so that the failure shows.
+boot is for a kernel without any rule of ours, which would forward what belongs to a proxy.  So its
+first step, before any policy is looked at, is to forward nothing (guard): whoever is killed then, for
+want of memory or by hand, leaves a closed host.  And it leaves no way out, whatever exception a step
+ends with: the rules in force last are one consistent whole (parts of them beside new parts might let
+one instance forward what another one's proxy was to see), and without these no packet is forwarded.
+It ends with 1 then, so that the failure shows.
 
 While kzorpd runs, it alone writes: load becomes a reload of kzorpd, which takes from the file of an
 instance that runs its zones only, and unload is refused, because kzorpd would undo it.
@@ -92,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("status", help="compare the kernel with what was loaded last")
     commands.add_parser("unload", help="remove everything that load made")
     commands.add_parser("boot", help="load; else what was in force last; else forward nothing")
+    commands.add_parser("guard", help="forward nothing unless packet rules are there")
     return parser
 
 
@@ -225,22 +229,26 @@ def _refuse_beside_kzorpd(site: Site) -> None:
         raise SetupFailed("kzorpd runs, and what it has loaded stays; stop it first")
 
 
-_COMMANDS = {"check": _check, "print": _print, "load": _load, "status": _status, "unload": _unload}
-
-
 # ---------------------------------------------------------------------------- the start of the host
 
 def _boot(options: argparse.Namespace) -> int:
     """Put in force the best that can be had."""
-    with contextlib.suppress(Exception):             # said by _load, which meets the same
-        if _site(options).mode != "compiled":
-            print("this host wants no packet rules")
-            return EXIT_OK
+    if not _wants_rules(options):
+        print("this host wants no packet rules")
+        return EXIT_OK
+    _survive(_guard, options)
     if _survive(_load, options) == EXIT_OK:
         return EXIT_OK
     if _survive(_load_stored, options) != EXIT_OK:
         _survive(_close, options)
     return EXIT_FAILED
+
+
+def _wants_rules(options: argparse.Namespace) -> bool:
+    """Return False when this host surely wants no packet rules."""
+    with contextlib.suppress(Exception):             # said by _load, which meets the same
+        return _site(options).mode == "compiled"
+    return True
 
 
 def _survive(step: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
@@ -265,22 +273,48 @@ def _load_stored(options: argparse.Namespace) -> int:
     return _put_in_force(site, entries)
 
 
+def _guard(options: argparse.Namespace) -> int:
+    """Forward nothing unless packet rules are there.  The stored state stays as it is."""
+    if not _wants_rules(options):
+        return EXIT_OK
+    with contextlib.suppress(SetupFailed):           # kzorpd runs, and knows what is to be there
+        return _closed_by(_apply_guard, options)
+    return EXIT_OK
+
+
 def _close(options: argparse.Namespace) -> int:
     """Forward nothing, whatever the site says.  The stored state stays as it is."""
+    if _closed_by(_apply_closed, options) != EXIT_OK:
+        return EXIT_FAILED
+    print("closed: nothing is forwarded until packet rules can be loaded")
+    return EXIT_OK
+
+
+def _closed_by(step: Callable[[Site, argparse.Namespace], int], options: argparse.Namespace) -> int:
+    """Take this step with the settings of the host, else with the defaults; return the exit status.
+
+    Raises SetupFailed when kzorpd runs.
+    """
     sites = [preflight.adapted(Site())]
     with contextlib.suppress(Exception):             # said before, by _load
         sites.insert(0, _site(options))
     with contextlib.suppress(KzorpdError):           # what does not speak like kzorpd keeps no rules
         _refuse_beside_kzorpd(sites[0])
-    if not any(_survive(functools.partial(_apply_closed, site), options) == EXIT_OK for site in sites):
-        return EXIT_FAILED
-    print("closed: nothing is forwarded until packet rules can be loaded")
+    is_done = any(_survive(functools.partial(step, site), options) == EXIT_OK for site in sites)
+    return EXIT_OK if is_done else EXIT_FAILED
+
+
+def _apply_guard(site: Site, options: argparse.Namespace) -> int:
+    open_backend(site).guard()
     return EXIT_OK
 
 
 def _apply_closed(site: Site, options: argparse.Namespace) -> int:
     open_backend(site).apply(compile_plan((), dataclasses.replace(site, default_deny=True)))
     return EXIT_OK
+
+
+_COMMANDS = {"check": _check, "print": _print, "load": _load, "status": _status, "unload": _unload, "guard": _guard}
 
 
 # ---------------------------------------------------------------------------- parts

@@ -7,6 +7,7 @@ import functools
 import os
 import pwd
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from test.support.daemon import ROOT, wait_until
 from test.support.leaks import Capture, connected
 from test.support.net import SERVER, SERVER6, Namespace, net
+from Zorp.netfilter import policies
 
 __all__ = ["net"]
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(120)]
@@ -75,16 +77,25 @@ class Host:
                 for address in (f"10.{number}.0.1", f"fd00:{number}::1"):
                     wait_until(functools.partial(answers, namespace, address), f"{address} for {namespace.name}")
 
-    def boot(self) -> subprocess.CompletedProcess:
-        """Do what the unit says, with the rights it gives; all of its lines but the last have succeeded."""
+    def boot(self, program: str = "") -> subprocess.CompletedProcess:
+        """Do what the unit says, with the rights it gives; return what became of its last line.
+
+        program: what to run in place of that line's, a text in Python.
+        """
+        guard, = unit_lines("ExecStartPre")
+        assert guard.startswith("-"), "a failure of the first step must not keep the second from being taken"
+        self._as_the_unit(*self._words(guard[1:]))
+        line, = unit_lines("ExecStart")
+        words = self._words(line)
+        return self._as_the_unit(*([sys.executable, "-c", program, *words[2:]] if program else words))
+
+    def _words(self, line: str) -> list[str]:
+        program, *arguments = shlex.split(line)
+        return self._program(Path(program).name, *arguments)
+
+    def _as_the_unit(self, *words: str) -> subprocess.CompletedProcess:
         rights = unit_lines("CapabilityBoundingSet")[0].lower().replace("cap_", "+").replace(" ", ",")
-        for line in unit_lines("ExecStart"):
-            program, *arguments = shlex.split(line)
-            result = self.net.firewall.run("setpriv", "--bounding-set", f"-all,{rights}",
-                                           *self._program(Path(program).name, *arguments), check=False)
-            if result.returncode:
-                break
-        return result
+        return self.net.firewall.run("setpriv", "--bounding-set", f"-all,{rights}", *words, check=False)
 
     def _program(self, name: str, *arguments: str) -> list[str]:
         return [sys.executable, str(ROOT / "sbin" / name), "--config-dir", str(self.directory), *arguments]
@@ -224,6 +235,85 @@ def test_nothing_of_a_proxied_service_leaks_from_the_first_packet_on(
         host.daemon.start()
         assert connected(host.net.client, PROXIED, within_s=2) == PROXIED
         assert kernel_state(host.net.firewall) == before
+
+
+# where boot is killed, and what has to be true of the call
+MOMENTS = {
+    "as it begins": ("setup_cli._boot", "True"),
+    "as it loads policies": ("setup_cli.policies.describe", "True"),
+    "before the first table": ("backend.RestoreWriter.write", "True"),
+    "before the last table": ("backend.RestoreWriter.write",
+                              "(given[1].table.family, given[1].table.name) == (6, 'mangle')"),
+    "as the rules are there": ("backend.Backend._remove_others", "True"),
+}
+
+
+@pytest.mark.parametrize(("backend", "moments"), [("nft", MOMENTS), ("legacy-restore", ["before the last table"])],
+                         ids=["nft", "legacy-restore"])
+def test_whenever_boot_is_killed_nothing_reaches_a_server_and_the_next_start_serves(host, backend, moments):
+    host.net.firewall.backend = backend
+    host.net.firewall.write_settings()
+    host.links("up")
+    for moment in moments:
+        # given an empty kernel
+        host.net.firewall.setup("unload")
+        assert kernel_state(host.net.firewall) == "", moment
+        with Capture(host.net.server) as capture:
+            # when the unit starts, and boot is killed
+            assert host.boot(killed_at(*MOMENTS[moment])).returncode == -signal.SIGKILL, moment
+            # then nobody is served by the servers behind
+            assert connected(host.net.client, PROXIED + NO_RULE, times=2, within_s=0.3) == [], moment
+            assert capture.arrived(25, 80, 81) == [], moment
+    # and the next start puts everything in force
+    assert host.boot().returncode == 0
+    assert connected(host.net.client, FORWARDED, within_s=2) == FORWARDED
+    assert host.net.firewall.setup("status").stdout == "in force\n"
+
+
+def killed_at(place: str, condition: str) -> str:
+    """Return kzorp-setup as a program that ends itself by force where it comes to this function."""
+    return (f"import os, sys; sys.path.insert(0, {str(ROOT)!r})\nfrom Zorp.netfilter import backend, setup_cli\n"
+            f"real = {place}\n"
+            f"{place} = lambda *given: os.kill(os.getpid(), 9) if {condition} else real(*given)\n"
+            "sys.exit(setup_cli.main())")
+
+
+def test_guard_leaves_rules_that_are_there_alone(host):
+    # given rules in force
+    host.net.firewall.setup("load")
+    before = kernel_state(host.net.firewall)
+    # when the unit is started again, then its first step changes nothing
+    host.net.firewall.setup("guard")
+    assert kernel_state(host.net.firewall) == before
+
+
+@pytest.mark.parametrize("state", ["without sets", "one family"])
+def test_guard_needs_little_of_the_kernel(host, state):
+    # given a kernel that cannot do what most of the rules need
+    fault = {"without sets": "backend.Sets = fault",
+             "one family": "backend.RestoreWriter.read = lambda self, number: (real if number == 4 else fault)(self, 4)"}
+    program = (f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom Zorp.netfilter import backend, setup_cli\n"
+               "def fault(*given): raise backend.TableError('no such thing in this kernel')\n"
+               f"real = backend.RestoreWriter.read\n{fault[state]}\nsys.exit(setup_cli.main())")
+    # when the host starts
+    result = host.boot(program)
+    host.links("up")
+    # then it says what is missing, and what can be closed is closed
+    assert result.returncode == 1
+    assert "no such thing in this kernel" in result.stderr
+    assert connected(host.net.client, [target for target in PROXIED if "." in target[0]], within_s=0.3) == []
+
+
+def test_policies_are_what_the_kernel_ends_first_when_memory_runs_out(tmp_path):
+    # given a policy that is being loaded
+    (tmp_path / "instances.conf").write_text("intra --policy policy.py\n")
+    line, = policies.read_instances(str(tmp_path)).lines
+    child = policies.Child(line, command=[sys.executable, "-c", "import time; time.sleep(60)"])
+    with contextlib.closing(child):
+        # then it is more dispensable than the program that loads it, which the unit keeps longest
+        facts = dict(line.split(":") for line in Path(f"/proc/self/fdinfo/{child.descriptor}").read_text().splitlines())
+        assert int(Path(f"/proc/{int(facts['Pid'])}/oom_score_adj").read_text()) > 0
+    assert int(unit_lines("OOMScoreAdjust")[0]) < 0
 
 
 STEPS = {"of the settings": ("read_file",), "of the policies": ("policies.read_instances",),
