@@ -152,7 +152,8 @@ def kill_one(daemon, load, number: int, within_s: float) -> tuple[int, float]:
     return pid, killed_s
 
 
-@pytest.mark.parametrize(("kills", "within_s"), [(1, 3.0), soak(10, 2.0)])
+# within_s: on a machine that does other things, too, only not so late that somebody would notice
+@pytest.mark.parametrize(("kills", "within_s"), [(1, 10.0), soak(10, 2.0)])
 def test_one_worker_dies_the_other_serves(under_load, kills, within_s):
     # given two workers under load
     daemon, load = under_load(arguments=["--num-of-processes", "2", "--restart-max", "30",
@@ -171,7 +172,7 @@ def test_one_worker_dies_the_other_serves(under_load, kills, within_s):
     dead = {pid for pid, _killed_s in deaths}
     assert [failure for failure in load.failures if "Refused" in failure.problem
             or failure.pid not in (None, *dead)
-            or not any(0 <= failure.at_s - killed_s < 1 for _pid, killed_s in deaths)] == []
+            or not any(0 <= failure.at_s - killed_s < within_s for _pid, killed_s in deaths)] == []
     # and the summaries add up: one per session that began, but for what a killed worker had at that moment
     began = len(daemon.log.find("core.session", 3, "Starting proxy instance"))
     assert began >= load.served

@@ -69,7 +69,7 @@ class DnsServer:
         with self._records_lock:
             self._records.pop(name.lower(), None)
 
-    def wait_for_queries(self, count, seconds=5):
+    def wait_for_queries(self, count, seconds=15):
         """Return whether at least `count` queries have come within the time."""
         with self._records_lock:
             return self._records_lock.wait_for(lambda: len(self.queries) >= count, seconds)

@@ -96,8 +96,11 @@ def connected(client: Namespace, targets: list[tuple[str, int]], times: int = 1,
                 attempts[sock.fileno()] = (sock, target)
                 poll.register(sock, select.POLLOUT)
         reached, deadline = set(), time.monotonic() + within_s
-        while attempts and (remaining_s := deadline - time.monotonic()) > 0:
-            for descriptor, _ in poll.poll(remaining_s * 1_000):
+        while attempts:                              # who was reached in time is seen, however late we look
+            remaining_s = max(deadline - time.monotonic(), 0)
+            if not (ready := poll.poll(remaining_s * 1_000)) and not remaining_s:
+                break
+            for descriptor, _ in ready:
                 poll.unregister(descriptor)
                 sock, target = attempts.pop(descriptor)
                 if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
