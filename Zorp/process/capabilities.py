@@ -37,6 +37,7 @@ _NAMES = (
 )
 ALL = (1 << len(_NAMES)) - 1
 _VERSION_3 = 0x20080522
+_PR_SET_DUMPABLE = 4
 _PR_SET_KEEPCAPS = 8
 _PR_CAPBSET_DROP = 24
 _PR_SET_NO_NEW_PRIVS = 38
@@ -115,6 +116,11 @@ def limit(wanted: int) -> int:
 def keep_over_setuid() -> None:
     """Let the permitted set survive the change from user 0 to another."""
     _libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
+
+
+def permit_core_dumps() -> None:
+    """Let the kernel write core files of this process, which a change of user forbids; its children inherit that."""
+    _libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)
 
 
 def forbid_new_privileges() -> None:

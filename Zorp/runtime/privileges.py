@@ -52,6 +52,7 @@ class Privileges:
     user_name: str | None        # for initgroups()
     root: str | None
     capabilities: int | None     # None: leave them alone
+    core_dumps: bool = False
 
 
 def prepare(options: Options) -> Privileges:
@@ -69,7 +70,7 @@ def prepare(options: Options) -> Privileges:
         raise SetupError(f"Error parsing capabilities; caps='{options.caps}', error='{problem}'") from None
     uid = _resolve("user", user, pwd.getpwnam, lambda found: found.pw_uid)
     gid = _resolve("group", group, grp.getgrnam, lambda found: found.gr_gid)
-    return Privileges(uid, gid, _name_of(uid), options.chroot, kept)
+    return Privileges(uid, gid, _name_of(uid), options.chroot, kept, options.enable_core)
 
 
 def _exists(look_up: Callable, name: str) -> bool:
@@ -123,6 +124,8 @@ def drop(wanted: Privileges) -> None:
         raise SetupError(f"Cannot {step}; error='{problem.strerror}'") from None
     if wanted.capabilities is not None:
         _limit(wanted.capabilities)
+    if wanted.core_dumps:
+        capabilities.permit_core_dumps()         # last: every step before forbids them again
 
 
 def _set_groups(wanted: Privileges, was_root: bool) -> None:

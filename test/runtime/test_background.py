@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import resource
 import signal
 
 import pytest
@@ -138,6 +139,28 @@ def test_a_restarted_system_log_gets_later_messages(detached, syslog):
     syslog.open()
     daemon.kill(signal.SIGUSR1, worker=True)
     syslog.wait_for("Changing verbosity level; verbose_level='4'")
+
+
+def test_a_system_log_that_is_missing_at_the_start_gets_what_waited(zorp, tmp_path):
+    # given no system log; when an instance starts, then it serves
+    receiver = SyslogReceiver(tmp_path / "log.sock")
+    daemon = zorp(ECHO, detached=True, arguments=["--log-socket", str(receiver.path)], verbosity=3)
+    with daemon.connect() as client:
+        assert client.recv(100).startswith(b"hello")
+    # and once there is a system log, it gets what was said before, and what is said then
+    with receiver:
+        receiver.wait_for("Starting up; verbose_level='3'")
+        daemon.kill(signal.SIGUSR1, worker=True)
+        receiver.wait_for("Changing verbosity level; verbose_level='4'")
+
+
+def test_core_files_are_permitted_when_asked_for_and_else_not(detached):
+    # given an instance that shall leave core files, and one that shall not
+    _soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    for arguments, limits in ((["--enable-core"], (hard, hard)), ([], (0, 0))):
+        daemon = detached(arguments=arguments)
+        # then the limit of its worker says so
+        assert resource.prlimit(daemon.worker_pid(), resource.RLIMIT_CORE) == limits
 
 
 def test_a_system_log_that_stops_reading_delays_nobody(zorp, tmp_path):

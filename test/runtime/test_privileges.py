@@ -117,7 +117,8 @@ def nobodys():
     nobody = pwd.getpwnam("nobody")
     directory.chmod(0o755)
     os.chown(directory, nobody.pw_uid, nobody.pw_gid)
-    daemon = Daemon(directory, ECHO, ports="81", port=81, arguments=["--user", "nobody", "--group", str(nobody.pw_gid)])
+    daemon = Daemon(directory, ECHO, ports="81", port=81,
+                    arguments=["--user", "nobody", "--group", str(nobody.pw_gid), "--enable-core"])
     daemon.policy.write_text(daemon.policy.read_text().replace("127.0.0.1", f"127.77.{os.getpid() % 250 + 1}.1"))
     daemon.policy.chmod(0o644)
     yield daemon
@@ -137,6 +138,8 @@ def test_an_instance_runs_as_the_user_and_still_binds_low_ports(nobodys):
         assert set(status["Uid"].split()) == {str(nobody.pw_uid)}
         assert set(status["Gid"].split()) == {str(nobody.pw_gid)}
         assert int(status["CapEff"], 16) & ~(RAW | BIND) == 0
+        # and it may leave a core file, which a change of user forbids: the kernel shows it by the owner
+        assert os.stat(f"/proc/{pid}/stat").st_uid == nobody.pw_uid
     # and a reloaded policy may have another low port
     before = daemon.worker_pid()
     daemon.policy.write_text(daemon.policy.read_text().replace("(81,)", "(82,)"))
