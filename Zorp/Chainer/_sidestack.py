@@ -12,6 +12,9 @@ Theory of operation
     left one: a stop request for the left reaches both.  When one of them ends, the other sees
     the end of its stream; when one is reset, or breaks, the other sees that (Zorp.Stream.streamPair),
     so that half of a transfer does not look like a whole one at the far end of the row.
+
+    The pair carries a stream.  Datagrams that are to be datagrams again behind it would run into
+    each other, so a session of UDP whose server speaks UDP is refused.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import socket
 
 from Zorp.Chainer._base import AbstractChainer
 from Zorp.Chainer._connect import ConnectChainer
-from Zorp.Constants import CORE_ERROR, CORE_SESSION
+from Zorp.Constants import CORE_ERROR, CORE_SESSION, ZD_PROTO_AUTO, ZD_PROTO_UDP
 from Zorp.engine.builtin_proxy import BuiltinProxy
 from Zorp.language import arguments
 from Zorp.Log import log, log_exception
@@ -58,6 +61,9 @@ class SideStackChainer(AbstractChainer):
         """Start the right proxy; return the stream that leads to it, None when that failed."""
         if self._uses_connect_server(session):
             return self._call_connect_server(session)
+        if session.protocol == ZD_PROTO_UDP and self.getProtocol() in (ZD_PROTO_AUTO, ZD_PROTO_UDP):
+            log(session.session_id, CORE_ERROR, 3, "Datagrams cannot go through a side-stacked proxy;")
+            return None
         try:
             left, right = streamPair(socket.AF_UNIX, socket.SOCK_STREAM)
         except OSError:

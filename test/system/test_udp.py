@@ -329,14 +329,34 @@ def test_packet_statistics_count_datagrams(receiver):
     assert counts == ["3,2,3,2", "10,4,10,4"]
 
 
-def test_datagrams_do_not_go_through_a_child(receiver, server):
-    daemon = receiver("self.stack_proxy = PlugProxy")
+@pytest.mark.parametrize(("settings", "chainer", "text", "verdict"), [
+    ("self.stack_proxy = PlugProxy", "", "Datagrams cannot go through a stacked proxy", "DENIED_BY_UNKNOWN_FAIL"),
+    ("pass", ", chainer=SideStackChainer(PlugProxy)", "Datagrams cannot go through a side-stacked proxy",
+     "DENIED_BY_CONNECTION_FAIL"),
+], ids=["child", "beside"])
+def test_datagrams_do_not_become_a_stream_on_their_way(receiver, server, settings, chainer, text, verdict):
+    daemon = receiver(settings, chainer)
     with client() as sock:
         sock.sendto(b"x", ("127.0.0.1", daemon.port))
-        daemon.log.wait_for("core.error", 3, "Datagrams cannot go through a stacked proxy")
+        daemon.log.wait_for("core.error", 3, text)
         summary = daemon.log.wait_for("core.summary", 4, "Connection summary")
-    assert summary.fields["verdict"] == "DENIED_BY_UNKNOWN_FAIL"
+    assert summary.fields["verdict"] == verdict
     assert server.heard == []
+
+
+def test_datagrams_to_a_tcp_server_may_pass_two_proxies(receiver):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(DEADLINE_S)
+        daemon = receiver(chainer=", chainer=SideStackChainer(PlugProxy, ConnectChainer(protocol=ZD_PROTO_TCP))",
+                          server_port=listener.getsockname()[1])
+        with client() as sock:
+            sock.sendto(b"question", ("127.0.0.1", daemon.port))
+            accepted, _ = listener.accept()
+            with accepted:
+                accepted.settimeout(DEADLINE_S)
+                assert accepted.recv(100) == b"question"
+                accepted.sendall(b"answer")
+                assert sock.recv(100) == b"answer"
 
 
 def test_a_session_is_stopped(receiver):
