@@ -11,7 +11,7 @@ Theory of operation
     object had before config().  What tables and other values may hold, each protocol knows:
     _config_problems() of its class.
 
-For the thread of the proxy.  _seen and _warned are sets whose add() is atomic; a second warning
+For the thread of the proxy.  What is done with _seen and _judged is atomic each; a second warning
 would do no harm.
 """
 
@@ -29,8 +29,9 @@ _SHORTEST_COMPARED = 4       # names of fewer characters resemble each other by 
 _MOST_COMPARED = 4096        # names that policies invent at run time must not fill the memory
 _STORES_OR_KEYS = ("STORE_ATTR", "LOAD_CONST")
 
+_NOTHING: frozenset[str] = frozenset()
 _seen: set[type] = set()
-_warned: set[tuple[type, str]] = set()
+_judged: dict[type, set[str]] = {}           # names of plain attributes that objects of the class had
 
 
 class Problem(NamedTuple):
@@ -47,8 +48,9 @@ def look_at(proxy, names_before: int) -> None:
     names_before: how many plain attributes there were before config().
     """
     cls = type(proxy)
-    if len(proxy.__dict__) > names_before:
-        _report_misspelt(proxy, list(vars(proxy)), names_before)
+    names = vars(proxy)
+    if len(names) > names_before and not names.keys() <= _judged.get(cls, _NOTHING):
+        _report_misspelt(proxy, list(names), names_before)
     if cls not in _seen and len(_seen) < _MOST_COMPARED:
         _seen.add(cls)
         for problem in proxy._config_problems():
@@ -59,18 +61,19 @@ def look_at(proxy, names_before: int) -> None:
 
 def _report_misspelt(proxy, names: list[str], names_before: int) -> None:
     cls, table = type(proxy), proxy._table.attributes
+    if sum(map(len, list(_judged.values()))) >= _MOST_COMPARED:
+        return
+    judged = _judged.setdefault(cls, set())
     for number, name in enumerate(names):
-        if name.startswith("_") or name in table or (cls, name) in _warned or hasattr(cls, name):
+        if name.startswith("_") or name in table or name in judged or hasattr(cls, name):
             continue
-        if len(_warned) >= _MOST_COMPARED:
-            return
-        _warned.add((cls, name))
         known = {*table, *_settings_of(cls), *names[:names_before]} if number >= names_before else table
         similar = _most_similar(name, known)
         if similar is not None:
             log(proxy._session_id, CORE_POLICY, 2,
                 "Unknown attribute set, perhaps misspelt; class='%s', attribute='%s', similar='%s', place='%s'",
                 (cls.__name__, name, similar, place_of(cls, name)))
+    judged.update(names)
 
 
 def _settings_of(cls: type) -> set[str]:

@@ -232,14 +232,14 @@ class PolicyHash(_Table):
         """Return the keys in the order they were first set."""
         return list(self._entries)
 
-    def search(self, key: str, default: Any = None) -> Any:
-        """Return the entry of `key`, else the one of "*", else `default`."""
+    def search(self, key: str) -> Any:
+        """Return the entry of `key`, else the one of "*", else None."""
         entries = self._entries
         if self._fold:
             key = _ascii_lower(key)
         if key in entries:
             return entries[key]
-        return entries.get("*", default)
+        return entries.get("*")
 
 
 def _ascii_lower(text: str) -> str:
@@ -310,8 +310,8 @@ class DimHash(_Table):
         """Return the keys in the order they were first set, wildcards as "*"."""
         return [tuple(part or "*" for part in parts) for parts in self._entries]
 
-    def search(self, *parts: str, default: Any = None) -> Any:
-        """Return the entry that fits `parts` best, or `default`; the order is in the module's docstring."""
+    def search(self, *parts: str) -> Any:
+        """Return the entry that fits `parts` best, or None; the order is in the module's docstring."""
         entry = self._entries.get(parts, _NOTHING)
         if entry is not _NOTHING:                 # the strongest key of all
             return entry
@@ -323,7 +323,7 @@ class DimHash(_Table):
             if len(remembered) >= _REMEMBERED_SEARCHES:
                 remembered.clear()
             remembered[parts] = found
-        return default if found is None else found[0]
+        return found and found[0]
 
     def _find(self, parts: tuple[str, ...]) -> tuple | None:
         if not self._entries or not self._allows(parts):

@@ -79,7 +79,7 @@ from Zorp.runtime.texts import AcceptedText
 from Zorp.runtime.threads import PoolLimits, ThreadPool
 from Zorp.SockAddr import from_sockaddr
 from Zorp.Szig import statistics
-from Zorp.transport.cpus import home
+from Zorp.transport.cpus import LOOK_S, home
 from Zorp.Zone import Zone
 from Zorp.zones.names import ZoneNames
 
@@ -293,7 +293,8 @@ class Worker:
     def _tick(self) -> None:
         self._timers.after(TICK_S, self._tick)
         statistics.tick(TICK_S)
-        home.review()
+        home.look()
+        self._timers.after(LOOK_S, home.review)
         self._log_setup.tick()
 
     # ---- orders of the master

@@ -22,7 +22,7 @@ from Zorp.engine.builtin_proxy import PolicyCallFailed
 from Zorp.engine.policy_hash import ActionError, parse_action, parse_policy_action
 from Zorp.smtp_engine.session import INVALID, Refusal, SessionOver, SmtpSession
 from Zorp.wire.errors import WireError
-from Zorp.wire.smtp_commands import Command, parse_command
+from Zorp.wire.smtp_commands import Command, command_line, parse_command
 from Zorp.wire.smtp_extensions import EXTENSION_BITS
 from Zorp.wire.smtp_replies import Reply
 from Zorp.wire.smtp_states import RULES
@@ -34,6 +34,7 @@ ACCEPT, REJECT, ABORT, POLICY = 1, 3, 4, 6
 NAMED_ONLY = frozenset({
     "TURN", "ATRN", "XCLIENT", "XFORWARD", "XEXCH50", "BURL", "VERB", "ONEX", "CHECKPOINT", "CONPERM",
 })
+_DECIDED_BY_ENTRY = frozenset(RULES) - {"BDAT"}
 _STARTS_A_DIALOGUE = frozenset({"AUTH", "BDAT", "DATA", "STARTTLS"})
 _REPLY_CODE = re.compile(r"[2-5][0-9][0-9]")
 _BY_CLASS = {4: ("451", "Requested action aborted"), 5: ("550", "Requested action not taken")}
@@ -86,7 +87,7 @@ class Decisions:
     def _request_entry(self, verb: str, parameter: bytes):
         table = self._vars.request
         entry = table.search(verb)
-        if entry is not None and verb in RULES and verb != "BDAT":
+        if entry is not None and verb in _DECIDED_BY_ENTRY:
             return entry
         if verb in NAMED_ONLY and verb not in table:
             self._unknown(verb)
@@ -101,7 +102,7 @@ class Decisions:
         return REJECT
 
     def _ask_about_request(self, command: Command, action) -> Command:
-        variables, verb = self._vars, command.verb
+        variables, (verb, _) = self._vars, command
         try:
             callback = parse_policy_action(action)
         except ActionError:
@@ -121,12 +122,12 @@ class Decisions:
         """Return what the policy made of a request; an unusable value ends the session."""
         session = self._session
         try:
-            line = Command(to_wire(new_verb).decode("ascii"), to_wire(new_parameter)).line()[:-2]
+            line = command_line(to_wire(new_verb).decode("ascii"), to_wire(new_parameter))[:-2]
             changed = parse_command(line, utf8="SMTPUTF8" in session.active)
         except (TextError, UnicodeError, WireError):
             changed = None
-        if changed is None or changed.verb != new_verb.upper() or (
-                changed.verb != verb and changed.verb in _STARTS_A_DIALOGUE):
+        if changed is None or changed[0] != new_verb.upper() or (
+                changed[0] != verb and changed[0] in _STARTS_A_DIALOGUE):
             self._log("smtp.policy", 1, "Invalid request set by policy; request='%s', new_request='%s'",
                       (verb, new_verb))
             raise self._aborted()

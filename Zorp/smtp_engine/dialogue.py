@@ -11,8 +11,8 @@ client send no more; it hears 421, in place of a greeting if need be, and the co
 
 from __future__ import annotations
 
+from Zorp import Log
 from Zorp.engine.builtin_proxy import PolicyCallFailed
-from Zorp.Log import current_filter
 from Zorp.smtp_engine.authentication import SaslDialogue
 from Zorp.smtp_engine.commands import CHECKS, FINISHES, Commands
 from Zorp.smtp_engine.decisions import Decisions
@@ -23,7 +23,7 @@ from Zorp.smtp_engine.sides import ClientSide, ServerSide, SideLost
 from Zorp.smtp_engine.transfer import MessageTransfer, bad_chunk
 from Zorp.wire.errors import WireError
 from Zorp.wire.limits import MAIL_BYTES_ADDED, RCPT_BYTES_ADDED, SmtpLimits
-from Zorp.wire.smtp_commands import Command, CommandError, is_sasl_line, parse_command
+from Zorp.wire.smtp_commands import Command, CommandError, command_line, is_sasl_line, parse_command
 from Zorp.wire.smtp_replies import Reply
 from Zorp.wire.smtp_states import RULES, OutOfSequence, State
 from Zorp.wire.text import to_policy
@@ -56,8 +56,7 @@ class Dialogue:
     def run(self) -> None:
         """Speak until somebody leaves."""
         session, variables, proxy = self._session, self._vars, self._session.proxy
-        session.client = ClientSide(proxy._client, self._limits, require_crlf=bool(variables.require_crlf),
-                                    is_stopping=lambda: proxy.stop_requested)
+        session.client = ClientSide(proxy._client, self._limits, require_crlf=bool(variables.require_crlf), proxy=proxy)
         try:
             if proxy._connect_server():
                 session.server = ServerSide(proxy._server, self._limits, require_crlf=bool(variables.require_crlf),
@@ -140,9 +139,7 @@ class Dialogue:
     def _read_command(self) -> Command:
         """Return the client's next command; raises Refusal when it is none, SideLost when there is none."""
         session = self._session
-        if current_filter() is not session.filter:
-            session.look_at_verbosity()
-        if session.tracing:
+        if Log.loudest >= 6:
             self._trace("Fetching request;")
         line = session.client.read_line()
         after_auth, self._after_auth = self._after_auth, False
@@ -155,14 +152,15 @@ class Dialogue:
             if line[:4].upper() == b"BDAT":
                 raise bad_chunk() from problem
             raise Refusal from problem
-        if after_auth and is_sasl_line(line) and command.verb not in RULES and command.verb not in self._vars.request:
+        verb, parameter = command
+        if after_auth and is_sasl_line(line) and verb not in RULES and verb not in self._vars.request:
             self._log("smtp.violation", 2, "Invalid command verb in request; line='%s'", ("(hidden)",))
             raise Refusal
         if len(line) > self._limits.command_bytes:
-            self._check_length(command.verb, len(line))
-        if session.dumping:
+            self._check_length(verb, len(line))
+        if Log.loudest >= 7:
             self._log("smtp.request", 7, "Request parsed; request='%s', param='%s'",
-                      (command.verb, self._shown(command.verb, command.parameter)))
+                      (verb, self._shown(verb, parameter)))
         return command
 
     def _check_length(self, verb: str, length: int) -> None:
@@ -185,7 +183,7 @@ class Dialogue:
         verb, parameter = command
         variables = self._vars
         variables.request_cmd, variables.request_param = verb, to_policy(parameter)
-        if self._session.tracing:
+        if Log.loudest >= 6:
             self._trace("Processing request;")
         if self._server_refused and verb != "QUIT":
             self._refuse_for_the_server(verb, parameter)
@@ -213,21 +211,21 @@ class Dialogue:
 
     def _chunk(self, command: Command) -> None:
         """BDAT: its octets come whatever we think of it."""
-        self._transfer.chunk(command.parameter)
+        self._transfer.chunk(command[1])
 
     def _auth(self, command: Command) -> None:
         """AUTH: the beginning of a dialogue of its own."""
         request = self._permitted(command)
         self._after_auth = self._session.client.expects_secret = True
-        self._sasl = SaslDialogue(self._session, self._decisions, request.parameter)
-        self._sasl.replied(request.parameter, self._forward("AUTH", request))
+        self._sasl = SaslDialogue(self._session, self._decisions, request[1])
+        self._sasl.replied(request[1], self._forward("AUTH", request))
 
     def _permitted(self, command: Command) -> Command:
         """Return the request that protocol and policy let pass; raises Refusal or SessionOver."""
         verb, parameter = command
         checked = self._checked(verb, parameter)
         if checked is not parameter:
-            command = Command(verb, checked)
+            command = verb, checked
             self._vars.request_param = to_policy(checked)
         return self._decisions.request(command)
 
@@ -244,18 +242,20 @@ class Dialogue:
         """Take a request to the server and return its reply."""
         session = self._session
         server = session.server
-        line = request.line()
+        request_verb, parameter = request
+        line = command_line(request_verb, parameter)
         if len(line) - 2 > self._limits.command_bytes:
             self._check_length(verb, len(line) - 2)
-        session.refuse_unasked_reply()
-        if session.tracing:
+        if server.speaks():
+            session.end_unasked()
+        if Log.loudest >= 6:
             self._log("smtp.debug", 6, "Copying request to server; request='%s', param='%s'",
-                      (request.verb, self._shown(verb, request.parameter)))
+                      (request_verb, self._shown(verb, parameter)))
         try:
             server.send(line)
         except SideLost:
             self._log("smtp.error", 3, "Error sending request; request='%s', param='%s'",
-                      (request.verb, self._shown(verb, request.parameter)))
+                      (request_verb, self._shown(verb, parameter)))
             raise
         reply = session.read_reply(hide=verb == "AUTH")
         if 300 <= reply.code < 400 and (verb, reply.code) not in (("DATA", 354), ("AUTH", 334)):
@@ -265,7 +265,7 @@ class Dialogue:
     def _conclude(self, verb: str, request: Command, reply: Reply) -> Reply:
         """Decide about a reply, move the state, tell the client; return what it was told."""
         try:
-            accepted = self._decisions.reply(request.verb, request.parameter, reply)
+            accepted = self._decisions.reply(request[0], request[1], reply)
             finish = FINISHES.get(verb)
             if finish is not None:
                 accepted = finish(self._commands, accepted)
@@ -315,7 +315,7 @@ class Dialogue:
         return SessionOver()
 
     def _copy(self, reply: Reply) -> None:
-        if self._session.tracing:
+        if Log.loudest >= 6:
             self._trace("Copying response to client;")
         try:
             self._session.client.send(reply.wire)

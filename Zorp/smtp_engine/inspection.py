@@ -37,7 +37,7 @@ from Zorp.stacking.stacking import Stacked, StackingFailed, stack_object
 from Zorp.transport.stream import ms_until
 from Zorp.wire.errors import WireError
 from Zorp.wire.smtp_body import BodyError, BodyReader, DotAdder, DotRemover
-from Zorp.wire.smtp_commands import Command
+from Zorp.wire.smtp_commands import Command, command_line
 
 _GO_ON = b"354 Go on, send your message\r\n"
 _READ_BYTES = 65536
@@ -261,7 +261,7 @@ class _Message:
         if session.server.speaks():
             raise ServerFailed(self._transfer.early_reply())
         try:
-            session.server.send(self._request.line())
+            session.server.send(command_line(*self._request))
             reply = session.read_reply()
         except (SideLost, WireError) as problem:
             raise ServerFailed from problem

@@ -6,10 +6,13 @@ session.  Whoever raises them has logged why.
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
+from typing import NoReturn
 
-from Zorp.Log import VALUE_BYTES, current_filter, enabled
+from Zorp import Log
+from Zorp.Log import VALUE_BYTES, log
 from Zorp.smtp_engine.sides import ClientSide, ServerSide, SideLost
 from Zorp.wire.errors import WireError
 from Zorp.wire.limits import SmtpLimits
@@ -99,7 +102,7 @@ class SmtpSession:
         self.proxy = proxy
         self.vars = proxy._vars
         self.limits = limits
-        self.log = proxy._log
+        self.log = functools.partial(log, proxy._session_id)
         self.client: ClientSide
         self.server: ServerSide | None = None
         self.state = SessionState()
@@ -107,22 +110,14 @@ class SmtpSession:
         self.transaction = Transaction()
         self.errors = 0
         self.authenticated = False
-        self.look_at_verbosity()
-
-    def look_at_verbosity(self) -> None:
-        """Find out what would be logged now: steps (`tracing`), requests and replies (`dumping`)."""
-        self.filter = current_filter()
-        self.tracing = enabled("smtp.debug", 6)
-        self.dumping = enabled("smtp.request", 7) or enabled("smtp.response", 7)
 
     def trace(self, text: str) -> None:
         """Log one step at smtp.debug(6)."""
-        if self.tracing:
-            self.log("smtp.debug", 6, text)
+        self.log("smtp.debug", 6, text)
 
     def read_reply(self, *, hide: bool = False) -> Reply:
         """Return the server's next reply; raises SideLost or WireError.  hide: its text is a secret."""
-        if not self.tracing and not self.dumping:
+        if Log.loudest < 6:
             return self.server.read_reply()
         self.trace("Fetching response;")
         reply = self.server.read_reply()
@@ -188,8 +183,11 @@ class SmtpSession:
 
     def refuse_unasked_reply(self) -> None:
         """End the session when the server has said something unasked: it would answer what we send next."""
-        if not self.server.speaks():
-            return
+        if self.server.speaks():
+            self.end_unasked()
+
+    def end_unasked(self) -> NoReturn:
+        """The server speaks without being asked: log what it says and raise SessionOver."""
         reply = self.server.unasked()
         if reply is None or reply.code != 421:
             self.log("smtp.violation", 2, "Unsolicited response; response='%s', response_param='%s'",

@@ -68,9 +68,12 @@ class _Side:
             if data := self._stream.recv(limit_bytes, deadline):
                 return data
         except OSError as problem:
-            self._report(problem)
-            raise SideLost(timed_out=isinstance(problem, StreamTimeout)) from problem
+            raise self._lost(problem) from problem
         raise SideLost
+
+    def _lost(self, problem: OSError) -> SideLost:
+        self._report(problem)
+        return SideLost(timed_out=isinstance(problem, StreamTimeout))
 
     def _deadline(self) -> float:
         return time.monotonic() + self._limits.command_ms / 1000
@@ -84,34 +87,51 @@ class ClientSide(_Side):
 
     long_auth: an AUTH command may be longer than other lines; the dialogue sets it.
     expects_secret: the next line may hold credentials and is not shown when it cannot be read.
-    is_stopping: nothing more is read when this says so, and what is read at that moment ends; what we
-    still have to say goes out (SmtpProxy._wake).
+    proxy: nothing more is read when it was asked to stop, and what is read at that moment ends; what
+    we still have to say goes out (SmtpProxy._wake).
     """
 
     long_auth = False
     expects_secret = False
 
-    def __init__(self, stream: Stream, limits: SmtpLimits, *, require_crlf: bool,
-                 is_stopping: Callable[[], bool]) -> None:
+    def __init__(self, stream: Stream, limits: SmtpLimits, *, require_crlf: bool, proxy) -> None:
         super().__init__(stream, limits, require_crlf=require_crlf)
-        self._is_stopping = is_stopping
+        self._proxy = proxy
 
     def _recv(self, limit_bytes: int, deadline: float | None = None) -> bytes:
-        if self._is_stopping():
+        if self._proxy._stop_requested:
             raise SideLost
         return super()._recv(limit_bytes, deadline)
 
-    def read_line(self) -> bytes:
-        """Return the next line, without its end; raises SideLost."""
-        if self._is_stopping():
+    def read_line(self, limit_bytes: int = 0) -> bytes:
+        """Return the next line, without its end; raises SideLost.
+
+        limit_bytes: longest line, with its end; 0: what holds for commands.
+        """
+        if self._proxy._stop_requested:
             raise SideLost
-        if self.long_auth:
-            return self._read_long_line()
-        return self._read_line(self._limits.line_bytes)
+        if not limit_bytes:
+            if self.long_auth:
+                return self._read_long_line()
+            limit_bytes = self._limits.line_bytes
+        lines = self._lines
+        try:
+            line = lines.line_in(b"" if lines.buffered else self._stream.recv(_LINE_RECV_BYTES), limit_bytes)
+            if line is None:                        # a part of it, or end of file
+                deadline = self._deadline()
+                while line is None:
+                    line = lines.line_in(self._recv(_LINE_RECV_BYTES, deadline), limit_bytes)
+        except LineError as problem:
+            self._report(self._without_secret(problem))
+            raise SideLost from problem
+        except OSError as problem:
+            raise self._lost(problem) from problem
+        self.expects_secret = False
+        return line
 
     def _read_long_line(self) -> bytes:
         line_bytes = self._limits.line_bytes
-        line = self._read_line(max(line_bytes, self._limits.sasl_line_bytes + _LINE_END_BYTES))
+        line = self.read_line(max(line_bytes, self._limits.sasl_line_bytes + _LINE_END_BYTES))
         if len(line) + _LINE_END_BYTES > line_bytes and line[:5].upper() != b"AUTH ":
             self._report(f"Line too long, buffer=[{_HIDDEN}], max_line_length=[{line_bytes}]")
             raise SideLost
@@ -119,24 +139,7 @@ class ClientSide(_Side):
 
     def read_sasl_line(self) -> bytes:
         """Return the next line of a SASL dialogue; may be one byte longer than the limit says."""
-        return self._read_line(self._limits.sasl_line_bytes + 1 + _LINE_END_BYTES)
-
-    def _read_line(self, limit_bytes: int) -> bytes:
-        lines = self._lines
-        try:
-            if lines.buffered:
-                line = lines.next_line(limit_bytes)
-            else:
-                line = lines.line_in(self._recv(_LINE_RECV_BYTES), limit_bytes)
-            if line is None:
-                deadline = self._deadline()
-                while line is None:
-                    line = lines.line_in(self._recv(_LINE_RECV_BYTES, deadline), limit_bytes)
-        except LineError as problem:
-            self._report(self._without_secret(problem))
-            raise SideLost from problem
-        self.expects_secret = False
-        return line
+        return self.read_line(self._limits.sasl_line_bytes + 1 + _LINE_END_BYTES)
 
     def _without_secret(self, problem: LineError) -> str:
         buffer, *others = problem.fields
@@ -195,17 +198,16 @@ class ServerSide(_Side):
         """Return the next reply; raises SideLost, or ReplyError when it is none."""
         replies = self._replies
         try:
-            if self._lines.buffered:
-                reply = replies.next_reply()
-            else:
-                reply = replies.reply_in(self._recv(_LINE_RECV_BYTES))
-            if reply is None:
+            reply = replies.reply_in(b"" if self._lines.buffered else self._stream.recv(_LINE_RECV_BYTES))
+            if reply is None:                       # a part of it, or end of file
                 deadline = self._deadline()
                 while reply is None:
                     reply = replies.reply_in(self._recv(_LINE_RECV_BYTES, deadline))
         except LineError as problem:
             self._report(problem)
             raise SideLost from problem
+        except OSError as problem:
+            raise self._lost(problem) from problem
         return reply
 
     def speaks(self) -> bool:

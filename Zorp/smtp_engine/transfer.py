@@ -25,7 +25,7 @@ from Zorp.smtp_engine.session import CLOSING, FAILED, Refusal, SessionOver, Smtp
 from Zorp.smtp_engine.sides import SideLost
 from Zorp.wire.errors import WireError
 from Zorp.wire.smtp_body import BodyError, BodyReader
-from Zorp.wire.smtp_commands import Chunk, Command, CommandError, parse_bdat
+from Zorp.wire.smtp_commands import Chunk, CommandError, command_line, parse_bdat
 from Zorp.wire.smtp_replies import Reply
 from Zorp.wire.smtp_states import OutOfSequence
 
@@ -246,22 +246,22 @@ class MessageTransfer:
         except OutOfSequence as problem:
             self._log("smtp.violation", 4, problem.text, problem.fields)
             raise Refusal("503", "Invalid command in this state") from problem
-        request = self._decisions.request(Command("BDAT", parameter))
-        if request.parameter != parameter:
+        request = self._decisions.request(("BDAT", parameter))
+        if request[1] != parameter:
             self._log("smtp.policy", 1, "Invalid request set by policy; request='%s', new_request='%s'",
-                      ("BDAT", request.verb))
+                      ("BDAT", request[0]))
             raise SessionOver
         limit = session.limits.message_bytes
         if limit and session.transaction.body_bytes + chunk.size > limit:
             self._session.reset_server()
             raise Refusal("552", TOO_LARGE)
         if session.transaction.header_sent or session.transaction.body_bytes:
-            return request.line()
+            return command_line(*request)
         if self.stack_form() is not None:
             self._log("smtp.policy", 3, "BDAT cannot be inspected by a stacked proxy;")
             raise Refusal("503", "Invalid command in this state")
         if not self._vars.add_received_header:
-            return request.line()
+            return command_line(*request)
         session.transaction.header_sent = True
         header = header_for(session.proxy)
         return b"BDAT %d%b\r\n" % (chunk.size + len(header), b" LAST" if chunk.last else b"") + header

@@ -6,10 +6,11 @@ Theory of operation
     caches each time: 280 of 1030 microseconds per mail with eight sessions at a time.  On one CPU
     the thread whose call did not block simply goes on, so home.settle() keeps all threads on one.
 
-    That CPU is not fixed for ever: review(), called every few seconds, moves the process when
-    others want the CPU too while another one is idle.  Where others keep all CPUs busy the gain is
-    gone, and threads that cannot go where there is room wait: then the kernel decides, until it is
-    calm again.
+    That CPU is not fixed for ever: every few seconds look() and, a moment later, review() move the
+    process when others want the CPU too while another one is idle.  Where others keep all CPUs busy
+    the gain is gone, and threads that cannot go where there is room wait: then the kernel decides,
+    until it is calm again.  Only a moment in which we work ourselves tells anything: an average over
+    seconds holds what others did while we had nothing to do and were in nobody's way.
 
     The threads also wait their turn (SCHED_BATCH): one that wakes up does not push the one that
     holds the interpreter off the CPU, only to find out that it cannot go on without it.
@@ -22,8 +23,8 @@ Theory of operation
     lock, or before settle().
 
 Threads
-    settle() before there are other threads, which inherit its choice; review() in one thread;
-    away() in any.  _away_lock guards _away.
+    settle() before there are other threads, which inherit its choice; look() and review() in one
+    thread; away() in any.  _away_lock guards _away.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 
+LOOK_S = 0.25                    # from look() to review()
+_SHARE_OF_IDLERS = 0.02          # of a CPU: who took less had nothing to do; among ten hogs it would be more
 _SHARE_THAT_MATTERS = 0.1        # of a CPU: below that our own work is not worth a move
 _SHARE_OF_OTHERS = 0.25          # how much more others take from our CPU than from the one we move to
 _FULL = 0.8                      # busy share from which a CPU has no room
@@ -70,6 +73,8 @@ def best_cpu(present: int | None, busy: Mapping[int, float], own: float) -> int 
     present: the one we are on, None when the kernel decides now; busy: share of its time that each
     permitted CPU worked; own: how much of that was for us.
     """
+    if own < _SHARE_OF_IDLERS:
+        return present
     others = (sum(busy.values()) - own) / len(busy)
     if others > (_CALM if present is None else _CROWD):
         return None
@@ -104,8 +109,14 @@ class Home:
             return
         self._permitted, self._cpu = permitted, cpu
 
+    def look(self) -> None:
+        """Note what every CPU has done until now, for review()."""
+        if self._permitted:
+            with contextlib.suppress(OSError):
+                self._seen = (time.monotonic(), time.process_time(), busy_seconds())
+
     def review(self) -> None:
-        """Move the process, or leave it to the kernel, as the work of others suggests."""
+        """Move the process, or leave it to the kernel, as the work of others since look() suggests."""
         if not self._permitted:
             return
         then_s, own_then_s, busy_then = self._seen

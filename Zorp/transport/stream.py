@@ -1,9 +1,9 @@
 """A connected socket with deadlines, byte counters and a way to be woken up.
 
 Theory of operation
-    The descriptor stays in blocking mode and the kernel keeps the time (SO_RCVTIMEO,
-    SO_SNDTIMEO): one system call per read or write, where Python's own settimeout() needs a
-    poll() before each.  `timeout_ms` bounds a single call; a caller that wants to bound a
+    The descriptor stays in blocking mode and the kernel keeps the time (SO_RCVTIMEO; SO_SNDTIMEO
+    once a write has to wait): one system call per read or write, where Python's own settimeout()
+    needs a poll() before each.  `timeout_ms` bounds a single call; a caller that wants to bound a
     whole dialogue step passes `deadline`, an absolute time.monotonic().
 
     Bytes given back with unread() come out of the next recv() first.
@@ -37,7 +37,8 @@ DEFAULT_BYTES = 65536          # of one recv()
 _SHORTEST_WAIT_MS = 1          # 0 would mean "for ever" to the kernel
 DISCARD_BYTES = 1 << 20        # of a peer that goes on sending at the end
 DISCARD_MS = 500
-_DISCARD_FLAGS = socket.MSG_DONTWAIT | socket.MSG_TRUNC
+_DONTWAIT = int(socket.MSG_DONTWAIT)
+_DISCARD_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_TRUNC)
 _FIN_WAIT = (4, 5)             # TCP states: we have sent our end, the peer has not
 _LONGEST_WAIT_MS = 86_400_000  # poll() takes an int of C, and a policy may set the largest one as timeout
 
@@ -106,9 +107,7 @@ class SocketStream:
     def timeout_ms(self, milliseconds: int | None) -> None:
         if milliseconds == self._timeout_ms:
             return
-        value = _timeval(milliseconds)
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(milliseconds))
         self._timeout_ms = milliseconds
         self._deadline_set = False
 
@@ -140,18 +139,22 @@ class SocketStream:
     def send(self, data) -> None:
         """Send all of `data` (any bytes-like object)."""
         try:
-            sent = self.sock.send(data)
-            self.bytes_sent += sent
-            if sent < len(data):                       # rare: a full socket buffer
-                self._send_rest(memoryview(data)[sent:])
+            sent = self.sock.send(data, _DONTWAIT)
         except BlockingIOError:
-            raise StreamTimeout("nothing sent in time") from None
+            sent = 0
+        self.bytes_sent += sent
+        if sent < len(data):                           # rare: a full socket buffer
+            self._send_rest(memoryview(data)[sent:])
 
     def _send_rest(self, rest: memoryview) -> None:
-        while rest:
-            sent = self.sock.send(rest)
-            self.bytes_sent += sent
-            rest = rest[sent:]
+        try:
+            while rest:
+                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(self._timeout_ms))
+                sent = self.sock.send(rest)
+                self.bytes_sent += sent
+                rest = rest[sent:]
+        except BlockingIOError:
+            raise StreamTimeout("nothing sent in time") from None
 
     def _bound(self, option: int, deadline: float | None) -> None:
         wait_ms = self._timeout_ms

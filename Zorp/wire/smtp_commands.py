@@ -33,16 +33,14 @@ class CommandError(WireError):
     """A line that is no command, or an argument that its verb does not have."""
 
 
-class Command(NamedTuple):
-    """One request of the client."""
+Command = tuple[str, bytes]      # one request of the client: verb in upper case, parameter
 
-    verb: str               # upper case
-    parameter: bytes
 
-    def line(self) -> bytes:
-        """Return the bytes that go on the wire."""
-        verb = self.verb.encode("ascii")
-        return verb + b" " + self.parameter + b"\r\n" if self.parameter else verb + b"\r\n"
+def command_line(verb: str, parameter: bytes) -> bytes:
+    """Return the bytes that go on the wire."""
+    if parameter:
+        return verb.encode("ascii") + b" " + parameter + b"\r\n"
+    return verb.encode("ascii") + b"\r\n"
 
 
 def is_utf8_text(data: bytes) -> bool:
@@ -57,17 +55,16 @@ def is_utf8_text(data: bytes) -> bool:
 def parse_command(line: bytes, *, utf8: bool = False) -> Command:
     """Return the verb and parameter of a line; raises CommandError."""
     verb, _, parameter = line.partition(b" ")
-    if not _is_printable(line, utf8):
+    printable = line.decode("ascii").isprintable() if line.isascii() else utf8 and _is_printable_utf8(line)
+    if not printable:
         raise CommandError("Invalid byte in request; line='%s'", to_policy(line))
     if not verb.isalnum() or verb[:1].isdigit():
         raise CommandError("Invalid command verb in request; line='%s'", to_policy(line))
-    return Command(verb.decode("ascii").upper(), parameter.lstrip(b" "))
+    return verb.decode("ascii").upper(), parameter.lstrip(b" ")
 
 
-def _is_printable(line: bytes, utf8: bool) -> bool:
-    if line.isascii():
-        return line.decode("ascii").isprintable()
-    return utf8 and is_utf8_text(line) and _PRINTABLE_8BIT.fullmatch(line) is not None
+def _is_printable_utf8(line: bytes) -> bool:
+    return is_utf8_text(line) and _PRINTABLE_8BIT.fullmatch(line) is not None
 
 
 class Authentication(NamedTuple):

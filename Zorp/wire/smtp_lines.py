@@ -70,10 +70,11 @@ class LineReader:
 
         Nearly always the bytes are one line and nothing waits: then they are not even kept.
         """
-        length = len(data)
-        if not self.buffered and length <= limit_bytes and data.find(b"\n") == length - 1 and data[-2:] == b"\r\n":
-            return data[:-2]
-        self.feed(data)
+        line, end, rest = data.partition(b"\r\n")
+        if end and not rest and b"\n" not in line and len(data) <= limit_bytes and not self.buffered:
+            return line
+        if data:
+            self.feed(data)
         return self.next_line(limit_bytes)
 
     def next_line(self, limit_bytes: int) -> bytes | None:

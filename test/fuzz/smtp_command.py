@@ -18,6 +18,7 @@ def one_input(data: bytes) -> None:
         assert (commands, problem) == outcome(bytewise, require_crlf=require_crlf)
         for command in commands:
             if command is not None:
-                assert command.verb.isalnum()
-                assert command.verb == command.verb.upper()
-                assert all(0x20 <= byte < 0x7F for byte in command.parameter)
+                verb, parameter = command
+                assert verb.isalnum()
+                assert verb == verb.upper()
+                assert all(0x20 <= byte < 0x7F for byte in parameter)

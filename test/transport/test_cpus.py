@@ -121,6 +121,23 @@ def test_in_a_crowd_the_kernel_decides_until_it_is_calm(home, monkeypatch):
     assert os.sched_getaffinity(0) == mine
 
 
+@several_cpus
+def test_only_what_happened_since_the_look_counts(home, monkeypatch):
+    # given a settled process, and others who kept every CPU busy in the past
+    seen = []
+    long_ago = dict.fromkeys(PERMITTED, 0.0)
+    now = dict.fromkeys(PERMITTED, 1000.0)
+    answers = iter([long_ago, now, now])
+    monkeypatch.setattr(cpus, "busy_seconds", lambda: next(answers))
+    monkeypatch.setattr(cpus, "best_cpu", lambda present, busy, own: seen.append(busy) or present)
+    home.settle()
+    # when it looks, and reviews after that
+    home.look()
+    home.review()
+    # then the past is none of its business
+    assert seen == [dict.fromkeys(PERMITTED, 0.0)]
+
+
 @pytest.mark.parametrize(("present", "busy", "own", "expected"), [
     (0, {0: 1.0, 1: 0.1}, 0.5, 1),              # others take half of our CPU, the other is nearly idle
     (0, {0: 1.0, 1: 0.1}, 0.95, 0),             # we alone keep it busy: it would be the same there
@@ -129,6 +146,8 @@ def test_in_a_crowd_the_kernel_decides_until_it_is_calm(home, monkeypatch):
     (0, {0: 1.0, 1: 0.0}, 0.01, 0),             # we have nothing to do anyway
     (0, {0: 1.0, 1: 0.4, 2: 0.1}, 0.4, 2),      # the least busy of several
     (0, {0: 1.0, 1: 1.0}, 0.5, None),           # others keep both busy
+    (0, {0: 1.0, 1: 1.0}, 0.05, None),          # so much that little is left for us
+    (0, {0: 1.0, 1: 1.0}, 0.01, 0),             # we had nothing to do and were in nobody's way
     (None, {0: 1.0, 1: 0.9}, 0.8, None),        # still a little too much
     (None, {0: 0.9, 1: 0.8}, 0.8, 1),           # calm again
 ])
