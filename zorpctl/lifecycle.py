@@ -31,6 +31,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from Zorp.transport.kzorpd import KzorpdAway, KzorpdError, ask
+from Zorp.transport.kzorpd import socket_path as kzorpd_socket
 from Zorp.wire.instances_conf import InstanceLine
 from zorpctl import queries
 from zorpctl.host import Host
@@ -40,6 +42,7 @@ from zorpctl.szig import SzigClient, SzigError
 
 RELOAD_TIMEOUT_S = 320.0              # a policy may take long to load; the daemon gives up earlier
 _CHECK_TIMEOUT_S = RELOAD_TIMEOUT_S
+_KZORPD_TIMEOUT_S = 30.0
 _UNIT_DIRECTORIES = ("/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
 
 
@@ -154,8 +157,9 @@ class Lifecycle:
 
     # ---- stop
 
-    def stop(self, groups: dict[str, list[Process]], *, forced: bool = False) -> Iterator[Result]:
-        """End instances; `forced` kills and cleans up."""
+    def stop(self, groups: dict[str, list[Process]], *, forced: bool = False,
+             is_for_good: bool = True) -> Iterator[Result]:
+        """End instances; `forced` kills and cleans up; is_for_good: kzorpd may take their packet rules away."""
         number = signal.SIGKILL if forced else signal.SIGTERM
         running: dict[str, tuple[list[Process], int]] = {}
         for name, processes in groups.items():
@@ -171,6 +175,10 @@ class Lifecycle:
         deadline = time.monotonic() + self._host.conf.stop_check_timeout
         for processes, master in running.values():
             yield from self._await_end(processes, master, number, deadline)
+        if is_for_good and os.geteuid() == 0:
+            for name, processes in groups.items():
+                if not any(process.is_running() for process in processes):
+                    yield from _tell_kzorpd(name, processes[0])
 
     def _await_end(self, processes: list[Process], master: int, number: int, deadline: float) -> Iterator[Result]:
         while any(lock_holder(process.pid_path + ".lock") == master for process in processes):
@@ -200,7 +208,7 @@ class Lifecycle:
                         "mend the policy or give --force")
                 yield from (failed(process.name, text) for process in groups[name])
             groups = {name: group for name, group in groups.items() if name not in refused}
-        yield from self.stop(groups, forced=forced)
+        yield from self.stop(groups, forced=forced, is_for_good=False)
         yield from self.start({name: group for name, group in groups.items() if name in self._host.instances},
                               forced=forced)
 
@@ -296,6 +304,16 @@ def _rules_warning(processes: list[Process]) -> Iterator[Result]:
     warning = queries.rules_warning(processes[0])
     if warning is not None:
         yield warning
+
+
+def _tell_kzorpd(name: str, process: Process) -> Iterator[Result]:
+    """Say that an instance has stopped: user 0 is believed, and rules may go (on_stop in kzorp.yml)."""
+    try:
+        ask(kzorpd_socket(os.path.dirname(process.socket_path)), "stopped", _KZORPD_TIMEOUT_S, instance=name)
+    except KzorpdAway:
+        return
+    except KzorpdError as problem:
+        yield Result(process.name, f"warning: packet rules stay as they are: {problem}", warning=True)
 
 
 def reload_zone_daemon() -> Iterator[Result]:

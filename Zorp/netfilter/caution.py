@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
-from Zorp.rules.description import ForwardData, InstanceDescription
+from Zorp.rules.description import DenyData, ForwardData, InstanceDescription
 from Zorp.rules.engine import RuleData
 
 _PARTS = {"zones": "zone", "services": "service", "rules": "rule"}
@@ -59,11 +59,23 @@ def difference(one: InstanceDescription, other: InstanceDescription) -> tuple[st
     return None
 
 
-def confirmed(handed: InstanceDescription, own: InstanceDescription) -> InstanceDescription:
+def closed(description: InstanceDescription) -> InstanceDescription:
+    """Return a description whose rules take what they took and let nothing pass."""
+    return dataclasses.replace(description, services=tuple(
+        DenyData(name=service.name, logging=False) for service in description.services))
+
+
+def confirmed(name: str, handed: InstanceDescription | None, own: InstanceDescription) -> InstanceDescription | None:
     """Return what was read from a policy file, `own`, with the ports that its instance hands over.
 
-    Raises Unconfirmed when the instance wants anything else than the file says.
+    handed: None when the instance wants no rules, and None is returned.  Raises Unconfirmed when
+    the instance wants anything else than the file says.
     """
+    if handed is None:
+        if not own.rules:
+            return None
+        raise Unconfirmed(f"instance '{name}' wants its rules removed; its policy file has {len(own.rules)}; take them "
+                          "out of it, or the instance out of instances.conf, and reload kzorpd")
     differing = difference(own, handed)
     if differing is None and _places(own) != _places(handed):
         differing = f"listeners at {_places(handed)}", f"listeners at {_places(own)}"

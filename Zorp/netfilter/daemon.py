@@ -14,6 +14,8 @@ Theory of operation
               policy file that instances.conf names says the same; only listeners' ports, which
               the instance alone knows, are taken as handed over.  A process that a peer has taken
               over can therefore forward nothing that the policy does not
+    stopped   an instance has ended, or wants no rules any more (remove): what may be believed of
+              that, and from whom, is said in Zorp.netfilter.daemon_control
     TERM, INT end; rules and zones stay, with the addresses of host names: a rule that refuses them
               goes on doing so.  Where rules go with their instance (on_stop: flush), the addresses
               go as well, as in the original
@@ -376,30 +378,44 @@ class Kzorpd:
 
         self._policies.read(take)
 
-    def perform(self, request: dict) -> dict:
+    def perform(self, request: dict, *, is_trusted: bool) -> dict:
         """Carry out a request of the control socket.  Raises Refused."""
         with _refusing(request["request"]):
+            if request["request"] == "stopped":
+                self._rules.instance_stopped(_text(request, "instance"), is_trusted=is_trusted)
+                self._watch_names()
+                return {}
             return getattr(self, f"_do_{request['request']}")(request)
 
-    def hand_over(self, request: dict, answer: Callable[[str | None, dict], None], *, is_trusted: bool) -> None:
-        """Put in force what an instance wants; answer when that is done.  Raises Refused."""
-        with _refusing("instance"):
-            handed = from_json(_text(request, "description"))
-            if is_trusted:
-                self._put_in_force(handed)
+    def confirm(self, request: dict, answer: Callable[[str | None, dict], None], *, is_trusted: bool) -> None:
+        """Put in force what an instance wants, or take its rules away; answer when that is done.  Raises Refused."""
+        what = request["request"]
+        with _refusing(what):
+            handed = from_json(_text(request, "description")) if what == "instance" else None
+            name = handed.instance if handed is not None else _text(request, "instance")
+            if is_trusted or (handed is None and self._rules.state.entry(name) is None):
+                self._take_wish(name, handed)
                 answer(None, {"mode": self._site.mode})
                 return
 
         def take(found: Policies) -> None:
             try:
-                with _refusing("instance"):
-                    self._put_in_force(_confirmed(handed, found))
+                with _refusing(what):
+                    self._take_wish(name, _confirmed(name, handed, found))
             except Refused as problem:
                 answer(str(problem), {})
                 return
             answer(None, {"mode": self._site.mode})
 
-        self._policies.read(take, only=handed.instance)
+        self._policies.read(take, only=name)
+
+    def _take_wish(self, name: str, description: InstanceDescription | None) -> None:
+        """Put in force what an instance wants; None: nothing any more."""
+        if description is not None:
+            self._put_in_force(description)
+            return
+        self._rules.remove(name)
+        self._watch_names()
 
     def _put_in_force(self, description: InstanceDescription) -> None:
         self._rules.hand_over(description)
@@ -410,16 +426,6 @@ class Kzorpd:
 
     def _do_hello(self, request: dict) -> dict:
         return {"mode": self._site.mode}
-
-    def _do_remove(self, request: dict) -> dict:
-        self._rules.remove(_text(request, "instance"))
-        self._watch_names()
-        return {}
-
-    def _do_stopped(self, request: dict) -> dict:
-        self._rules.instance_stopped(_text(request, "instance"))
-        self._watch_names()
-        return {}
 
     def _do_dump(self, request: dict) -> dict:
         return {"instances": [to_json(description) for description in self._rules.state.descriptions],
@@ -449,11 +455,10 @@ def _refusing(request: str):
         raise Refused(str(problem)) from None
 
 
-def _confirmed(handed: InstanceDescription, found: Policies) -> InstanceDescription:
-    """Return what an instance may have of what it hands over.  Raises Unconfirmed."""
-    name = handed.instance
+def _confirmed(name: str, handed: InstanceDescription | None, found: Policies) -> InstanceDescription | None:
+    """Return what an instance may have of what it hands over; None: it wants nothing.  Raises Unconfirmed."""
     if name in found.descriptions:
-        return confirmed(handed, found.descriptions[name])
+        return confirmed(name, handed, found.descriptions[name])
     if name in (found.known or ()):
         raise Unconfirmed(f"instance '{name}': its policy file cannot be read: {'; '.join(found.problems)}")
     raise Unconfirmed(f"instance '{name}' is not in instances.conf; add it there with the options that it is started "

@@ -3,9 +3,26 @@
 Theory of operation
     Clients, their bounds and their turns are those of Zorp.process.line_server; each request is
     answered when it is carried out, which for a reload is later.  The kernel tells who the peer
-    is.  User 0 and our own user may do everything; the user that instances run as may hand over,
-    ask and reload; nobody else may do anything, whatever the permissions of the socket file say.
-    What anybody but user 0 hands over is compared with the policy file first.
+    is.  Nobody but user 0, our own user and the user that instances run as may do anything,
+    whatever the permissions of the socket file say.
+
+Who may do what
+    A worker that a peer has taken over has the user of the instances, and can end any of their
+    processes.  It must not be able to let anything pass by talking to us, so what takes rules away
+    is weighed like what brings them:
+
+        request    user 0         the user of the instances
+        hello      answered       answered
+        reload     done           done: it reads the files of the administrator
+        instance   put in force   put in force if the policy file says the same
+        remove     rules go       rules go if the policy file has none (kzorp_enabled = FALSE)
+        stopped    on_stop:       keep: they stay; flush: they stay, but everything that they took
+                   keep, flush    is dropped until the instance starts, or user 0 says stopped
+        dump, zones, flush        refused
+
+    Our own user may ask for everything, too; where it is not user 0, it is believed no more than the
+    user of the instances.  What is left to a worker that was taken over is to stop traffic, as by
+    ending its processes.
 
 Bounds: CONNECTIONS at a time; lines of SHORT_LINE_BYTES for everything but descriptions and
 zones of permitted peers; PATIENCE_S for a peer that neither sends nor reads.
@@ -36,6 +53,7 @@ CONNECTIONS = 64
 PATIENCE_S = 30.0
 _BACKLOG = 512
 _FOR_INSTANCES = frozenset({"hello", "instance", "remove", "stopped", "reload"})
+_CONFIRMED = frozenset({"instance", "remove"})           # these may have to be compared with policy files
 
 Answer = Callable[[str | None, dict], None]              # (error or None, fields)
 
@@ -47,11 +65,11 @@ class Refused(Exception):
 class Actions(Protocol):
     """What carries requests out.  Raises Refused; what takes its time calls `answer` when it has ended."""
 
-    def perform(self, request: dict) -> dict:
+    def perform(self, request: dict, *, is_trusted: bool) -> dict:
         """Carry out a request that takes no time; return the fields of the answer."""
 
-    def hand_over(self, request: dict, answer: Answer, *, is_trusted: bool) -> None:
-        """Put in force what an instance wants; not is_trusted: if its policy file says so, too."""
+    def confirm(self, request: dict, answer: Answer, *, is_trusted: bool) -> None:
+        """Carry out `instance` or `remove`; not is_trusted: if the instance's policy file says so, too."""
 
     def reload(self, answer: Answer) -> None:
         """Read the policies' zones again."""
@@ -84,10 +102,11 @@ class _Connection(LineClient):
             if request["request"] == "reload":
                 self._control.actions.reload(answer)
                 return
-            if request["request"] == "instance":
-                self._control.actions.hand_over(request, answer, is_trusted=self.peer.uid == 0)
+            is_trusted = self.peer.uid == 0
+            if request["request"] in _CONFIRMED:
+                self._control.actions.confirm(request, answer, is_trusted=is_trusted)
                 return
-            fields = self._control.actions.perform(request)
+            fields = self._control.actions.perform(request, is_trusted=is_trusted)
         except (Refused, KzorpdProtocolError) as problem:
             answer(str(problem), {})
             return

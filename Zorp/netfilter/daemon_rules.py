@@ -32,7 +32,8 @@ Rules of one instance without those of another
     added (Zorp.netfilter.caution).
 
     An instance that stops keeps its rules, or, where the site wants the original's way (on_stop:
-    flush), has rules only while it runs.
+    flush), has rules only while it runs.  Rules go only when user 0 says that it has stopped; when
+    the instance itself does, they stay and let nothing pass (Zorp.netfilter.daemon_control).
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from Zorp.Log import log
 from Zorp.netfilter import preflight
 from Zorp.netfilter.backend import BackendError, open_backend
-from Zorp.netfilter.caution import opening
+from Zorp.netfilter.caution import closed, opening
 from Zorp.netfilter.compiler import CompileError, IndexState, compile_plan
 from Zorp.netfilter.evaluator import Evaluator
 from Zorp.netfilter.instance_zones import Zoned, described, zoned
@@ -136,10 +137,20 @@ class PacketRules:
         """Forget an instance.  Raises RulesError."""
         self._put_in_force(self.state.without(instance))
 
-    def instance_stopped(self, instance: str) -> None:
-        """Do what the site wants done with the rules of an instance that has stopped.  Raises RulesError."""
-        if self._site.on_stop == "flush":
+    def instance_stopped(self, instance: str, *, is_trusted: bool) -> None:
+        """Do what the site wants done with the rules of an instance that has stopped.  Raises RulesError.
+
+        not is_trusted: who says so may not take rules away; they let nothing pass any more instead.
+        """
+        entry = self.state.entry(instance)
+        if self._site.on_stop != "flush" or entry is None:
+            return
+        if is_trusted:
             self.remove(instance)
+            return
+        log(None, "core.info", 3, "Instance has stopped, what its rules took is dropped until it starts or user 0 runs "
+            "zorpctl stop; instance='%s'", (instance,))
+        self._put_in_force(self.state.with_entry(dataclasses.replace(entry, description=closed(entry.description))))
 
     def miss(self, unread: Iterable[str]) -> None:
         """Note the instances whose policies could not be read; "" stands for one whose name is not known."""
@@ -153,31 +164,30 @@ class PacketRules:
         is_start: the files were read because kzorpd has started; instances that have handed over
         keep everything.  Raises RulesError.
         """
-        state = self.state
-        if known is not None and "" not in self._unread:
-            for name in {entry.description.instance for entry in state.entries} - known - self._unread:
-                log(None, "core.info", 3, "Instance is not in instances.conf any more, its packet rules go; "
-                    "instance='%s'", (name,))
-                state = state.without(name)
+        state = self._without_strangers(self.state, known)
         if self._site.on_stop == "flush":
-            running = {entry.description.instance for entry in state.entries}
-            descriptions = {name: found for name, found in descriptions.items() if name in running}
+            descriptions = {name: found for name, found in descriptions.items() if state.entry(name) is not None}
         for name, description in descriptions.items():
-            known = next((entry for entry in state.entries if entry.description.instance == name), None)
-            if known is None or not known.handed_over:
-                if _lacks_port(description):
-                    log(None, "core.info", 3, "Instance has never run, packets for its proxies are dropped until it "
-                        "starts; instance='%s'", (name,))
-                    description = _without_unknown_ports(description)
-                state = state.with_entry(Entry(description))
+            entry = state.entry(name)
+            if entry is None or not entry.handed_over:
+                state = state.with_entry(Entry(_of_file(description)))
             elif not is_start:
-                state = state.with_entry(Entry(_with_zones(known.description, description.zones), handed_over=True))
+                state = state.with_entry(Entry(_with_zones(entry.description, description.zones), handed_over=True))
         if not is_start:
-            gone = [entry.description.instance for entry in state.entries
-                    if not entry.handed_over and entry.description.instance not in descriptions]
-            for name in gone:
-                state = state.without(name)
+            for entry in state.entries:
+                if not entry.handed_over and entry.description.instance not in descriptions:
+                    state = state.without(entry.description.instance)
         self._put_in_force(state)
+
+    def _without_strangers(self, state: State, known: frozenset[str] | None) -> State:
+        """Return the state without instances that left instances.conf, where it is known what stands there."""
+        if known is None or "" in self._unread:
+            return state
+        for name in {entry.description.instance for entry in state.entries} - known - self._unread:
+            log(None, "core.info", 3, "Instance is not in instances.conf any more, its packet rules go; instance='%s'",
+                (name,))
+            state = state.without(name)
+        return state
 
     def replace_zones(self, zones: tuple[ZoneData, ...]) -> None:
         """Give every instance these zones.  Raises RulesError."""
@@ -351,8 +361,12 @@ def _lacks_port(description: InstanceDescription) -> bool:
             and any(not listener.port for listener in description.listeners))
 
 
-def _without_unknown_ports(description: InstanceDescription) -> InstanceDescription:
-    """Return the description without listeners whose port is not known: packets for them are dropped."""
+def _of_file(description: InstanceDescription) -> InstanceDescription:
+    """Return what a policy file says; listeners whose port is not known are left out: packets for them are dropped."""
+    if not _lacks_port(description):
+        return description
+    log(None, "core.info", 3, "Instance has never run, packets for its proxies are dropped until it starts; "
+        "instance='%s'", (description.instance,))
     return dataclasses.replace(description, listeners=tuple(
         listener for listener in description.listeners if listener.port))
 

@@ -76,10 +76,14 @@ class State:
     def descriptions(self) -> tuple[InstanceDescription, ...]:
         return tuple(entry.description for entry in self.entries)
 
+    def entry(self, instance: str) -> Entry | None:
+        """Return the part of an instance; None when it has none."""
+        return next((entry for entry in self.entries if entry.description.instance == instance), None)
+
     def with_entry(self, entry: Entry) -> State:
         """Return the state with this part of an instance: in its old place, or as the last."""
         name = entry.description.instance
-        if any(known.description.instance == name for known in self.entries):
+        if self.entry(name) is not None:
             entries = tuple(entry if known.description.instance == name else known for known in self.entries)
         else:
             entries = (*self.entries, entry)

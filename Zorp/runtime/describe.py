@@ -11,6 +11,7 @@ from __future__ import annotations
 import socket
 
 from Zorp import Globals
+from Zorp.Config import config
 from Zorp.Constants import ZD_PROTO_UDP
 from Zorp.Exceptions import PolicyError
 from Zorp.Router import DirectedRouter
@@ -37,7 +38,7 @@ def describe(options: Options) -> InstanceDescription:
         instance=options.instance,
         zones=tuple(map(_zone, sorted(Globals.zones.values(), key=lambda zone: zone.getDepth()))),
         services=tuple(map(_service, Globals.services.values())),
-        rules=Globals.rules.data() if Globals.rules is not None else (),
+        rules=Globals.rules.data() if Globals.rules is not None and config.options.kzorp_enabled else (),
         listeners=_listeners(PortStore(port_store_path(options))),
     )
 

@@ -18,7 +18,16 @@ from test.support.unprivileged import NOBODY, let_everybody_in, run_unprivileged
 from Zorp.netfilter import daemon_policies
 from Zorp.netfilter.policies import HostInstances
 from Zorp.process.timers import Timers
-from Zorp.rules.description import InstanceDescription, ListenerData, ProxyData, ZoneData, from_json, parse_net, to_json
+from Zorp.rules.description import (
+    ForwardData,
+    InstanceDescription,
+    ListenerData,
+    ProxyData,
+    ZoneData,
+    from_json,
+    parse_net,
+    to_json,
+)
 from Zorp.rules.engine import RuleData
 from Zorp.transport.kzorpd import KzorpdAway, KzorpdError, ask
 
@@ -345,6 +354,52 @@ def test_the_user_of_instances_puts_only_in_force_what_the_policy_file_says(kzor
         dataclasses.replace(listener, port=50_099) for listener in true.listeners))
     assert instances_user("instance", description=to_json(moved))["ok"]
     assert any("50099" in rule for rule in kzorpd.rules())
+
+
+def test_the_user_of_instances_takes_no_rules_away_that_the_policy_file_has(kzorpd, instances_user):
+    # given an instance that serves, as its policy file says
+    kzorpd.start()
+    kzorpd.ask("instance", description=kzorpd.ask("dump")["instances"][0])
+    rules = kzorpd.rules()
+    # when a process of the user of instances wants its rules, or anybody's, removed, then that is refused
+    assert "wants its rules removed; its policy file has 1;" in instances_user("remove", instance="intra")
+    kzorpd.ask("instance", description=to_json(description()))
+    assert "'other' is not in instances.conf" in instances_user("remove", instance="other")
+    kzorpd.ask("remove", instance="other")
+    assert kzorpd.rules() == rules
+    # and where there are none, or the file has none, there is nothing to refuse
+    assert instances_user("remove", instance="other")["ok"]
+    kzorpd.write_policy(rules="config.options.kzorp_enabled = FALSE\n" + RULES)
+    assert instances_user("remove", instance="intra")["ok"]
+    assert kzorpd.rules() == []
+
+
+def test_where_rules_go_with_their_instance_its_own_word_closes_and_that_of_user_0_opens(kzorpd, instances_user):
+    # given a site whose rules go with their instance, and one that proxies and one that forwards the same
+    kzorpd.configure("on_stop: flush")
+    kzorpd.namespace.sysctl("net.ipv4.ip_forward", "1")
+    kzorpd.start()
+    proxy = description()
+    wide = dataclasses.replace(description("wide"), services=(ForwardData(name="fwd"),),
+                               rules=(RuleData(rule_id=1, service="fwd"),))
+    for wanted in (proxy, wide):
+        kzorpd.ask("instance", description=to_json(wanted))
+    evaluate = "-e", "tcp", "10.7.0.2", "10.2.0.2", "lo", "--dst-port", "81"
+    assert "Service: web\n" in kzorpd.command(*evaluate, program="kzorp").stdout
+    # when a process of the user of instances says that the first has stopped
+    assert instances_user("stopped", instance="other")["ok"]
+    # then what it took is dropped, and not left to the other one
+    shown = kzorpd.command("-s", *evaluate, program="kzorp").stdout
+    assert "Service name='web', flags='', type='DenyService'" in shown
+    assert "Rule: 1\n" in shown
+    assert "Service: web\n" in shown
+    assert not any("TPROXY" in rule for rule in kzorpd.rules())
+    # and when it starts again its rules are back
+    kzorpd.ask("instance", description=to_json(proxy))
+    assert any("TPROXY" in rule for rule in kzorpd.rules())
+    # and user 0 is believed
+    kzorpd.ask("stopped", instance="other")
+    assert "Service: fwd\n" in kzorpd.command(*evaluate, program="kzorp").stdout
 
 
 @pytest.mark.parametrize("way", ["reload", "start"])

@@ -1,9 +1,13 @@
 """An instance whose rules lead no traffic to it says so: at the start, in the status and in the log."""
 
+import contextlib
 import json
 import socket
+import threading
 
 import pytest
+
+from Zorp.wire.kzorpd import answer_line
 
 RULES = """\
 from Zorp.Core import *
@@ -58,3 +62,32 @@ def test_dispatchers_need_no_packet_rules(host):
     host.instance("intra")
     assert host.zorpctl("start").err == ""
     assert "NOT in force" not in host.zorpctl("status").out
+
+
+def test_kzorpd_hears_from_user_0_that_an_instance_was_stopped_and_not_of_a_restart(host, started):
+    # given an instance that does not speak to kzorpd itself, and a kzorpd that says yes
+    started("--packet-rules none")
+    requests = []
+
+    def serve():
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = kzorpd.accept()
+                with client, client.makefile("rb") as lines:
+                    requests.append(json.loads(lines.readline()))
+                    client.sendall(answer_line(None, {}, as_json=True))
+
+    with socket.socket(socket.AF_UNIX) as kzorpd:
+        kzorpd.bind(str(host.pid_dir / "kzorpd"))
+        kzorpd.listen()
+        thread = threading.Thread(target=serve)
+        thread.start()
+        # when user 0 restarts it and then stops it
+        assert host.zorpctl("restart").status == 0
+        assert requests == []
+        stopped = host.zorpctl("stop")
+        kzorpd.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    # then it was told once
+    assert (stopped.status, stopped.err) == (0, "")
+    assert requests == [{"request": "stopped", "instance": "intra"}]
