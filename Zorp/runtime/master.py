@@ -202,12 +202,12 @@ class Master:
         self._workers.send(handle, "listener", descriptors=(sock.fileno(),))
 
     def _on_loaded(self, handle: Handle, message: Message) -> None:
+        handle.text = next(iter(message.descriptors), None)      # closed with the worker, or when it is accepted
         load = self._load_of(handle)
         if load is None or handle.state is not State.LOADING:
             return
         handle.state = State.LOADED
         load.file_stamp = message["file_stamp"]
-        handle.text = next(iter(message.descriptors), None)
         handle.digests = message["digests"]
         if not all(slot.successor.state is State.LOADED for slot in load.slots):
             return

@@ -1,8 +1,10 @@
 """The text that was accepted is the text that is followed, whatever becomes of the files."""
 
+import contextlib
 import fcntl
 import importlib.machinery
 import os
+import pathlib
 import py_compile
 import signal
 import sys
@@ -121,6 +123,31 @@ def test_each_process_comes_back_with_its_own_text(zorp):
     crash(daemon, process=1)
     crash(daemon, process=0)
     assert {word_of(daemon) for _ in range(10)} == {"accepted"}
+
+
+def texts_held_by(pid: int) -> int:
+    """How many sealed texts a process has open."""
+    held = 0
+    for path in pathlib.Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):     # closed meanwhile
+            held += os.readlink(path).startswith("/memfd:policy")
+    return held
+
+
+def test_one_text_is_kept_for_each_process_and_by_the_master_alone(zorp):
+    # given reloads, one of them refused, and a crash
+    daemon = zorp(ECHO)
+    daemon.reload()
+    good = daemon.policy.read_text()
+    daemon.write_policy(good.replace("for port in", "raise ValueError; for port in").replace("$", "$$"))
+    with daemon.control() as control:
+        assert control.ask("RELOAD WAIT").startswith("FAIL")
+    crash(daemon)
+    daemon.write_policy(good.replace("$", "$$"))
+    daemon.reload()
+    # then nothing of them is left behind
+    wait_until(lambda: texts_held_by(daemon.pid) == 1, "a single text in the master")
+    assert texts_held_by(daemon.worker_pid()) == 0
 
 
 def test_a_text_that_loads_no_more_is_told_and_tried_again(zorp):
