@@ -22,6 +22,10 @@ Theory of operation
     still unanswered, and so new to connection tracking, keeps its mark: if it shall have another
     rule with another translation, it is ended (Zorp.netfilter.sessions).
 
+    An authentication header (AH) of IPv6 stands before what the rules are about.  The legacy
+    tables look behind it, nf_tables does not: there a packet for a proxy would meet the rules for
+    other protocols.  So it is dropped where it is seen; in IPv4 AH is a protocol of its own.
+
     Indexes of rules are stable: a rule that says the same as before keeps its index, a new one
     gets a number that was not used since the last wrap-around (IndexState), because connections
     that were marked with an index may live longer than its rule.
@@ -37,7 +41,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from Zorp.netfilter.actions import ACCEPT, RETURN, Actions, goto, jump, undecided
+from Zorp.netfilter.actions import ACCEPT, DROP, RETURN, Actions, goto, jump, undecided
 from Zorp.netfilter.entries import ICMP, OTHER, TCP, UDP, Instance, Unsupported, entries_of
 from Zorp.netfilter.evaluation import CLOSED_CHAIN, Evaluation
 from Zorp.netfilter.plan import Chain, Hook, IpRule, Plan, Route, Rule, RuleIndex, Table, Target, Test
@@ -47,6 +51,7 @@ from Zorp.rules.description import DenyData, ForwardData, InstanceDescription, L
 from Zorp.rules.engine import RuleData
 
 MAX_INSTANCES = 256
+_AUTHENTICATION = 51
 _LAST_INDEX = (1 << INDEX_BITS) - 1
 
 
@@ -227,6 +232,7 @@ class _Compiler:
         later = Test("state", "NEW", negated=True)
         forwarded = Test("connmark", (self._marks.forward, self._marks.class_mask))
         first = [Rule((later,), RETURN), Rule((forwarded,), RETURN),
+                 *([Rule((Test("proto", _AUTHENTICATION),), DROP)] if family == 6 else []),
                  Rule((), Target("connmark", (0, self._marks.connection_mask)))]
         again = self._udp_again() if any(chain.name == "ZORP_UDP" for chain in chains) else []
         if again:

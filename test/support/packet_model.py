@@ -60,6 +60,9 @@ class Model:
                     return rule.target.values[0]
                 if rule.target.what == "return":
                     return None
+                if rule.target.what == "drop":
+                    self.index = CLOSED
+                    return None
                 if rule.target.what == "jump":
                     self._walk(family, rule.target.values[0], traffic)
                 else:

@@ -25,6 +25,13 @@ def frame_of(traffic: Traffic, target: bytes, source: bytes) -> bytes:
     return target + source + struct.pack("!H", _ETHERTYPE[traffic.family]) + packet_of(traffic)
 
 
+def authenticated(traffic: Traffic) -> bytes:
+    """Return what follows the IP header of a packet whose payload stands behind an authentication header."""
+    width = _BYTES[traffic.family]
+    addresses = traffic.src.to_bytes(width, "big") + traffic.dst.to_bytes(width, "big")
+    return struct.pack("!BBHII12x", traffic.proto, 4, 0, 256, 1) + _payload(traffic, addresses)
+
+
 def packet_of(traffic: Traffic) -> bytes:
     """Return the IP packet."""
     width = _BYTES[traffic.family]
