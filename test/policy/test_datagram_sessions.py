@@ -155,6 +155,25 @@ def test_socket_that_cannot_be_made_drops_the_datagram(listener, monkeypatch):
     assert (line.tag, line.level, sessions.number) == ("core.error", 3, 0)
 
 
+def test_stream_that_cannot_be_made_leaves_no_socket_and_one_line(listener, monkeypatch):
+    made = []
+
+    def remember(*arguments, **keywords):
+        made.append(session_socket(*arguments, **keywords))
+        return made[-1]
+
+    def refuse(*arguments):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("Zorp.acceptance.datagram_sessions.session_socket", remember)
+    monkeypatch.setattr("os.eventfd", refuse)
+    sessions = DatagramSessions(transparent=False)
+    with captured_log() as log, sender(listener, b"1", b"2", b"3"):
+        assert [sessions.arrived(listener) for _ in range(3)] == [None] * 3
+    assert [sock.fileno() for sock in made] == [-1] * 3
+    assert len(log.find("Error creating session socket, dropping packet; error='Too many open files'")) == 1
+
+
 def test_addresses_of_both_families():
     v4 = bytes.fromhex("0200") if socket.htons(1) != 1 else bytes.fromhex("0002")
     assert datagrams._address(v4 + bytes.fromhex("0035c0000207") + bytes(8)) == ("192.0.2.7", 53)
