@@ -59,6 +59,7 @@ from Zorp.netfilter.tables import (
     run,
     undo,
 )
+from Zorp.process import capabilities
 
 _FAMILIES = (4, 6)
 _EMPTY = Plan(tables=(), sets=(), ip_rules=(), routes=(), indexes=())
@@ -70,6 +71,8 @@ class BackendError(Exception):
 
 def open_backend(site: Site) -> Backend:
     """Return the back end that fits this host and its settings; raises BackendError."""
+    if not capabilities.permitted() >> capabilities.CAP_NET_ADMIN & 1:
+        raise BackendError("packet rules need the capability CAP_NET_ADMIN; run this as root")
     try:
         return Backend(site, _writer(site))
     except TableError as problem:
