@@ -122,7 +122,8 @@ class Commands:
             raise Refusal("552", "Message size exceeds fixed limit")
         if not path.address.isascii() and not parameters.utf8:
             raise Refusal("553", "Address needs SMTPUTF8")
-        session.transaction = Transaction(utf8=parameters.utf8, binary=parameters.binary)
+        session.transaction = transaction = Transaction()
+        transaction.utf8, transaction.binary = parameters.utf8, parameters.binary
         self._vars.sender = self._asked[0]
         return _argument(b"From:", path, parameters)
 

@@ -182,7 +182,7 @@ class Dialogue:
         """Do what a command wants, as far as policy and protocol permit."""
         verb, parameter = command
         variables = self._vars
-        variables.request_cmd, variables.request_param = verb, to_policy(parameter)
+        variables.request_cmd, variables.request_param = verb, parameter.decode("latin-1")
         if Log.loudest >= 6:
             self._trace("Processing request;")
         if self._server_refused and verb != "QUIT":

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import re
-from dataclasses import dataclass
 from typing import NoReturn
 
 from Zorp import Log
@@ -75,15 +74,14 @@ class SessionOver(Exception):
         self.code, self.info, self.status = code, info, status
 
 
-@dataclass(slots=True)
 class Transaction:
     """What belongs to one message."""
 
-    recipients: int = 0             # accepted by the server
-    utf8: bool = False              # MAIL had SMTPUTF8
-    binary: bool = False            # MAIL had BODY=BINARYMIME
-    body_bytes: int = 0             # octets of the message so far, as the client sent them
-    header_sent: bool = False       # our Received line went with the first chunk
+    recipients = 0              # accepted by the server
+    utf8 = False                # MAIL had SMTPUTF8
+    binary = False              # MAIL had BODY=BINARYMIME
+    body_bytes = 0              # octets of the message so far, as the client sent them
+    header_sent = False         # our Received line went with the first chunk
 
 
 class SmtpSession:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import time
 from typing import NoReturn
 
+from Zorp.Log import enabled
 from Zorp.smtp_engine.decisions import Decisions
 from Zorp.smtp_engine.received import header_for
 from Zorp.smtp_engine.session import CLOSING, FAILED, Refusal, SessionOver, SmtpSession
@@ -351,9 +352,10 @@ class MessageTransfer:
         """Write the accounting line of a message."""
         session, variables = self._session, self._vars
         session.account(variables.sender, variables.recipients, code, info, success=success)
-        session.log("smtp.info", 4, "End of message; client_address='%s', recipients='%d', size='%d'",
-                    (session.proxy.session.client_address, session.transaction.recipients,
-                     session.transaction.body_bytes))
+        if enabled("smtp.info", 4):
+            session.log("smtp.info", 4, "End of message; client_address='%s', recipients='%d', size='%d'",
+                        (session.proxy.session.client_address, session.transaction.recipients,
+                         session.transaction.body_bytes))
 
 
 class Pace:

@@ -4,9 +4,9 @@ Theory of operation
     BodyReader finds the end of the data and hands out what may be sent on.  The only end is the
     five bytes CR LF "." CR LF; the CR LF before the first body byte is the one of the DATA
     command.  Dot stuffing is the same on both sides, so checked blocks go on unmodified and are
-    never cut into lines: one search finds the end or the first CR without LF, whichever comes
-    first; two counts tell then that every LF stands in a CR LF.  A tail that may be the beginning
-    of the end (CR, CR LF, CR LF ".", CR LF "." CR) is held back until the next block decides.
+    never cut into lines: what is left when every CR LF is taken out tells whether a CR or LF
+    stands alone.  A tail that may be the beginning of the end (CR, CR LF, CR LF ".", CR LF "." CR)
+    is held back until the next block decides.
 
     With require_crlf off a LF without CR becomes CR LF, after it has been decided what it was:
     such a LF never ends the data, and a "." that the conversion would put at the beginning of a
@@ -27,7 +27,6 @@ import re
 from Zorp.wire.errors import WireError
 
 _END = b"\r\n.\r\n"
-_END_OR_LONE_CR = re.compile(rb"\r(?:(\n\.\r\n)|(?!\n|\Z))")
 _BEGUN_END = re.compile(rb"\r(?:\n(?:\.\r?)?)?\Z")
 # require_crlf off: a LF without CR, with the "." that follows it; a "." line that such a LF ends
 _LONE_LF = re.compile(rb"(?<!\r)\n(\.?)|(?<=\r\n)(\.)(?=\n)")
@@ -62,15 +61,12 @@ class BodyReader:
     def feed(self, data: bytes) -> bytes:
         """Return the bytes to send on for `data`, the end of data included; raises BodyError."""
         data = self._held + data
-        found = _END_OR_LONE_CR.search(data)
-        if found is None:
-            block = self._hold(data)
-        elif found[1] is None:
-            raise BodyError("Invalid mail body, CR without LF;")
-        else:
+        block, end, rest = data.partition(_END)
+        if end:
             self.finished = True
-            self.rest = data[found.end():]
-            block = data[:found.start()]
+            self.rest = rest
+        else:
+            block = self._hold(data)
         self._check(block)
         if not self._require_crlf and block:
             block = self._convert(block)
@@ -94,7 +90,10 @@ class BodyReader:
         return converted
 
     def _check(self, block: bytes) -> None:
-        if self._require_crlf and block.count(b"\n") != block.count(b"\r"):
+        single = block.replace(b"\r\n", b"")
+        if b"\r" in single:
+            raise BodyError("Invalid mail body, CR without LF;")
+        if self._require_crlf and b"\n" in single:
             raise BodyError("Invalid mail body, LF without CR;")
         if not self._permit_nul and b"\0" in block:
             raise BodyError("Invalid mail body, embedded NUL character;")

@@ -22,6 +22,7 @@ from Zorp.wire.limits import CHUNK_BYTES
 from Zorp.wire.text import to_policy
 
 _PRINTABLE_8BIT = re.compile(rb"[ -~\x80-\xff]*")
+_COMMON_VERBS = {verb.encode("ascii"): verb for verb in ("HELO", "EHLO", "MAIL", "RCPT", "DATA", "RSET", "QUIT")}
 _AUTH = re.compile(rb"([A-Za-z0-9_-]{1,20})(?: +([A-Za-z0-9+/]*={0,2}))? *")
 _SASL_LINE = re.compile(rb"[A-Za-z0-9+/]*={0,2}|\*")
 _BDAT = re.compile(rb"([0-9]{1,10})(?: +([Ll][Aa][Ss][Tt]))? *")
@@ -58,9 +59,12 @@ def parse_command(line: bytes, *, utf8: bool = False) -> Command:
     printable = line.decode("ascii").isprintable() if line.isascii() else utf8 and _is_printable_utf8(line)
     if not printable:
         raise CommandError("Invalid byte in request; line='%s'", to_policy(line))
-    if not verb.isalnum() or verb[:1].isdigit():
-        raise CommandError("Invalid command verb in request; line='%s'", to_policy(line))
-    return verb.decode("ascii").upper(), parameter.lstrip(b" ")
+    name = _COMMON_VERBS.get(verb)
+    if name is None:
+        if not verb.isalnum() or verb[:1].isdigit():
+            raise CommandError("Invalid command verb in request; line='%s'", to_policy(line))
+        name = verb.decode("ascii").upper()
+    return name, parameter.lstrip(b" ")
 
 
 def _is_printable_utf8(line: bytes) -> bool:

@@ -77,10 +77,7 @@ _OTHER = Rule(_NOT_IN_DIALOGUE, {})
 class SessionState:
     """The state of one session; for one thread."""
 
-    __slots__ = ("state",)
-
-    def __init__(self) -> None:
-        self.state = State.INITIAL
+    state = State.INITIAL
 
     def check(self, verb: str) -> None:
         """Raise OutOfSequence when the verb is not allowed now."""

@@ -191,6 +191,8 @@ def test_a_stop_request_does_not_wait_for_a_client_that_reads_nothing(mail):
     # given a client that sends commands and takes no replies, until there is no room for another
     with mail(open_smtp(max_errors=0)) as play:
         play.greet()
+        play.session.client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        play.proxy._client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         threading.Thread(target=send_for_ever, args=(play.session.client, b"FOO\r\n" * 1000), daemon=True).start()
         wait_until(lambda: not select.select([], [play.proxy._client], [], 0)[1], "the full connection")
         # when the session is stopped, then it ends all the same
