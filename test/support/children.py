@@ -26,7 +26,7 @@ def processes(mark: str) -> list[int]:
 
 
 def wait_until_gone(mark: str) -> None:
-    """Fail the test when such processes still live after ten seconds."""
+    """Fail the test when such processes still live after half a minute."""
     wait_until(lambda: not processes(mark), f"the end of the processes {processes(mark)}")
 
 

@@ -70,7 +70,7 @@ class Host:
                           f'--user {os.getuid()} --group {os.getgid()} "$@"\n')
         script.chmod(0o755)
 
-    def conf(self, text: str = "CHECK_PERMS=0\nSTOP_CHECK_TIMEOUT=10\n") -> None:
+    def conf(self, text: str = "CHECK_PERMS=0\nSTART_WAIT_TIMEOUT=30\nSTOP_CHECK_TIMEOUT=30\n") -> None:
         """Write zorpctl.conf: `text` and the directories of this host."""
         (self.etc / "zorpctl.conf").write_text(
             f"{text}ZORP_SYSCONFDIR={self.etc}\nZORP_PIDFILEDIR={self.pid_dir}\nZORP_SBINDIR={self.sbin}\n")
