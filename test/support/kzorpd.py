@@ -7,7 +7,8 @@
 
 The instance is `intra`; its policy is POLICY with the text of `rules`, and imports zones.py.
 `kzorpd.log` is what test.support.daemon.Log gives; `kzorpd.name_server()` starts a DnsServer in
-the namespace, to be started before kzorpd, which then asks it and nobody else.
+the namespace, to be started before kzorpd, which then asks it and nobody else.  `kzorpd.fault` is
+Python text that kzorpd runs before its main(), to make something fail that does not by itself.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class Kzorpd:
         self.process: subprocess.Popen | None = None
         self.log = Log(directory / "kzorpd.log", lambda: self.process is not None and self.process.poll() is None)
         self.arguments: list[str] = []
+        self.fault = ""
         self._dns: list[DnsServer] = []
         self.configure()
         self.write_policy()
@@ -86,7 +88,11 @@ class Kzorpd:
         return subprocess.run(self.words(program, *arguments), capture_output=True, text=True, timeout=30, check=False)
 
     def words(self, program: str, *arguments: str) -> list[str]:
-        return ["ip", "netns", "exec", self.namespace.name, sys.executable, str(ROOT / "sbin" / program),
+        start = [str(ROOT / "sbin" / program)]
+        if self.fault and program == "kzorpd":
+            start = ["-c", f"import os, sys\nsys.path.insert(0, {str(ROOT)!r})\n{self.fault}\n"
+                           "from Zorp.netfilter.daemon import main\nsys.exit(main())"]
+        return ["ip", "netns", "exec", self.namespace.name, sys.executable, *start,
                 "--config-dir", str(self.directory), *arguments]
 
     def start(self, *arguments: str, environment: dict | None = None) -> Kzorpd:
@@ -116,10 +122,10 @@ class Kzorpd:
     # ---- what it says and does
 
     def ask(self, request: str, **fields) -> dict:
-        return ask(self.socket, request, DEADLINE_S, **fields)
+        return ask(self.socket, request, START_DEADLINE_S, **fields)
 
     def say(self, line: bytes) -> bytes:
-        return exchange(self.socket, line, DEADLINE_S)
+        return exchange(self.socket, line, START_DEADLINE_S)
 
     def connect(self) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX)
