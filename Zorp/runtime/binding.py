@@ -106,9 +106,14 @@ def _place_of(chain) -> str:
 class Binding:
     """Everything this worker listens on."""
 
-    def __init__(self, ask: Callable[[ListenSpec], socket.socket]) -> None:
-        """ask returns a listening socket that is ours, or raises BindFailed."""
+    def __init__(self, ask: Callable[[ListenSpec], socket.socket],
+                 give_back: Callable[[tuple], None] = lambda key: None) -> None:
+        """ask returns a listening socket that is ours, or raises BindFailed.
+
+        give_back: told the key of a socket that we have closed, so that the master closes it, too.
+        """
         self._ask = ask
+        self._give_back = give_back
         self._known = Snapshot({}, {})
         self._by_key: dict[tuple, BoundChain] = {}
         self.watch: interfaces.Watch | None = None      # what becomes readable when follow() must be called
@@ -151,6 +156,7 @@ class Binding:
                     (SockAddrInet(key[2], key[3]), bound.chain.bind.format()))
                 acceptor.remove(bound.sockets.pop(key))
                 del self._by_key[key]
+                self._give_back(key)
             for key in wanted.keys() - bound.sockets.keys():
                 self._open_later(bound, wanted[key], acceptor)
             bound.report()

@@ -225,10 +225,14 @@ class ListenerTable:
     def release(self, user: int) -> None:
         """Forget a user; close what nobody uses any more."""
         for key in list(self._sockets):
-            self._users[key].pop(user, None)
-            if not self._users[key]:
-                self._sockets.pop(key).close()
-                del self._users[key]
+            self.give_back(key, user)
+
+    def give_back(self, key: tuple, user: int) -> None:
+        """Forget a user of one socket, and close that when nobody uses it any more; others are no error."""
+        users = self._users.get(key, {})
+        if users.pop(user, None) is not None and not users:
+            self._sockets.pop(key).close()
+            del self._users[key]
 
     def close(self) -> None:
         """Close everything, at the end or in a child."""

@@ -201,6 +201,9 @@ class Master:
             return
         self._workers.send(handle, "listener", descriptors=(sock.fileno(),))
 
+    def _on_unlisten(self, handle: Handle, message: Message) -> None:
+        self._listeners.give_back(tuple(message["key"]), handle.serial)
+
     def _on_loaded(self, handle: Handle, message: Message) -> None:
         handle.text = next(iter(message.descriptors), None)      # closed with the worker, or when it is accepted
         load = self._load_of(handle)

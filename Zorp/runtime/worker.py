@@ -17,6 +17,7 @@ Theory of operation
                            revoke    a step of ending sessions that a newer policy refuses
                            judged    what the worker that serves says about a session of ours
         to the master      listen    needs a listening socket; the answer carries the descriptor
+                           unlisten  needs it no more: its address has gone from the interface
                            loaded    the policy is loaded and every bind made; carries its text, sealed,
                                      and the digests of it, unless the text came from the master
                            described the packet rules are in force
@@ -129,7 +130,7 @@ class Worker:
         self._selector = selectors.DefaultSelector()
         self._timers = Timers()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._binding = Binding(self._ask_for_listener)
+        self._binding = Binding(self._ask_for_listener, lambda key: channel.send("unlisten", key=key))
         self._acceptor = Acceptor()
         self._answers = Answers()
         self._exit_status: int | None = None

@@ -119,6 +119,8 @@ def test_dispatch_27_an_interface_s_new_address_is_served_and_its_old_one_is_not
     gateway.firewall.run("ip", "addr", "del", "10.1.0.9/24", "dev", "fc")
     gateway.firewall.run("ip", "addr", "add", "10.1.0.9/32", "dev", "lo")
     wait_until(lambda: not connected(gateway.client, [("10.1.0.9", 3128)]), "the refusal", timeout_s=5)
+    # and not only because the queue of a listener that nobody serves is full
+    wait_until(lambda: "10.1.0.9" not in gateway.firewall.run("ss", "-ltnH").stdout, "the end of the listener")
 
 
 def test_dispatch_28_an_interface_that_joins_a_group_is_served(gateway):

@@ -127,6 +127,8 @@ def refused(port: int) -> bool:
         socket.create_connection(("127.0.0.1", port), 5).close()
     except ConnectionRefusedError:
         return True
+    except ConnectionResetError:         # it was just being closed
+        return False
     return False
 
 
