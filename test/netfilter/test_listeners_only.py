@@ -13,8 +13,7 @@ from test.support.net import (
     FIREWALL_OUTSIDE6,
     SERVER,
     SERVER6,
-    Network,
-    can_make_namespaces,
+    network,
     policy,
 )
 
@@ -40,9 +39,7 @@ FAMILIES = pytest.mark.parametrize(
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory):
     """A firewall with the rules of the paper (S004) by hand: port 80 by REDIRECT, 81 and 25 by TPROXY."""
-    if not can_make_namespaces():
-        pytest.skip("network namespaces need root")
-    with Network(tmp_path_factory.mktemp("listeners")) as net:
+    with network(tmp_path_factory.mktemp("listeners")) as net:
         firewall = net.firewall
         for family, own in ((4, "10.1.0.1"), (6, "fd00:1::1")):
             firewall.run("ip", f"-{family}", "rule", "add", "fwmark", "0x80000000/0x80000000", "lookup", "100")

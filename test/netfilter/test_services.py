@@ -24,9 +24,8 @@ from test.support.net import (
     FIREWALL_OUTSIDE6,
     SERVER,
     SERVER6,
-    Network,
-    can_make_namespaces,
     net,
+    network,
     policy,
 )
 
@@ -66,13 +65,11 @@ POLICY = policy("""
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory):
     """The network, with an instance and its packet rules."""
-    if not can_make_namespaces():
-        pytest.skip("network namespaces need root")
-    with Network(tmp_path_factory.mktemp("services")) as network:
-        network.firewall.configure("nft")
-        network.firewall.sysctl("net.ipv4.icmp_ratelimit", "0")
-        network.daemon = network.firewall.start_zorp(POLICY)
-        yield network
+    with network(tmp_path_factory.mktemp("services")) as made:
+        made.firewall.configure("nft")
+        made.firewall.sysctl("net.ipv4.icmp_ratelimit", "0")
+        made.daemon = made.firewall.start_zorp(POLICY)
+        yield made
 
 
 def visit(net, target, port, *, server=None, server_port=None, source=None):

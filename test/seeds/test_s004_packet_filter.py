@@ -15,8 +15,7 @@ from test.support.net import (
     FIREWALL_OUTSIDE6,
     SERVER,
     SERVER6,
-    Network,
-    can_make_namespaces,
+    network,
     policy,
 )
 from Zorp.netfilter.conntrack import connections
@@ -49,9 +48,7 @@ FAMILIES = [(4, SERVER, FIREWALL_OUTSIDE), (6, SERVER6, FIREWALL_OUTSIDE6)]
 @pytest.fixture(scope="module")
 def firewall(tmp_path_factory):
     """A firewall whose site forwards one port by itself; .net are its neighbours."""
-    if not can_make_namespaces():
-        pytest.skip("network namespaces need root")
-    with Network(tmp_path_factory.mktemp("s004")) as net:
+    with network(tmp_path_factory.mktemp("s004")) as net:
         net.firewall.configure("nft", "export_zone_sets: true\nbypass: [{proto: tcp, dst_port: 2222}]\n")
         for direction in ("--dport", "--sport"):
             net.firewall.iptables("-A", "FORWARD", "-p", "tcp", direction, "2222", "-j", "ACCEPT")

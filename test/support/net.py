@@ -311,10 +311,15 @@ def policy(body: str, zones: str = "", **values) -> str:
     return string.Template(text).safe_substitute({"instance": "intra", **values})
 
 
+def network(directory: pathlib.Path) -> Network:
+    """Return three namespaces, for a fixture of a whole module; skips the test where they cannot be made."""
+    if not can_make_namespaces():
+        pytest.skip("network namespaces need root")
+    return Network(directory)
+
+
 @pytest.fixture
 def net(tmp_path):
     """Three namespaces; skipped where they cannot be made."""
-    if not can_make_namespaces():
-        pytest.skip("network namespaces need root")
-    with Network(tmp_path) as network:
-        yield network
+    with network(tmp_path) as made:
+        yield made
