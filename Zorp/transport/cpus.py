@@ -10,7 +10,8 @@ Theory of operation
     process when others want the CPU too while another one is idle.  Where others keep all CPUs busy
     the gain is gone, and threads that cannot go where there is room wait: then the kernel decides,
     until it is calm again.  Only a moment in which we work ourselves tells anything: an average over
-    seconds holds what others did while we had nothing to do and were in nobody's way.
+    seconds holds what others did while we had nothing to do and were in nobody's way.  A crowd is
+    believed in when it is seen twice in a row.
 
     The threads also wait their turn (SCHED_BATCH): one that wakes up does not push the one that
     holds the interpreter off the CPU, only to find out that it cannot go on without it.
@@ -91,6 +92,7 @@ class Home:
     def __init__(self) -> None:
         self._permitted: frozenset[int] = frozenset()    # empty: never settled
         self._cpu: int | None = None                     # None: the kernel decides
+        self._saw_crowd = False                          # at the last review, and stayed
         self._away_lock = threading.Lock()
         self._away: set[int] = set()                     # kernel's ids of the threads inside away()
         self._seen: tuple[float, float, dict[int, float]] = (0.0, 0.0, {})
@@ -130,6 +132,10 @@ class Home:
         if not busy or (self._cpu is not None and self._cpu not in busy):
             return                               # CPUs come and go
         cpu = best_cpu(self._cpu, busy, (own_s - own_then_s) / passed_s)
+        if cpu is None and self._cpu is not None and not self._saw_crowd:
+            self._saw_crowd = True               # perhaps somebody whose work ended when ours began: look again
+            return
+        self._saw_crowd = False
         if cpu != self._cpu and (cpu is None or random.random() < _MOVE_PROBABILITY):
             self._move(cpu)
 

@@ -109,14 +109,17 @@ def test_in_a_crowd_the_kernel_decides_until_it_is_calm(home, monkeypatch):
     home.settle()
     mine = os.sched_getaffinity(0)
     monkeypatch.setattr(cpus.random, "random", lambda: 0.0)
-    # when others keep all CPUs busy
+    # when others keep all CPUs busy, not only for a moment
     monkeypatch.setattr(cpus, "best_cpu", lambda present, busy, own: None)
+    home.review()
+    for_a_moment = os.sched_getaffinity(0)
     home.review()
     crowded = os.sched_getaffinity(0)
     # and later they do no longer
     monkeypatch.setattr(cpus, "best_cpu", lambda present, busy, own: min(mine))
     home.review()
     # then the process could go everywhere meanwhile, and is together again now
+    assert for_a_moment == mine
     assert crowded == PERMITTED
     assert os.sched_getaffinity(0) == mine
 
