@@ -146,7 +146,7 @@ def configure(*, sink: Sink | None = None, throttle: Callable[[str, str], bool] 
               escape_high: bool = False, secrets: bool = False, structured: bool = False) -> None:
     """Install what the command line asks for; called before there are threads."""
     global _sink, _throttle, _escape_high, _is_structured, show_secrets, hold, let_go
-    _sink = sink or _plain_sink
+    _sink = _plain_sink if sink is None else sink.__call__       # the method: to call an object costs twice as much
     hold, let_go = getattr(sink, "hold", _nothing), getattr(sink, "let_go", _nothing)
     _throttle = throttle
     _escape_high = escape_high

@@ -42,7 +42,7 @@ from Zorp.acceptance.secondary_sessions import ALL_PROPERTIES, secondary_session
 from Zorp.acceptance.verdict import DENIED_BY_UNKNOWN_FAIL, conclude
 from Zorp.Constants import CORE_DEBUG, CORE_ERROR, FALSE, TRUE, ZD_PROTO_UDP, ZV_ACCEPT
 from Zorp.engine.attributes import ALIAS, ALWAYS, CUSTOM, INT, READ, Attr
-from Zorp.engine.builtin_proxy import WORKING, BuiltinProxy
+from Zorp.engine.builtin_proxy import BuiltinProxy
 from Zorp.Exceptions import PolicyError
 from Zorp.language import star_names
 from Zorp.Log import enabled
@@ -90,8 +90,6 @@ class AbstractPlugProxy(Proxy):
     secondary_sessions = _Default(10)
     secondary_mask = _Default(0xF)       # bits: source address, source port, destination address, port
     _relay = None
-    _seat = None                         # among sessions that share a proxy
-    _joined = False                      # a secondary session
 
     # what policies override
 
@@ -164,30 +162,6 @@ class AbstractPlugProxy(Proxy):
         BuiltinProxy.__init__(proxy, proxy.name, proxy.module, session.session_id, session.client_stream)
         seat.fill(proxy._state_to_share)
         return proxy
-
-    def _live(self):
-        if not self._joined:
-            super()._live()
-            return
-        self._begin_time()
-        self._state = WORKING
-        if not self._stop_requested:
-            self._engine_main()
-
-    def _end(self):
-        """Whoever shares a proxy leaves its shutdown events to the last one."""
-        if self._seat is not None:           # first of all: nobody takes after a proxy that is being taken apart
-            self._others_remain = not self._seat.leave()
-        super()._end()
-
-    def __destroy__(self):
-        others_remain = self._others_remain
-        super().__destroy__()
-        self._ended = others_remain
-
-    def _announce_end(self):
-        if not self._ended:
-            super()._announce_end()
 
     # relaying
 

@@ -73,15 +73,14 @@ class Proxy(BuiltinProxy):
     auth_inband_defer = FALSE
     auth_inband_supported = FALSE
     auth_server_supported = FALSE
+    server_fd_picked = FALSE           # connectServer() was called
+    encryption = None
     ssl_deprecation_warning = True     # kept for policies of release 6 that switch it off
 
     def __init__(self, session):
         self.session = session
         session.setProxy(self)
-        self.server_fd_picked = FALSE
-        self.proxy_started = FALSE
-        self.encryption_policy = None
-        self.encryption = None
+        self.encryption_policy = None      # here, and not of the class: what config() leaves behind is looked at
         if not self.module:
             self.module = self.name
         if Log.loudest >= 5 and enabled(CORE_SESSION, 5):

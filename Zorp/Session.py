@@ -424,18 +424,6 @@ class MasterSession(AbstractSession):
         return self.protocol_name if protocol == ZD_PROTO_AUTO else protocol_name(protocol)
 
 
-class _Moved:
-    """How many bytes a stream of a session has moved so far, as text when somebody asks."""
-
-    __slots__ = ("_counter", "_session", "_side")
-
-    def __init__(self, session, side, counter):
-        self._session, self._side, self._counter = session, side, counter
-
-    def __str__(self):
-        return str(getattr(self._session.__dict__.get(self._side), self._counter, 0))
-
-
 class StackedSession(AbstractSession):
     """The session of one proxy, below its owner.
 
@@ -447,7 +435,7 @@ class StackedSession(AbstractSession):
     proxy = None
     stack_info = None
     registered_in_szig = FALSE
-    _szig_key = None
+    _is_connected_in_szig = False            # the server side is shown, too
 
     def __init__(self, owner, chainer=None):
         self.owner = owner
@@ -510,47 +498,52 @@ class StackedSession(AbstractSession):
 
     def connectionKey(self):
         """Return the place of this session in the statistics tree."""
-        if self._szig_key is None:
-            master = self._master
-            self._szig_key = ConnectionKey(self.service.name, master.instance_id, self.secondary_connection_id)
-        return self._szig_key
+        return ConnectionKey(self.service.name, self._master.instance_id, self.secondary_connection_id)
 
     def registerStart(self, timestamp=None):
         """Show the session in the statistics; `timestamp` is the start in epoch seconds."""
         if self.registered_in_szig:
             return
         self.registered_in_szig = TRUE
-        master, proxy = self._master, self.proxy
-        zone = master.client_zone
-        statistics.connection_opened(self.connectionKey(), {
-            "started": f"{timestamp or master.start_time:.2f}",
-            "session_id": self.session_id.rpartition("/")[0],
-            "proxy_module": proxy.name,
-            "proxy_class": proxy.__class__.__name__,
+        self._szig_start = timestamp or self._master.start_time
+        self._szig_class = type(self.proxy)
+        self._szig_key = key = self.connectionKey()
+        statistics.connection_opened(key, self._describe)
+
+    def _describe(self):
+        """Return what the statistics show of this session; called by any thread while it is registered."""
+        master = self._master
+        base_id, _, proxy_module = self.session_id.rpartition("/")
+        properties = {
+            "started": f"{self._szig_start:.2f}",
+            "session_id": base_id,
+            "proxy_module": proxy_module,
+            "proxy_class": self._szig_class.__name__,
             "client_address": master.client_address,
             "client_local": master.client_local,
-            "client_zone": zone.getName() if zone is not None else "",
-            "client_bytes_recvd": _Moved(self, "client_stream", "bytes_recvd"),
-            "client_bytes_sent": _Moved(self, "client_stream", "bytes_sent"),
-            "server_bytes_recvd": _Moved(self, "server_stream", "bytes_recvd"),
-            "server_bytes_sent": _Moved(self, "server_stream", "bytes_sent"),
-        })
+            "client_zone": _name_or_nothing(master.client_zone),
+        }
+        for side in ("client", "server"):
+            stream = self.__dict__.get(f"{side}_stream")
+            for counter in ("bytes_recvd", "bytes_sent"):
+                properties[f"{side}_{counter}"] = str(getattr(stream, counter, 0))
+        if self._is_connected_in_szig:
+            properties |= {"server_address": self.server_address, "server_local": self.server_local,
+                           "server_zone": _name_or_nothing(self.server_zone)}
+        return properties
 
     def registerServerAddress(self):
         """Show the server side in the statistics."""
-        master = self._master
-        client_zone, server_zone = master.client_zone, self.server_zone
-        server_zone_name = server_zone.getName() if server_zone is not None else ""
-        statistics.server_connected(
-            self.connectionKey(), client_zone.getName() if client_zone is not None else "", server_zone_name,
-            {"server_address": self.server_address, "server_local": self.server_local,
-             "server_zone": server_zone_name})
+        self._is_connected_in_szig = True
+        if self.registered_in_szig:
+            statistics.server_connected(self._szig_key, _name_or_nothing(self._master.client_zone),
+                                        _name_or_nothing(self.server_zone))
 
     def registerStop(self):
         """Take the session out of the statistics; a second call does nothing."""
         if self.registered_in_szig:
             self.registered_in_szig = FALSE
-            statistics.connection_closed(self.connectionKey())
+            statistics.connection_closed(self._szig_key)
 
     def updateSzigConns(self, event, data):
         """Add properties (name to text) to this session's entry, or end it, by szig event."""
@@ -568,3 +561,7 @@ def _ip_and_port(address):
 
 def _zone_name(zone):
     return _NOTHING if zone is None else zone.getName()
+
+
+def _name_or_nothing(zone):
+    return "" if zone is None else zone.getName()

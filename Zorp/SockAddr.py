@@ -264,7 +264,7 @@ class SockAddrInet(_Internet):
         """Return an independent copy; its port is 0 when `wildcard` is true."""
         copy = _new(SockAddrInet)
         copy.ip_int = self.ip_int
-        copy._text = self._text
+        copy._text = self._text or self.ip_s
         copy._port = 0 if wildcard else self._port
         return copy
 

@@ -2,12 +2,12 @@
 
 Theory of operation
     Sessions, services and threads report what happens; Statistics counts under one lock and
-    keeps nothing but numbers and, per open connection, a mapping of properties.  The control
+    keeps nothing but numbers and, per open connection, who describes it.  The control
     socket asks for tree(), a copy in nested dictionaries with the node names of szig 6
     (`service.NAME.session_number`, `conns.NAME.N.SEC.REL.client_address`, `stats. ...`).
 
-    Property values of a connection are kept as the objects they are and become text when
-    somebody asks: formatting addresses for every connection would cost more than counting it.
+    Of an open connection only who describes it is kept, and asked when somebody wants to know:
+    putting properties together for every connection would cost more than counting it.
 
     Policies reach the same structure through szigEvent(event, (type, value)).
 
@@ -55,6 +55,10 @@ class ConnectionKey(NamedTuple):
     instance_id: int
     secondary_id: int = 0
     related_id: int = 0
+
+
+Describe = Callable[[], Mapping[str, object]]
+_Connection = tuple[Describe, dict[str, object]]
 
 
 class _Rate:
@@ -120,8 +124,8 @@ class Statistics:
     def __init__(self) -> None:
         self._counters_lock = threading.Lock()
         self._services: dict[str, _ServiceCounters] = {}
-        # service: instance id: (secondary, related): properties
-        self._connections: dict[str, dict[int, dict[tuple[int, int], dict[str, object]]]] = {}
+        # service: instance id: (secondary, related): (who describes it, what events added)
+        self._connections: dict[str, dict[int, dict[tuple[int, int], _Connection]]] = {}
         self._sessions_running: int | None = None      # None until the first session
         self._threads_running = 0
         self._threads_started = 0
@@ -158,29 +162,31 @@ class Statistics:
                     counters.extra[name] = value
             counters.sessions_max = max(counters.sessions_max, counters.sessions_running)
 
-    def connection_opened(self, key: ConnectionKey, properties: dict[str, object]) -> None:
-        """A proxy works on the connection; the dictionary is ours from now on."""
+    def connection_opened(self, key: ConnectionKey, describe: Describe) -> None:
+        """A proxy works on the connection.
+
+        describe: called by any thread, with our lock held, until the connection is closed; returns its properties.
+        """
         with self._counters_lock:
             service = self._connections.setdefault(key.service, {})
-            service.setdefault(key.instance_id, {})[key[2:]] = properties
+            service.setdefault(key.instance_id, {})[key[2:]] = (describe, {})
             self._sessions_running = (self._sessions_running or 0) + 1
 
     def connection_properties(self, key: ConnectionKey, properties: Mapping) -> bool:
         """Add properties to an open connection; False when there is none."""
         with self._counters_lock:
-            return self._add_properties_locked(key, properties)
+            known = self._connection_locked(key)
+            if known is not None:
+                known[1].update(properties)
+            return known is not None
 
-    def _add_properties_locked(self, key: ConnectionKey, properties: Mapping) -> bool:
-        known = self._connections.get(key.service, {}).get(key.instance_id, {}).get(key[2:])
-        if known is None:
-            return False
-        known.update(properties)
-        return True
+    def _connection_locked(self, key: ConnectionKey) -> _Connection | None:
+        return self._connections.get(key.service, {}).get(key.instance_id, {}).get(key[2:])
 
-    def server_connected(self, key: ConnectionKey, client_zone: str, server_zone: str, properties: Mapping) -> None:
-        """The server side stands: properties as above, and one more session between the two zones."""
+    def server_connected(self, key: ConnectionKey, client_zone: str, server_zone: str) -> None:
+        """The server side of an open connection stands: one more session between the two zones."""
         with self._counters_lock:
-            if not self._add_properties_locked(key, properties):
+            if self._connection_locked(key) is None:
                 return
             counters = self._service_locked(key.service)
             for zones, name in ((counters.outbound_zones, client_zone), (counters.inbound_zones, server_zone)):
@@ -338,11 +344,11 @@ def _byte_order(name: str) -> bytes:
     return name.encode("utf-8", "surrogateescape")
 
 
-def _texts(instances: Mapping[tuple[int, int], Mapping]) -> dict:
+def _texts(instances: Mapping[tuple[int, int], _Connection]) -> dict:
     tree: dict[str, dict] = {}
-    for (secondary, related), properties in instances.items():
+    for (secondary, related), (describe, added) in instances.items():
         tree.setdefault(str(secondary), {})[str(related)] = {
-            name: value if isinstance(value, int) else str(value) for name, value in properties.items()}
+            name: value if isinstance(value, int) else str(value) for name, value in {**describe(), **added}.items()}
     return tree
 
 

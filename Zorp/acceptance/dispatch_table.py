@@ -135,6 +135,7 @@ class Chain:
         self.key: BindKey = bind.key()
         self.protocol = self.key.protocol        # ZD_PROTO_TCP or ZD_PROTO_UDP
         self.addresses: tuple = ()               # real addresses of the listening sockets
+        self.bound_port = self.key.port          # theirs; 0 before they exist
         self.entries: tuple[Dispatch, ...] = ()
         self._only_connection = threading.Lock()     # taken for good by the one connection of accept_one
         self.datagrams: DatagramSessions | None = None           # of a UDP chain
@@ -144,8 +145,9 @@ class Chain:
     def bound(self, addresses) -> None:
         """Remember where the sockets really listen (SockAddr each); called again when that changes."""
         self.addresses = tuple(addresses)
+        self.bound_port = self.addresses[0].port if self.addresses else self.key.port
         if isinstance(self.bind, DBSockAddr) and self.addresses:
-            self.bind.sa.port = self.addresses[0].port
+            self.bind.sa.port = self.bound_port
 
     def deliver(self, sock: socket.socket, remote, local) -> None:
         """Take over an accepted connection and give it to the first entry that wants it.
@@ -229,11 +231,6 @@ class Chain:
         if source is None:
             return remote
         return from_sockaddr(socket.AF_INET6 if ":" in source[0] else socket.AF_INET, source)
-
-    @property
-    def bound_port(self) -> int:
-        """The port of the listening sockets; 0 before they exist."""
-        return self.addresses[0].port if self.addresses else self.key.port
 
     def listens_on(self, address) -> bool:
         """True when a connection to `address` would arrive here."""
@@ -342,7 +339,11 @@ class DispatchTable:
 
     def listens_on(self, protocol: int, address) -> bool:
         """True when a connection of this protocol to the SockAddr would come back to this process."""
-        return any(chain.protocol == protocol and chain.listens_on(address) for chain in self._chains)
+        port = address.port
+        for chain in self._chains:
+            if chain.bound_port == port and chain.protocol == protocol and chain.listens_on(address):
+                return True
+        return False
 
     def _check(self, bind: DispatchBindType) -> None:
         if bind.protocol == ZD_PROTO_AUTO:

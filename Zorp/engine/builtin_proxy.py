@@ -236,8 +236,10 @@ class BuiltinProxy:
     _stop_requested = False
     _is_out_of_time = False
     _ended = False
-    _others_remain = False           # of those who share the policy's object, when this one ends
+    _seat = None                     # among sessions that share what the policy has set (a class that lets them)
+    _joined = False                  # config() and startup() have run for another one of those
     _vars = None
+    _events: dict[str, dict[str, str]] | None = None
     _parent = None
     _children = ()
     _stacked = ()                    # what this proxy has stacked and not closed yet
@@ -245,6 +247,7 @@ class BuiltinProxy:
     def __init_subclass__(cls, **keywords):
         super().__init_subclass__(**keywords)
         cls._table = install(cls)
+        cls._events = None               # found at the first session: sites add methods after the class statement
 
     def __init__(self, proxy_name, module_name, session_id, client_stream, parent=None):
         if not isinstance(client_stream, Stream):
@@ -320,10 +323,12 @@ class BuiltinProxy:
         return bool(reason)
 
     def _live(self) -> None:
-        self._configure()
+        if not self._joined:
+            self._configure()
         self._begin_time()
-        self._state = STARTING_UP
-        self._run_events("startup")
+        if not self._joined:
+            self._state = STARTING_UP
+            self._run_events("startup")
         self._state = WORKING
         if not self._stop_requested:
             self._engine_main()
@@ -359,10 +364,11 @@ class BuiltinProxy:
 
     def _end(self) -> None:
         """Every step on its own: none may keep the next from running."""
+        is_last = self._seat is None or self._seat.leave()       # at once: nobody joins what is taken apart
         self._state = SHUTTING_DOWN
         client, server, parent, lock, stacked = (
             self._client, self._server, self._parent, self._ends_lock, self._stacked)
-        if not self._others_remain and (Log.loudest >= 7 or self._events_of("shutdown")):
+        if is_last and (Log.loudest >= 7 or self._events_of("shutdown")):
             self._quietly(self._run_events, "shutdown", lambda name: self._quietly(self._call_event, name))
         if self._vars is not None:
             self._quietly(self._engine_stop)
@@ -378,7 +384,9 @@ class BuiltinProxy:
         for stream in (client, server):
             if stream is not None:
                 self._quietly(_close, stream, lock)
-        self._quietly(self._announce_end)
+        if is_last:
+            self._quietly(self._announce_end)
+        self._ended = True
 
     def _announce_end(self) -> None:
         """Tell the log, once, that this proxy is gone."""
@@ -394,8 +402,8 @@ class BuiltinProxy:
 
     def _events_of(self, family: str) -> dict[str, str]:
         """Return the events of the family that this object has: {name of the event: name of the method}."""
-        if _FAMILY_NAMES[family].isdisjoint(self.__dict__):
-            return _events_of_class(type(self))[family]
+        if self.__dict__.keys().isdisjoint(_FAMILY_NAMES[family]):
+            return (self._events or _find_events(type(self)))[family]
         return _present(_FAMILIES[family], lambda name: getattr(self, name, None) is not None)
 
     def _run_events(self, family: str, call=None) -> None:
@@ -643,14 +651,11 @@ def _nothing() -> None:
     pass
 
 
-def _events_of_class(cls: type) -> dict[str, dict[str, str]]:
-    """Return what _events_of() says for objects of the class, by family; found once, at its first session."""
-    methods = cls.__dict__.get("_events")
-    if methods is None:
-        methods = cls._events = {
-            family: _present(members, lambda name: getattr(cls, name, None) is not None)
-            for family, members in _FAMILIES.items()}
-    return methods
+def _find_events(cls: type) -> dict[str, dict[str, str]]:
+    """Return what _events_of() says for objects of the class, by family, and keep it with the class."""
+    cls._events = {family: _present(members, lambda name: getattr(cls, name, None) is not None)
+                   for family, members in _FAMILIES.items()}
+    return cls._events
 
 
 def _present(members, has) -> dict[str, str]:

@@ -110,11 +110,7 @@ class SelfConnection(ConnectError):
         super().__init__(errno.ELOOP, fd, "connected to itself")
 
 
-class Connected(NamedTuple):
-    """A connected socket in blocking mode and its own address, as getsockname() gives it."""
-
-    sock: socket.socket
-    local: tuple | str
+Connected = tuple[socket.socket, tuple | str]       # in blocking mode, and its own address, as getsockname() gives it
 
 
 def exact(port: int) -> Iterator[int]:
@@ -205,7 +201,7 @@ class Connector:
         self._deadline = time.monotonic() + self._timeout_ms / 1000
         ports = iter(self._source.ports) if self._source is not None else None
         outcome = self._attempt(ports, None)
-        while not isinstance(outcome, Connected):
+        while isinstance(outcome, ConnectFailed):
             outcome = self._attempt(ports, outcome)
         return outcome
 
@@ -231,7 +227,7 @@ class Connector:
                     raise SelfConnection(sock.fileno())
                 self._withdraw()
                 sock.setblocking(True)
-                return Connected(sock, local)
+                return sock, local
             if ports is None:
                 raise failure
         except BaseException as problem:

@@ -31,7 +31,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 
-from Zorp.transport.relay import DRAIN_MS, End, RelaySettings, SideFailed
+from Zorp.transport.relay import DRAIN_MS, AbstractRelay, End, RelaySettings, SideFailed
 from Zorp.transport.stream import SocketStream, ms_until
 
 DATAGRAM_BYTES = 65_535
@@ -128,7 +128,7 @@ class Pump:
         self.at_eof = True
 
 
-class Pumps:
+class Pumps(AbstractRelay):
     """One relay; see the module's text.
 
     Arguments:
@@ -140,48 +140,14 @@ class Pumps:
 
     def __init__(self, pumps: Sequence[Pump], settings: RelaySettings, over: Callable[[], bool],
                  on_stats: Callable[[], bool] | None, broken: Callable[[], bool] = lambda: False) -> None:
+        super().__init__(pumps, settings, on_stats)
         self._pumps = pumps
-        self.settings = settings
-        self.to_server, self.to_client = pumps[0], pumps[1]
         self._over = over
-        self._on_stats = on_stats
         self._broken = broken
-        self._stopped: tuple[SocketStream, ...] | None = None      # by stop(): who had got everything then
         self._touch = getattr(pumps[0].source, "touch", None)        # of a UDP client: it is not idle
-        self._started_s = self._last_traffic_s = time.monotonic()
+        self._last_traffic_s = self._started_s
         self._stats_due_s = self._started_s + settings.stats_ms / 1000
         self._reads_at_stats = 0
-
-    def stop(self) -> None:
-        """Make run() return End.STOPPED soon, with no end told to anybody; for any thread, never raises."""
-        if self._stopped is None:
-            self._stopped = tuple(pump.sink for pump in self._pumps if pump.ended)
-        for stream in (self.to_server.source, self.to_client.source):
-            stream.wake()
-
-    @property
-    def elapsed_s(self) -> float:
-        """Seconds since the relay was made."""
-        return time.monotonic() - self._started_s
-
-    def run(self) -> End:
-        """Relay until the end; exceptions of the callback pass through."""
-        try:
-            for pump in self._pumps:
-                pump.take_pushed_back()
-            end = self._loop()
-        except SideFailed as failure:
-            end = failure.end
-        return End.STOPPED if self._is_stopped() else end
-
-    def _is_stopped(self) -> bool:
-        return self._stopped is not None or self.to_server.source.aborted or self.to_client.source.aborted
-
-    def said_all_to(self, stream: SocketStream) -> bool:
-        """True when whoever speaks to `stream` has ended in order and all of it was sent."""
-        if self._stopped is not None:                # what has ended since then, stop() has ended
-            return stream in self._stopped
-        return any(pump.sink is stream and pump.ended for pump in self._pumps)
 
     def _loop(self) -> End:
         while True:

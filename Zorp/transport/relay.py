@@ -32,6 +32,7 @@ Only for plain stream sockets: bytes that a TLS layer holds back would not wake 
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import enum
 import errno
@@ -39,7 +40,7 @@ import os
 import select
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from Zorp.transport.cpus import home
@@ -136,12 +137,8 @@ class _Direction:
 
     def pump(self) -> None:
         """Read once, send at once; call it when the source is readable and nothing waits."""
-        if self._splices and (pipe := pipes.take()) is not None:
-            self._pump_through(pipe)
-        else:
-            self._copy()
-
-    def _copy(self) -> None:
+        if self._splices and self._splice():
+            return
         try:
             data = self.source.sock.recv(self._read_bytes, _DONTWAIT)
         except BlockingIOError:
@@ -153,16 +150,10 @@ class _Direction:
                 raise SideFailed(self.source_failed)
             self.at_eof = self.source.at_eof = True
             return
-        received = len(data)                 # as _count(), without the call
         self.reads += 1
-        self.bytes += received
-        self.source.bytes_recvd += received
+        self.bytes += len(data)
+        self.source.bytes_recvd += len(data)
         self._send(data)
-
-    def _count(self, received: int) -> None:
-        self.reads += 1
-        self.bytes += received
-        self.source.bytes_recvd += received
 
     def flush(self) -> None:
         """Send what waits; call it when the sink is writable."""
@@ -171,8 +162,15 @@ class _Direction:
         else:
             self._send(self._unsent)
 
-    def _pump_through(self, pipe: Pipe) -> None:
-        """Fill an empty pipe from the source and empty it into the sink."""
+    def _splice(self) -> bool:
+        """Fill an empty pipe from the source and empty it into the sink.
+
+        False when nothing was moved: no pipe to be had, the end of file, or an urgent byte, which splice() does not
+        get past.
+        """
+        pipe = pipes.take()
+        if pipe is None:
+            return False
         received = 0
         try:
             received = os.splice(self.source.fileno(), pipe.writer, PIPE_BYTES, flags=_SPLICE_FLAGS)
@@ -185,12 +183,13 @@ class _Direction:
         finally:
             if not received:
                 pipes.give_back(pipe)
-        if not received:
-            self._copy()                 # the end of file, or an urgent byte, which splice() does not get past
-            return
-        self._count(received)
-        self._pipe, self._in_pipe, self.waiting = pipe, received, True
-        self._empty_pipe()
+        if received:
+            self.reads += 1
+            self.bytes += received
+            self.source.bytes_recvd += received
+            self._pipe, self._in_pipe, self.waiting = pipe, received, True
+            self._empty_pipe()
+        return received > 0
 
     def _empty_pipe(self) -> None:
         """Move from the pipe to the sink what that takes; give the pipe back when it is empty."""
@@ -241,7 +240,60 @@ class _Direction:
         self._unsent = memoryview(data)[sent:] if self.waiting else b""
 
 
-class Relay:
+class AbstractRelay(abc.ABC):
+    """What every relay is to its owner: run, stopped from outside, and asked afterwards who got everything.
+
+    Arguments:
+        ways: each has `source`, `sink`, `ended` and take_pushed_back(); the first two carry what the client and
+            what the server sends.
+    """
+
+    def __init__(self, ways: Sequence[_Direction], settings: RelaySettings,
+                 on_stats: Callable[[], bool] | None) -> None:
+        self.settings = settings
+        self.to_server, self.to_client = ways[0], ways[1]
+        self._all_ways = ways
+        self._on_stats = on_stats
+        self._started_s = time.monotonic()
+        self._stopped: tuple[SocketStream, ...] | None = None      # by stop(): who had got everything then
+
+    def run(self) -> End:
+        """Relay until the end; exceptions of the callbacks pass through."""
+        try:
+            for way in self._all_ways:
+                way.take_pushed_back()
+            end = self._loop()
+        except SideFailed as failure:
+            end = failure.end
+        return End.STOPPED if self._is_stopped() else end
+
+    @abc.abstractmethod
+    def _loop(self) -> End:
+        """Move bytes until there is a reason to end."""
+
+    def _is_stopped(self) -> bool:
+        return self._stopped is not None or self.to_server.source.aborted or self.to_client.source.aborted
+
+    def stop(self) -> None:
+        """Make run() return End.STOPPED soon, with no end told to anybody; for any thread, never raises."""
+        if self._stopped is None:
+            self._stopped = tuple(way.sink for way in self._all_ways if way.ended)
+        for stream in (self.to_server.source, self.to_client.source):
+            stream.wake()
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the relay was made."""
+        return time.monotonic() - self._started_s
+
+    def said_all_to(self, stream: SocketStream) -> bool:
+        """True when whoever speaks to `stream` has ended in order and all of it was sent."""
+        if self._stopped is not None:                # what has ended since then, stop() has ended
+            return stream in self._stopped
+        return any(way.sink is stream and way.ended for way in self._all_ways)
+
+
+class Relay(AbstractRelay):
     """One relay between two connected streams, which stay the caller's.
 
     Arguments:
@@ -252,54 +304,27 @@ class Relay:
     def __init__(self, client: SocketStream, server: SocketStream, settings: RelaySettings,
                  on_stats: Callable[[], bool] | None = None,
                  on_mask: Callable[[int, int], None] | None = None) -> None:
-        self.settings = settings
-        self.to_server = _Direction(client, server, (End.CLIENT_FAILED, End.SERVER_FAILED),
-                                    settings.copy_to_server, settings.read_bytes)
-        self.to_client = _Direction(server, client, (End.SERVER_FAILED, End.CLIENT_FAILED),
-                                    settings.copy_to_client, settings.read_bytes)
-        self._ways = {client.fileno(): (self.to_server, self.to_client),
-                      server.fileno(): (self.to_client, self.to_server)}      # descriptor: (from it, to it)
+        to_server = _Direction(client, server, (End.CLIENT_FAILED, End.SERVER_FAILED),
+                               settings.copy_to_server, settings.read_bytes)
+        to_client = _Direction(server, client, (End.SERVER_FAILED, End.CLIENT_FAILED),
+                               settings.copy_to_client, settings.read_bytes)
+        super().__init__((to_server, to_client), settings, on_stats)
+        self._ways = {client.fileno(): (to_server, to_client),
+                      server.fileno(): (to_client, to_server)}      # descriptor: (from it, to it)
         self._poll = select.poll()
         self._registered: dict[int, int] = {}        # descriptor: events that poll() watches for
-        self._on_stats = on_stats
         self._on_mask = on_mask
         self._mask = 0
-        self._started_s = time.monotonic()
         self._reads_at_stats = 0
-        self._stopped: tuple[SocketStream, ...] | None = None      # by stop(): who had got everything then
         self._after_pipes: contextlib.ExitStack | None = None      # None: all is copied
 
     def run(self) -> End:
-        """Relay until the end; exceptions of the callbacks pass through."""
-        client, server = self.to_server.source, self.to_client.source
+        """As every relay; the sockets are in blocking mode again afterwards."""
         try:
-            for direction in (self.to_server, self.to_client):
-                direction.take_pushed_back()
-            end = self._loop()
-        except SideFailed as failure:
-            end = failure.end
+            return super().run()
         finally:
             if self._after_pipes is not None:
                 self._after_pipes.close()
-        return End.STOPPED if self._stopped is not None or client.aborted or server.aborted else end
-
-    def stop(self) -> None:
-        """Make run() return End.STOPPED soon, with no end told to anybody; for any thread, never raises."""
-        if self._stopped is None:
-            self._stopped = tuple(way.sink for way in (self.to_server, self.to_client) if way.ended)
-        for stream in (self.to_server.source, self.to_client.source):
-            stream.wake()
-
-    @property
-    def elapsed_s(self) -> float:
-        """Seconds since the relay was made."""
-        return time.monotonic() - self._started_s
-
-    def said_all_to(self, stream: SocketStream) -> bool:
-        """True when the other side has ended in order and `stream` has got all of it."""
-        if self._stopped is not None:                # what has ended since then, stop() has ended
-            return stream in self._stopped
-        return any(direction.sink is stream and direction.ended for direction in (self.to_server, self.to_client))
 
     def _loop(self) -> End:
         clocks = _Clocks(self.settings) if self.settings.stats_ms > 0 else None

@@ -55,8 +55,8 @@ def test_properties_of_a_connection_live_as_long_as_it_does():
     statistics = Statistics()
     key = ConnectionKey("web", 17)
     statistics.service_started("web", 17, 1.0)
-    statistics.connection_opened(key, {"client_zone": "office"})
-    statistics.server_connected(key, "office", "internet", {"server_zone": "internet"})
+    statistics.connection_opened(key, lambda: {"client_zone": "office", "server_zone": "internet"})
+    statistics.server_connected(key, "office", "internet")
     path = ("conns", "web", "17", "0", "0")
     assert statistics.children(path) == ["client_zone", "server_zone"]
     assert statistics.value((*path, "client_zone")) == "office"
@@ -89,7 +89,7 @@ def test_siblings_follow_the_order_of_bytes():
     statistics = Statistics()
     statistics.service_started("web", 10, 1.0)
     for number in (9, 10):
-        statistics.connection_opened(ConnectionKey("web", number), {})
+        statistics.connection_opened(ConnectionKey("web", number), dict)
     assert statistics.children(("conns", "web")) == ["10", "9"]
     assert statistics.next_sibling(("conns", "web", "10")) == "9"
     assert statistics.next_sibling(("conns", "web", "9")) is None
@@ -135,7 +135,7 @@ def test_counting_from_many_threads_loses_nothing():
         for number in range(200):
             key = ConnectionKey("web", offset + number)
             statistics.service_started("web", offset + number, 1.0)
-            statistics.connection_opened(key, {})
+            statistics.connection_opened(key, dict)
             statistics.connection_closed(key)
             statistics.service_stopped("web")
     threads = [threading.Thread(target=work, args=(n * 1000,)) for n in range(5)]
@@ -167,7 +167,7 @@ def test_arguments_of_the_wrong_kind_are_refused(statistics, value, text):
 
 
 def test_events_of_policies_are_counted(statistics):
-    statistics.connection_opened(ConnectionKey("web", 0), {})
+    statistics.connection_opened(ConnectionKey("web", 0), dict)
     szigEvent(Z_SZIG_THREAD_START, (Z_SZIG_TYPE_LONG, 0))
     szigEvent(Z_SZIG_CONNECTION_PROPS, (Z_SZIG_TYPE_CONNECTION_PROPS, ("web", 0, 0, 0, {"auth_user": "joe"})))
     szigEvent(Z_SZIG_CONNECTION_START, (Z_SZIG_TYPE_PROPS, ("web", {})))
