@@ -26,7 +26,7 @@ from Zorp.Log import log
 
 _SIMILAR_EDITS = 2
 _SHORTEST_COMPARED = 4       # names of fewer characters resemble each other by chance
-_MOST_COMPARED = 4096        # names that policies invent at run time must not fill the memory
+_MOST_COMPARED = 4096        # classes, and names of a class, that policies invent at run time must not fill the memory
 _STORES_OR_KEYS = ("STORE_ATTR", "LOAD_CONST")
 
 _NOTHING: frozenset[str] = frozenset()
@@ -61,9 +61,11 @@ def look_at(proxy, names_before: int) -> None:
 
 def _report_misspelt(proxy, names: list[str], names_before: int) -> None:
     cls, table = type(proxy), proxy._table.attributes
-    if sum(map(len, list(_judged.values()))) >= _MOST_COMPARED:
+    if len(_judged) >= _MOST_COMPARED and cls not in _judged:
         return
     judged = _judged.setdefault(cls, set())
+    if len(judged) >= _MOST_COMPARED:
+        return
     for number, name in enumerate(names):
         if name.startswith("_") or name in table or name in judged or hasattr(cls, name):
             continue

@@ -8,6 +8,7 @@ import pytest
 
 from test.support.proxies import serve
 from Zorp import Globals
+from Zorp.engine import config_lint
 from Zorp.engine.builtin_proxy import BuiltinProxy
 from Zorp.Config import config
 from Zorp.Plug import PlugProxy
@@ -286,6 +287,27 @@ def test_misspelt_name_is_reported_once_for_a_class(serve):
             session.wait_for_end()
             found += session.log.find("Unknown attribute set, perhaps misspelt")
     assert len(found) == 1
+
+
+def test_misspelt_name_is_reported_however_many_classes_came_before(serve, monkeypatch):
+    # given hundreds of classes with names of their own that are no mistakes
+    monkeypatch.setattr(config_lint, "_judged", {})
+    for number in range(300):
+        blameless = type(f"Blameless{number}", (PlugProxy,), {})
+        proxy = blameless.__new__(blameless)
+        vars(proxy).update({f"_own_{name}": name for name in range(30)})
+        config_lint.look_at(proxy, 0)
+
+    # when one more sets a name that cannot be meant
+    class Late(PlugProxy):
+        def config(self):
+            self.tiemout = 1
+
+    with serve(Late) as session:
+        session.client.close()
+        session.wait_for_end()
+        # then that is said
+        assert len(session.log.find("Unknown attribute set, perhaps misspelt")) == 1
 
 
 # attributes of every proxy
