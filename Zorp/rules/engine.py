@@ -426,7 +426,6 @@ class RuleEngine:
         ranked.sort(key=lambda entry: ([-score for score in entry[0]], entry[1]))
         return [(scores, self.rules[bit]) for scores, bit in ranked]
 
-
     def agreed(self, traffic: Traffic, src_zones: Iterable[str | None],
                dst_zones: Iterable[str | None]) -> tuple[tuple[tuple[int, ...], RuleData] | None, bool]:
         """Return ((scores, rule) or None, is agreed): the best match with any of these zones, and whether all have it.
