@@ -17,6 +17,7 @@ Theory of operation
 from __future__ import annotations
 
 import enum
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ from Zorp.rules.engine import RuleData
 
 _PLAIN = ("proto", "proto_type", "proto_subtype")
 _RANGES = ("src_port", "dst_port")
+_FEW = 16                        # ports of a rule that are looked up one by one
 
 
 class Strictness(enum.IntEnum):
@@ -51,14 +53,46 @@ def hanging_on_names(rules: Sequence[RuleData], strictness: Mapping[str, Strictn
     strictness: of every service that a rule has.
     """
     known = _Zones(zones)
+    outside = {side: _ByPort([rule for rule in rules if _may_hold_outside(rule, side, known)])
+               for side in ("src", "dst")}
     for rule in rules:
         for side in ("src", "dst"):
             zone = known.named_below(getattr(rule, f"{side}_zone"))
-            broader = next((other for other in rules if strictness[other.service] < strictness[rule.service]
+            broader = next((other for other in outside[side].near(rule)
+                            if strictness[other.service] < strictness[rule.service]
                             and _may_meet(rule, other, side, known)), None) if zone is not None else None
             if broader is not None:
                 yield Hanging(rule, zone.name, zone.hostnames[0], broader)
                 break
+
+
+class _ByPort:
+    """Rules by the destination ports that they ask for: thousands of rules mostly ask for a port each."""
+
+    def __init__(self, rules: Sequence[RuleData]) -> None:
+        self._all = rules
+        self._of_port: dict[int, list[RuleData]] = {}
+        self._of_many: list[RuleData] = []
+        for rule in rules:
+            ports = _few_ports(rule)
+            for port in ports:
+                self._of_port.setdefault(port, []).append(rule)
+            if not ports:
+                self._of_many.append(rule)
+
+    def near(self, rule: RuleData) -> Iterator[RuleData]:
+        """Yield at least those that have a port in common with `rule`, or ask for none."""
+        ports = _few_ports(rule)
+        if not ports:
+            return iter(self._all)
+        return itertools.chain(self._of_many, *(self._of_port.get(port, ()) for port in ports))
+
+
+def _few_ports(rule: RuleData) -> list[int]:
+    """Return the destination ports of a rule, nothing when they are all or many."""
+    if sum(last - first + 1 for first, last in rule.dst_port) > _FEW:
+        return []
+    return [port for first, last in rule.dst_port for port in range(first, last + 1)]
 
 
 class _Zones:
@@ -88,7 +122,10 @@ class _Zones:
 
 
 def _may_meet(rule: RuleData, other: RuleData, side: str, zones: _Zones) -> bool:
-    """Return whether packets that a rule is meant for may be taken by another while a name on this side is unknown."""
+    """Return whether packets that a rule is meant for may be taken by one that holds outside, while a name is unknown.
+
+    side: where the name stands.
+    """
     for dimension in _PLAIN:
         mine, others = getattr(rule, dimension), getattr(other, dimension)
         if mine and others and not set(mine) & set(others):
@@ -97,8 +134,6 @@ def _may_meet(rule: RuleData, other: RuleData, side: str, zones: _Zones) -> bool
         mine, others = getattr(rule, dimension), getattr(other, dimension)
         if mine and others and not any(low <= last and first <= high for low, high in mine for first, last in others):
             return False
-    if not _may_hold_outside(other, side, zones):
-        return False
     opposite = "dst" if side == "src" else "src"
     mine, others = getattr(rule, f"{opposite}_zone"), getattr(other, f"{opposite}_zone")
     has_more = any(getattr(one, dimension) for one in (rule, other)
