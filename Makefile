@@ -19,7 +19,7 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.test
 	test/debian-packages
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile test
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder test
 
 check: $(VENV)/.check
 	$(BIN)/ruff check .
