@@ -34,7 +34,6 @@ class SaslDialogue:
         session, limits = self._session, self._session.limits
         session.trace("Fetching authentication request;")
         line = session.client.read_sasl_line()
-        session.client.expects_secret = True        # the next one, too: it may come when the dialogue is over
         self._rounds += 1
         if len(line) > limits.sasl_line_bytes:
             self._log("smtp.violation", 2, "Auth request line too long; length='%d', max='%d'",

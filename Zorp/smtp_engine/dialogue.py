@@ -19,11 +19,18 @@ from Zorp.smtp_engine.decisions import Decisions
 from Zorp.smtp_engine.inspection import Inspection
 from Zorp.smtp_engine.received import keyword
 from Zorp.smtp_engine.session import INVALID, Refusal, SessionOver, SmtpSession
-from Zorp.smtp_engine.sides import ClientSide, ServerSide, SideLost
+from Zorp.smtp_engine.sides import HIDDEN, ClientSide, ServerSide, SideLost
 from Zorp.smtp_engine.transfer import MessageTransfer, bad_chunk
 from Zorp.wire.errors import WireError
 from Zorp.wire.limits import MAIL_BYTES_ADDED, RCPT_BYTES_ADDED, SmtpLimits
-from Zorp.wire.smtp_commands import Command, CommandError, command_line, is_sasl_line, parse_command
+from Zorp.wire.smtp_commands import (
+    Command,
+    CommandError,
+    command_line,
+    is_sasl_line,
+    may_hold_credentials,
+    parse_command,
+)
 from Zorp.wire.smtp_replies import Reply
 from Zorp.wire.smtp_states import RULES, OutOfSequence, State
 from Zorp.wire.text import to_policy
@@ -50,7 +57,6 @@ class Dialogue:
         self._transfer = MessageTransfer(session, self._decisions)
         self._sasl: SaslDialogue | None = None          # since the last AUTH
         self._server_refused = False        # its greeting said 4xx or 5xx
-        self._after_auth = False            # the last command was AUTH: the next line may be a late secret
         self._commands_without_server = 0
 
     def run(self) -> None:
@@ -142,26 +148,38 @@ class Dialogue:
         if Log.loudest >= 6:
             self._trace("Fetching request;")
         line = session.client.read_line()
-        after_auth, self._after_auth = self._after_auth, False
         if not line:
             raise Refusal
         try:
             command = parse_command(line, utf8="SMTPUTF8" in session.active)
         except CommandError as problem:
-            self._log("smtp.violation", 2, problem.text, ("(hidden)",) if after_auth else problem.fields)
-            if line[:4].upper() == b"BDAT":
-                raise bad_chunk() from problem
-            raise Refusal from problem
+            raise self._no_command(line, problem) from problem
         verb, parameter = command
-        if after_auth and is_sasl_line(line) and verb not in RULES and verb not in self._vars.request:
-            self._log("smtp.violation", 2, "Invalid command verb in request; line='%s'", ("(hidden)",))
-            raise Refusal
+        if session.client.expects_secret:
+            self._refuse_late_secret(line, verb)
+        if verb == "AUTH":
+            session.client.expects_secret = True
         if len(line) > self._limits.command_bytes:
             self._check_length(verb, len(line))
         if Log.loudest >= 7:
             self._log("smtp.request", 7, "Request parsed; request='%s', param='%s'",
                       (verb, self._shown(verb, parameter)))
         return command
+
+    def _no_command(self, line: bytes, problem: CommandError) -> Refusal | SessionOver:
+        """Return what becomes of a line that is no command; the log shows it unless it may hold a secret."""
+        client = self._session.client
+        client.expects_secret = client.expects_secret or may_hold_credentials(line)
+        self._log("smtp.violation", 2, problem.text, (HIDDEN,) if client.expects_secret else problem.fields)
+        return bad_chunk() if line[:4].upper() == b"BDAT" else Refusal()
+
+    def _refuse_late_secret(self, line: bytes, verb: str) -> None:
+        """After AUTH, what is no command that we know may be an answer to a question that was never asked."""
+        if verb in RULES or verb in self._vars.request:
+            self._session.client.expects_secret = False
+        elif is_sasl_line(line) or not self._vars.permit_unknown_command:
+            self._log("smtp.violation", 2, "Invalid command verb in request; line='%s'", (HIDDEN,))
+            raise Refusal
 
     def _check_length(self, verb: str, length: int) -> None:
         """Refuse a line longer than max_request_length unless its extensions explain that."""
@@ -216,7 +234,6 @@ class Dialogue:
     def _auth(self, command: Command) -> None:
         """AUTH: the beginning of a dialogue of its own."""
         request = self._permitted(command)
-        self._after_auth = self._session.client.expects_secret = True
         self._sasl = SaslDialogue(self._session, self._decisions, request[1])
         self._sasl.replied(request[1], self._forward("AUTH", request))
 

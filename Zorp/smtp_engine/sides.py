@@ -22,13 +22,15 @@ from Zorp.Log import log
 from Zorp.Stream import Stream, StreamTimeout
 from Zorp.wire.errors import WireError
 from Zorp.wire.limits import SmtpLimits
+from Zorp.wire.smtp_commands import may_hold_credentials
 from Zorp.wire.smtp_lines import LineError, LineReader
 from Zorp.wire.smtp_replies import Reply, ReplyReader
+from Zorp.wire.text import to_wire
 
 _LINE_RECV_BYTES = 8192
 _BLOCK_BYTES = 65536
 _LINE_END_BYTES = 2
-_HIDDEN = "(hidden)"
+HIDDEN = "(hidden)"              # in place of what may be a secret
 
 
 class SideLost(Exception):
@@ -86,7 +88,8 @@ class ClientSide(_Side):
     """The client: command lines, and the blocks of a message.
 
     long_auth: an AUTH command may be longer than other lines; the dialogue sets it.
-    expects_secret: the next line may hold credentials and is not shown when it cannot be read.
+    expects_secret: lines may hold credentials and are not shown; since AUTH, until a command that we know
+    (the dialogue sets it: a client that does not wait for replies sends its secrets whatever they are).
     proxy: nothing more is read when it was asked to stop, and what is read at that moment ends; what
     we still have to say goes out (SmtpProxy._wake).
     """
@@ -126,14 +129,13 @@ class ClientSide(_Side):
             raise SideLost from problem
         except OSError as problem:
             raise self._lost(problem) from problem
-        self.expects_secret = False
         return line
 
     def _read_long_line(self) -> bytes:
         line_bytes = self._limits.line_bytes
         line = self.read_line(max(line_bytes, self._limits.sasl_line_bytes + _LINE_END_BYTES))
         if len(line) + _LINE_END_BYTES > line_bytes and line[:5].upper() != b"AUTH ":
-            self._report(f"Line too long, buffer=[{_HIDDEN}], max_line_length=[{line_bytes}]")
+            self._report(f"Line too long, buffer=[{HIDDEN}], max_line_length=[{line_bytes}]")
             raise SideLost
         return line
 
@@ -143,8 +145,8 @@ class ClientSide(_Side):
 
     def _without_secret(self, problem: LineError) -> str:
         buffer, *others = problem.fields
-        if self.expects_secret or buffer[:5].upper() == "AUTH ":
-            buffer = _HIDDEN
+        if self.expects_secret or may_hold_credentials(to_wire(buffer, one_line=False)):
+            buffer = HIDDEN
         return problem.text % (buffer, *others)
 
     def read_block(self) -> bytes:

@@ -25,6 +25,7 @@ _PRINTABLE_8BIT = re.compile(rb"[ -~\x80-\xff]*")
 _COMMON_VERBS = {verb.encode("ascii"): verb for verb in ("HELO", "EHLO", "MAIL", "RCPT", "DATA", "RSET", "QUIT")}
 _AUTH = re.compile(rb"([A-Za-z0-9_-]{1,20})(?: +([A-Za-z0-9+/]*={0,2}))? *")
 _SASL_LINE = re.compile(rb"[A-Za-z0-9+/]*={0,2}|\*")
+_CREDENTIALS = re.compile(rb"(?<![A-Z0-9])AUTH(?!=)", re.IGNORECASE)      # MAIL has a parameter AUTH=
 _BDAT = re.compile(rb"([0-9]{1,10})(?: +([Ll][Aa][Ss][Tt]))? *")
 _ETRN = re.compile(rb"#[A-Za-z0-9._-]*|@?[A-Za-z0-9][A-Za-z0-9._-]*")
 _C1_AND_SEPARATORS = re.compile("[\x80-\x9f\u2028\u2029\ufeff]")
@@ -89,6 +90,11 @@ def parse_auth(parameter: bytes) -> Authentication:
 def is_sasl_line(line: bytes) -> bool:
     """Tell whether a client's line inside a SASL dialogue is base64, "=" or "*"."""
     return _SASL_LINE.fullmatch(line) is not None
+
+
+def may_hold_credentials(line: bytes) -> bool:
+    """Tell whether a line that cannot be understood may have been meant as AUTH, whatever else went wrong with it."""
+    return _CREDENTIALS.search(line) is not None
 
 
 class Chunk(NamedTuple):

@@ -290,3 +290,68 @@ def test_a_reply_nobody_asked_for_is_no_answer_to_a_sasl_line(mail):
         play("C< 421 Service not available, closing transmission channel.")
         assert play.server.rest() == b""
     assert not play.log.find("Authentication successful")
+
+
+@pytest.mark.parametrize("line", [
+    f"AUTH PLAIN {SECRET}\\xe9", f"AUTH PLAIN \\0user\\0{PASSWORD}", f"AUTH\\tPLAIN {SECRET}", f" AUTH PLAIN {SECRET}",
+    f"\\0auth PLAIN {SECRET}", f"NOOP\\rAUTH PLAIN {SECRET}"])
+def test_a_line_of_auth_that_is_no_command_is_not_logged(mail, line):
+    with mail() as play:
+        play.greet("AUTH PLAIN")
+        play(f"""
+            C> {line}
+            C< 500 Invalid command
+        """)
+        assert any("in request; line='(hidden)'" in text for text in play.log.texts())
+        assert nothing_secret_in(play.log)
+        # nor is what the client sends behind it
+        play(f"""
+            C> {PASSWORD}
+            C< 500 Invalid command
+        """)
+        play.goes_on()
+        assert nothing_secret_in(play.log)
+
+
+@pytest.mark.parametrize("offered", [True, False], ids=["refused by the server", "not offered"])
+@pytest.mark.parametrize("late", [(USER, PASSWORD), ("user@x", PASSWORD), ("user", "very secret"), ("", PASSWORD)])
+def test_all_secrets_of_a_login_that_did_not_wait_are_kept_out_of_the_log(mail, late, offered):
+    # given a client that sends its login in one go
+    with mail() as play:
+        play.greet(*["AUTH LOGIN"] * offered)
+        play.client.send("".join(f"{line}\r\n" for line in ("AUTH LOGIN", *late)).encode())
+        # when it is refused
+        play("""
+            S< AUTH LOGIN
+            S> 504 not supported
+            C< 504 not supported
+        """ if offered else "C< 500 Invalid command")
+        play("""
+            C< 500 Invalid command
+            C< 500 Invalid command
+        """)
+        # then no line of it is in the log, at any verbosity
+        text = "\n".join(play.log.texts()).upper()
+        assert not any(word.upper() in text for word in late if word)
+        # and from the next command on lines are shown again
+        play.goes_on()
+        play("""
+            C> XYZ
+            C< 500 Invalid command
+        """)
+        assert play.log.find("Unknown command; request='XYZ'")
+
+
+def test_a_second_line_after_auth_that_has_no_end_is_not_logged(mail):
+    with mail() as play:
+        play.greet("AUTH LOGIN")
+        play.client.send(f"AUTH LOGIN\r\nx\r\n{PASSWORD}\n".encode())
+        play(f"""
+            S< AUTH LOGIN
+            S> 504 not supported
+            C< 504 not supported
+            C< 500 Invalid command
+            C< {CLOSING}
+        """)
+        assert play.log.find("Error while fetching line")
+        assert nothing_secret_in(play.log)
