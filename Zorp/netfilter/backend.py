@@ -3,7 +3,8 @@
 Theory of operation
     apply() works from what is harmless to what decides: new sets and routing, which are read back;
     then the tables nat, filter and mangle, mangle last, because it makes the marks that the others
-    read.  Every table is tried before the first is changed, and read back after the last.  When a
+    read; where filter lets unmarked packets pass (default_deny: false), filter comes last, so that
+    nobody passes because nothing marks him yet.  Every table is tried before the first is changed, and read back after the last.  When a
     step fails all the same, or something else is read than was written, the tables that were
     changed get their old chains back, sets their old members, and BackendError says what
     happened: the old rules stay in force.
@@ -56,6 +57,7 @@ from Zorp.netfilter.tables import (
     Writer,
     change_to,
     hooks_of,
+    loading_order,
     run,
     undo,
 )
@@ -168,7 +170,8 @@ class Backend:
                 self._remove_others(_EMPTY, sets, routing)
 
     def _write_tables(self, plan: Plan, present: dict[tuple[int, str], Present]) -> None:
-        wanted = sorted(plan.tables, key=lambda table: TABLES.index(table.name))
+        order = loading_order(default_deny=self._site.default_deny)
+        wanted = sorted(plan.tables, key=lambda table: order.index(table.name))
         changes = [change_to(table, present.get((table.family, table.name)), self._site.hooks)
                    for table in (*wanted, *_unwanted(plan, present))]
         changes = [change for change in changes if change]

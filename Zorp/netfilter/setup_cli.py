@@ -50,7 +50,7 @@ from Zorp.netfilter.policies import PolicyUnusable
 from Zorp.netfilter.render import text_of
 from Zorp.netfilter.site import Site, SiteError, read_file
 from Zorp.netfilter.store import Entry, State, Store, StoreError
-from Zorp.netfilter.tables import TABLES
+from Zorp.netfilter.tables import loading_order
 from Zorp.rules.description import InstanceDescription
 from Zorp.transport.kzorpd import KzorpdAway, KzorpdError, ask, socket_path
 
@@ -117,7 +117,7 @@ def _check(options: argparse.Namespace) -> int:
 def _print(options: argparse.Namespace) -> int:
     site = _site(options)
     plan = _plan(site, _descriptions(options), Store(site.state_dir).read().indexes)
-    print(str(plan) if options.format == "plan" else commands_of(plan), end="")
+    print(str(plan) if options.format == "plan" else commands_of(plan, site), end="")
     return EXIT_OK
 
 
@@ -337,7 +337,7 @@ def _descriptions(options: argparse.Namespace) -> list[InstanceDescription]:
     return list(described.values())
 
 
-def commands_of(plan: Plan) -> str:
+def commands_of(plan: Plan, site: Site) -> str:
     """Return a plan as commands of ipset, ip and iptables-restore, to be read or merged by hand."""
     lines = []
     for members in plan.sets:
@@ -351,7 +351,7 @@ def commands_of(plan: Plan) -> str:
         iface = f" iif {rule.iface}" if rule.iface else ""
         lines.append(f"ip -{rule.family} rule add pref {rule.priority}{iface} fwmark {rule.mark:#x}/{rule.mask:#x} "
                      f"lookup {rule.table}")
-    for name in TABLES:
+    for name in loading_order(default_deny=site.default_deny):
         for table in plan.tables:
             if table.name == name:
                 hooks = [f"-I {hook.builtin} -j {hook.chain}" for hook in table.hooks]

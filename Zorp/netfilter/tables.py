@@ -32,11 +32,21 @@ from typing import Protocol
 from Zorp.netfilter.plan import CHAIN_PREFIX, Chain, Plan, Rule, Table
 from Zorp.netfilter.render import Present, expected, parse_save, text_of, words_of
 
-TABLES = ("nat", "filter", "mangle")         # in the order of loading: who reads marks before who writes them
+TABLES = ("nat", "filter", "mangle")         # in the order of loading, see loading_order()
 _DEADLINE_S = 120
 _COMMAND = {4: "iptables", 6: "ip6tables"}
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 _CHILD = "import sys; from Zorp.netfilter.legacy_child import main; sys.exit(main())"
+
+
+def loading_order(*, default_deny: bool) -> tuple[str, ...]:
+    """Return the tables in the order of loading: who reads marks before who writes them.
+
+    With default_deny unmarked packets are dropped, so all can be ready before mangle decides who
+    passes.  Without it the chains of filter let them pass: what stood there before, a guard that
+    forwards nothing or the old rules, stays until mangle marks what must not.
+    """
+    return TABLES if default_deny else ("nat", "mangle", "filter")
 
 
 class TableError(Exception):

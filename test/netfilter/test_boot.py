@@ -270,6 +270,26 @@ def test_whenever_boot_is_killed_nothing_reaches_a_server_and_the_next_start_ser
     assert host.net.firewall.setup("status").stdout == "in force\n"
 
 
+@pytest.mark.parametrize("backend", ["nft", "legacy-restore"])
+def test_a_boot_that_is_killed_between_tables_leaves_an_open_site_closed_for_what_is_proxied(host, backend):
+    # given a site that forwards what no rule takes
+    host.net.firewall.backend = backend
+    open_the_site(host)
+    host.links("up")
+    for family, table in ((4, "mangle"), (6, "mangle"), (6, "filter")):
+        host.net.firewall.setup("unload")
+        condition = f"(given[1].table.family, given[1].table.name) == ({family}, {table!r})"
+        with Capture(host.net.server) as capture:
+            # when boot is killed before it writes this table
+            assert host.boot(killed_at("backend.RestoreWriter.write", condition)).returncode == -signal.SIGKILL
+            # then nothing of what a rule takes reaches the servers
+            assert connected(host.net.client, PROXIED, times=2, within_s=0.3) == [], (family, table)
+            assert capture.arrived(25, 80) == [], (family, table)
+    # and the next start lets pass what the site wants
+    assert host.boot().returncode == 0
+    assert connected(host.net.client, PROXIED + NO_RULE, within_s=1) == NO_RULE
+
+
 def killed_at(place: str, condition: str) -> str:
     """Return kzorp-setup as a program that ends itself by force where it comes to this function."""
     return (f"import os, sys; sys.path.insert(0, {str(ROOT)!r})\nfrom Zorp.netfilter import backend, setup_cli\n"
