@@ -32,7 +32,7 @@ from Zorp.smtp_engine.decisions import Decisions
 from Zorp.smtp_engine.received import header_for
 from Zorp.smtp_engine.session import CLOSING, FAILED, Refusal, SmtpSession
 from Zorp.smtp_engine.sides import SideLost
-from Zorp.smtp_engine.transfer import END_LINE_BYTES, BodyLost, MessageTransfer, Pace, ServerFailed
+from Zorp.smtp_engine.transfer import END_LINE_BYTES, BodyLost, MessageTransfer, ServerFailed
 from Zorp.stacking.stacking import Stacked, StackingFailed, stack_object
 from Zorp.transport.stream import ms_until
 from Zorp.wire.errors import WireError
@@ -111,7 +111,6 @@ class _Message:
         self._body = BodyReader(
             require_crlf=bool(variables.require_crlf), permit_nul=bool(variables.permit_nul_in_body),
             line_limit_bytes=variables.max_body_line_length)
-        self._pace = Pace(variables.min_data_rate)
         self._unstuffed, self._stuffed = DotRemover(), DotAdder()
         self._to_child = memoryview(header_for(session.proxy) if variables.add_received_header else b"")
         self._child_reads = True         # its client side takes more
@@ -137,6 +136,7 @@ class _Message:
 
     def _move(self) -> None:
         """Move until the client's body and the child's output have ended."""
+        self._transfer.begin_body()
         progress_s = noop_s = time.monotonic()
         while self._child_writes or not self._body.finished:
             interval_s = self._session.vars.interval_transfer_noop / 1000
@@ -183,8 +183,7 @@ class _Message:
     def _take_input(self) -> None:
         """Read from the client, and hand the child what belongs to the message."""
         try:
-            block = self._session.client.read_block()
-            self._pace.check(len(block))
+            block = self._transfer.read_block()
         except SideLost as lost:
             raise BodyLost(lost) from lost
         passed = self._body.feed(block)

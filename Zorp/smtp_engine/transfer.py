@@ -9,6 +9,8 @@ Theory of operation
     BDAT: the announced number of octets belongs to the command, whatever becomes of it; it is
     passed on, or read and dropped, before the next command is looked for.
 
+    Who sends either more slowly than min_data_rate is left, also while it is only read and dropped.
+
     Afterwards the accounting line is written, always, and the transaction is over.
 
 A message that a stacked child looks at goes another way, Zorp.smtp_engine.inspection.
@@ -65,11 +67,22 @@ class MessageTransfer:
         self._decisions = decisions
         self._vars = session.vars
         self._log = session.log
+        self._pace: _Pace
 
     def stack_form(self):
         """Ask the policy what is to look at the message, before DATA or the first BDAT; None: nothing."""
         proxy = self._session.proxy
         return proxy._call_policy(proxy.requestStack)
+
+    def begin_body(self) -> None:
+        """The client begins to send a message or a chunk: its pace counts from now."""
+        self._pace = _Pace(self._vars.min_data_rate)
+
+    def read_block(self) -> bytes:
+        """Return what the client has sent of a body; raises SideLost, also when it is too slow."""
+        block = self._session.client.read_block()
+        self._pace.check(len(block))
+        return block
 
     # DATA
 
@@ -103,11 +116,10 @@ class MessageTransfer:
         """Pass the body on; return False when it was larger than permitted and not completed."""
         session, limit = self._session, self._session.limits.message_bytes
         waiting = header_for(session.proxy) if self._vars.add_received_header else b""
-        pace, message = Pace(self._vars.min_data_rate), session.transaction
+        message = session.transaction
+        self.begin_body()
         while not body.finished:
-            block = session.client.read_block()
-            pace.check(len(block))
-            passed = body.feed(block)
+            passed = body.feed(self.read_block())
             message.body_bytes += len(passed)
             if body.finished:
                 message.body_bytes -= END_LINE_BYTES
@@ -146,7 +158,7 @@ class MessageTransfer:
     def _swallow(self, body: BodyReader) -> None:
         """Read the rest of the body and drop it."""
         while not body.finished:
-            body.feed(self._session.client.read_block())
+            body.feed(self.read_block())
 
     def server_failed(self, body: BodyReader, reply: Reply | None) -> None:
         """Answer with what the server said, if anything, after the client has said all."""
@@ -269,15 +281,15 @@ class MessageTransfer:
 
     def _forward_chunk(self, chunk: Chunk, command: bytes) -> None:
         session, left = self._session, chunk.size
+        self.begin_body()
         if session.server.speaks():
             self._log("smtp.violation", 2, "Unsolicited response;")
             raise SessionOver
-        pace, waiting = Pace(self._vars.min_data_rate), command
+        waiting = command
         try:
             while left:
-                octets = session.client.read_octets(left)
+                octets = self._read_octets(left)
                 left -= len(octets)
-                pace.check(len(octets))
                 self.send(waiting + octets)
                 waiting = b""
             if waiting:
@@ -288,9 +300,19 @@ class MessageTransfer:
         except SideLost as lost:
             self.client_lost(lost)
 
+    def _read_octets(self, count: int) -> bytes:
+        octets = self._session.client.read_octets(count)
+        self._pace.check(len(octets))
+        return octets
+
     def _drop_octets(self, count: int) -> None:
-        while count:
-            count -= len(self._session.client.read_octets(count))
+        self.begin_body()
+        try:
+            while count:
+                count -= len(self._read_octets(count))
+        except SideLost as lost:
+            self._report_timeout(lost)
+            raise
 
     # the end of both
 
@@ -358,7 +380,7 @@ class MessageTransfer:
                          session.transaction.body_bytes))
 
 
-class Pace:
+class _Pace:
     """The slowest that a client may be: bytes per second over the whole body; 0: as slow as it likes."""
 
     def __init__(self, bytes_per_second: int) -> None:

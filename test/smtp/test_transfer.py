@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import select
+
 import pytest
 
 from test.smtp.play import CLOSING, open_smtp
@@ -438,6 +440,48 @@ def test_body_slower_than_permitted(mail, monkeypatch):
         play.client.send(b"slow\r\n")
         play(f"C< {FAILED}")
         assert b".\r\n" not in play.server.rest()
+
+
+def too_large(play):
+    open_body(play)
+    play.client.send(b"x" * 200 + b"\r\n")
+
+
+def server_left(play):
+    open_body(play)
+    play.session.server.close()
+    play.wait_until_the_server_is_heard()
+    play.client.send(b"x\r\n" * 2)
+
+
+def chunk_without_a_message(play):
+    play.greet("CHUNKING")
+    play.client.send(b"BDAT 2000000000 LAST\r\n")
+
+
+def chunk_without_a_server(play):
+    play("""
+        S> 554 go away
+        C< 554 go away
+    """)
+    play.client.send(b"BDAT 2000000000 LAST\r\n")
+
+
+@pytest.mark.parametrize("begin", [too_large, server_left, chunk_without_a_message, chunk_without_a_server])
+def test_a_client_may_not_trickle_for_ever_what_is_dropped(mail, monkeypatch, begin):
+    monkeypatch.setattr(transfer, "_PACE_GRACE_SECONDS", 0.5)
+    # given a body that is read only to be dropped
+    with mail(chunking(min_data_rate=1_000_000, max_message_size=100)) as play:
+        begin(play)
+        # when the client sends a byte now and then
+        for _ in range(100):
+            play.client.send(b"x")
+            if select.select([play.session.client], [], [], 0.1)[0]:
+                break
+        # then it is left, as in any other body
+        assert play.client.line().startswith(FAILED.encode())
+        play("C|")
+        assert play.log.find("Data transfer timed out")
 
 
 # the accounting of many recipients
