@@ -11,6 +11,13 @@ Theory of operation
     good answer, and is tried again after default_cache_timeout.  "No such name" is an answer,
     not a failure.  IPv4 and IPv6 are looked up separately: one may fail without the other.
 
+    An answer is looked at before anything is changed by it (Answer.checked): addresses become
+    the one text that all spellings share, and what is no address of its family is refused.  That
+    includes IPv4 addresses in IPv6 form (::ffff:192.0.2.1), which are no IPv6 address of any host.
+
+    A name is on its own: whatever goes wrong with one, a defect of ours or of a policy's resolver
+    included, refresh() reports once and postpones, so that every other name gets its turn.
+
     updateHost() and its like look up in the calling thread; they are for tools.
 
 Threads
@@ -27,6 +34,7 @@ Deviations from the original
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
 import time
 from collections import deque
@@ -54,11 +62,20 @@ __all__ = ["AbstractHostnameCache", "AbstractResolver", "DNSResolver", "Resolver
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Answer:
-    """What the name servers said about one host."""
+    """What the name servers said about one host; of a policy's resolver, anything at all until it is checked()."""
 
     ttl: int                             # seconds
     ipv4: tuple[str, ...] | None         # None: the query failed
     ipv6: tuple[str, ...] | None
+
+    def checked(self, host):
+        """Return the answer with canonical addresses, each family's own only.
+
+        Raises TypeError, ValueError and OverflowError for what no resolver may say.
+        """
+        if not math.isfinite(self.ttl):
+            raise ValueError(f"not a time to live: {self.ttl}")
+        return Answer(self.ttl, _checked(host, AF_INET, self.ipv4), _checked(host, AF_INET6, self.ipv6))
 
 
 class AbstractResolver:
@@ -189,7 +206,7 @@ class AbstractHostnameCache:
 class _Entry:
     """One watched name; ResolverCache._entries_lock guards it."""
 
-    __slots__ = ("expires_at", "good_until", "ipv4", "ipv6", "is_answered", "is_known")
+    __slots__ = ("expires_at", "good_until", "has_failed", "ipv4", "ipv6", "is_answered", "is_known")
 
     def __init__(self, now):
         self.ipv4 = self.ipv6 = frozenset()
@@ -197,6 +214,11 @@ class _Entry:
         self.good_until = {AF_INET: now, AF_INET6: now}
         self.is_answered = False                    # a first look-up has come to an end, well or not
         self.is_known = False                       # name servers have said everything about the name once
+        self.has_failed = False                     # by a defect, and that has been reported
+
+    @property
+    def addresses(self):
+        return self.ipv4 | self.ipv6
 
 
 class _Refresh:
@@ -284,10 +306,9 @@ class ResolverCache(AbstractHostnameCache):
     def put(self, name, addresses):
         """Watch a name and take these addresses (texts) for it until the default timeout has passed."""
         self.watch(name)
-        families = {4: [], 6: []}
-        for address in addresses:
-            families[6 if ":" in address else 4].append(address)
-        self._store(name, Answer(self.default_cache_timeout, tuple(families[4]), tuple(families[6])))
+        canonical = {text for address in addresses if (text := _canonical(address))}
+        ipv6 = {text for text in canonical if ":" in text}
+        self._store(name, Answer(self.default_cache_timeout, tuple(canonical - ipv6), tuple(ipv6)))
 
     # ------------------------------------------------------------------ looking up in this thread
 
@@ -295,6 +316,27 @@ class ResolverCache(AbstractHostnameCache):
         """Look a watched name up; return whether its addresses have changed."""
         log(None, CORE_INFO, 5, "Host not in DNS cache or has expired, doing lookup; host='%s'", (host,))
         return self._store(host, self._ask(host))
+
+    def refresh(self, host):
+        """Look a watched name up like updateHost(), and raise nothing: a defect costs this name one turn."""
+        try:
+            return self.updateHost(host)
+        except Exception:
+            if not self._postpone(host):
+                log(None, CORE_ERROR, 1, "Unexpected error, host name keeps its addresses; host='%s'", (host,))
+                log_exception()
+            return False
+
+    def _postpone(self, host):
+        """Try a name again after the default timeout; return whether it has failed before."""
+        with self._entries_lock:
+            entry = self._entries.get(host)
+            if entry is None:
+                return False
+            entry.expires_at = monotonic() + self.default_cache_timeout
+            entry.is_answered = True
+            had_failed, entry.has_failed = entry.has_failed, True
+            return had_failed
 
     def _store(self, host, answer):
         """Put an answer into the entry of a name that is still watched; return whether its addresses have changed."""
@@ -306,6 +348,7 @@ class ResolverCache(AbstractHostnameCache):
             self._unlink(host, entry)
             is_complete = self._take(entry, answer)
             self._link(host, entry)
+            entry.has_failed = False
             has_changed = before != (entry.ipv4, entry.ipv6)
         if not is_complete:
             log(None, CORE_INFO, 3,
@@ -331,7 +374,7 @@ class ResolverCache(AbstractHostnameCache):
     def update(self, now=None):
         """Look up all expired names; return the list of those whose addresses have changed."""
         moment = monotonic() if now is None else monotonic() + now - time.time()
-        return [name for name in self._expired(moment) if self.updateHost(name)]
+        return [name for name in self._expired(moment) if self.refresh(name)]
 
     # ------------------------------------------------------------------ readers
 
@@ -427,17 +470,18 @@ class ResolverCache(AbstractHostnameCache):
                 names = self._expired(monotonic())
                 if not names:
                     return
-                refresh = self._refresh = _Refresh(self.updateHost, names, getattr(self.resolver, "timeout", 2))
+                refresh = self._refresh = _Refresh(self.refresh, names, getattr(self.resolver, "timeout", 2))
                 refresh.start()
         refresh.wait()
 
     def _ask(self, host):
-        """Return an Answer from any kind of resolver; both parts None when it failed."""
+        """Return a checked Answer from any kind of resolver; both parts None when it failed."""
         try:
             if isinstance(self.resolver, DNSResolver):
-                return self.resolver.answer(host) or Answer(self.default_cache_timeout, (), ())
-            ttl, ipv4, ipv6 = self.resolver.resolve(host)
-            return Answer(ttl, tuple(ipv4), tuple(ipv6))
+                answer = self.resolver.answer(host) or Answer(self.default_cache_timeout, (), ())
+            else:
+                answer = Answer(*self.resolver.resolve(host))
+            return answer.checked(host)
         except KeyError:
             pass
         except Exception:                       # a resolver of the policy: its fault must not stop the refresh
@@ -459,23 +503,40 @@ class ResolverCache(AbstractHostnameCache):
     def _part(self, entry, family, known, addresses, good_until):
         if addresses is not None:
             entry.good_until[family] = good_until
-            return frozenset(canonical for address in addresses if (canonical := _canonical(address)))
+            return frozenset(addresses)
         return known if monotonic() < entry.good_until[family] + self._stale_seconds else frozenset()
 
     def _link(self, name, entry):
-        for address in (*entry.ipv4, *entry.ipv6):
+        for address in entry.addresses:
             self._names_by_address.setdefault(address, set()).add(name)
 
     def _unlink(self, name, entry):
-        for address in (*entry.ipv4, *entry.ipv6):
+        for address in entry.addresses:
             names = self._names_by_address[address]
-            names.discard(name)
+            names.remove(name)
             if not names:
                 del self._names_by_address[address]
 
 
+def _checked(host, family, texts):
+    """Return the canonical texts of the addresses of one family, in their order; others are refused."""
+    if texts is None:
+        return None
+    found = {}
+    for text in texts:
+        canonical = _canonical(text)
+        if canonical is None or (":" in canonical) != (family == AF_INET6):
+            log(None, CORE_ERROR, 3, "Address in an answer refused; host='%s', address='%s'", (host, text))
+        else:
+            found[canonical] = None
+    return tuple(found)
+
+
 def _canonical(text):
-    """Return the one text of an address that all spellings share, None when it is no address."""
+    """Return the one text of an address that all spellings share, None when it is no address.
+
+    Raises TypeError when it is no text.
+    """
     address = address_from_text(text)
     if address is None:
         return None

@@ -12,7 +12,9 @@ Theory of operation
     name servers have answered completely for the first time, however long that takes.  Otherwise
     a denial by name would be lifted by a restart while name servers are away.
 
-    A look-up that hangs costs the resolver's time and delays no packet rule and no request.
+    A look-up that hangs costs the resolver's time and delays no packet rule and no request.  Whatever
+    goes wrong with one name, defects of ours included, is that name's: it waits for its next turn,
+    and the thread goes on with the others (ResolverCache.refresh).
 
 Threads
     watch(), remember(), addresses(), start() and stop() are the loop's; everything with an underscore below
@@ -106,7 +108,7 @@ class HostNames:
             log(None, "core.info", 4, "TTL for host expired, updating host; hostname='%s', ttl='%d'",
                 (hostname, -left_s))
             was_known = hostname in self._cache.known_hosts
-            if self._cache.updateHost(hostname) or not was_known:
+            if self._cache.refresh(hostname) or not was_known:
                 self._on_change()
         if not hostname:
             log(None, "core.info", 6, "No hostnames in cache, no update needed;")

@@ -183,7 +183,11 @@ class LineClient:
                 break
             self.busy = True
             taken += 1
-            self.take(line)
+            try:
+                self.take(line)
+            except Exception:            # likewise, whoever has called us: a timer, or the last request's answer
+                log_exception(self.session_id)
+                self.close()
         self._is_taking = False
         if not self.is_closed:
             self._write()

@@ -7,7 +7,8 @@ Theory of operation
     chance, so that the processes of an instance do not ask in step.
 
     A name that cannot be resolved keeps its last addresses for config.options.zone_dns_grace
-    seconds after they ran out.  A name that does not exist any more loses them at once.
+    seconds after they ran out.  A name that does not exist any more loses them at once.  What goes
+    wrong with one name keeps no other one from being asked (ResolverCache.refresh).
 
     The runtime starts the thread when the policy has been loaded and has zones with host names
     (Zone.has_dynamic_subnet).  Sessions never wait for it.
@@ -66,8 +67,11 @@ class ZoneNames:
                 log(None, CORE_DEBUG, 6, "Sleep until next DNS expiration; sleep_sec='%d', host='%s'",
                     (wait_s, hostname))
                 return wait_s
-            self._cache.updateHost(hostname)
-            self._hand_over(hostname)
+            self._cache.refresh(hostname)
+            try:
+                self._hand_over(hostname)
+            except Exception:                            # this name has had its turn, the others have theirs
+                log_exception()
         return _IDLE_S
 
     def _hand_over(self, hostname: str) -> None:

@@ -1,9 +1,12 @@
 """The cache of watched host names (addressing-helpers 3.1) against a real name server."""
 
+import math
 import threading
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from test.support.dns_server import ANSWER, SERVFAIL, SILENCE, DnsServer
 from test.support.logged import captured_log
@@ -316,3 +319,127 @@ def test_the_bases_are_abstract():
     with pytest.raises(NotImplementedError):
         AbstractHostnameCache()
     assert AbstractHostnameCache.default_cache_timeout == 60
+
+
+# ------------------------------------------------------------------ answers that make no sense, names of their own
+
+class Scripted(AbstractResolver):
+    """Gives the answers of a dictionary: (ttl, ipv4, ipv6), or an exception to be raised."""
+
+    def __init__(self, **answers):
+        super().__init__(5)
+        self.answers = answers
+
+    def resolve(self, name):
+        answer = self.answers[name]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def assert_links_hold(cache):
+    """Names and addresses say the same, and every address is one of its family."""
+    names = {}
+    for name, (ipv4, ipv6) in cache.cache_name_to_addresses.items():
+        assert not any(":" in text for text in ipv4)
+        assert all(":" in text and not text.startswith("::ffff:") for text in ipv6)
+        for text in ipv4 | ipv6:
+            names.setdefault(text, set()).add(name)
+    assert cache.cache_address_to_names == names
+    assert all(math.isfinite(moment) for moment in cache.expires.values())
+
+
+def test_an_ipv4_address_in_ipv6_form_is_no_address_of_a_host(server, logged):
+    # given a name whose server gives the same address twice, once in disguise
+    server.set("a.test", "A", "192.0.2.1", ttl=0)
+    server.set("a.test", "AAAA", "::ffff:192.0.2.1", "::ffff:192.0.2.7", "2001:db8::1", ttl=0)
+    server.set("b.test", "AAAA", "::ffff:192.0.2.1", ttl=0)
+    cache = cache_of(server, "a.test", "b.test")
+    # when it is looked up, again and again
+    for _ in range(2):
+        cache.updateHost("a.test")
+        cache.updateHost("b.test")
+    # then what is disguised counts nowhere, and is reported
+    assert cache.lookupCachedHostname("a.test") == ({"192.0.2.1"}, {"2001:db8::1"})
+    assert cache.lookupCachedHostname("b.test") == (set(), set())
+    assert_links_hold(cache)
+    message = logged.find("Address in an answer refused; host='a.test', address='::ffff:192.0.2.7'")
+    assert (message[0].tag, message[0].level) == ("core.error", 3)
+    # and the names can be forgotten
+    cache.removeHost("a.test")
+    cache.removeHost("b.test")
+    assert cache.cache_address_to_names == {}
+
+
+@pytest.mark.parametrize("answer", [
+    (None, ["192.0.2.9"], []), (math.nan, ["192.0.2.9"], []), (math.inf, ["192.0.2.9"], []), (30, 7, []),
+    (30, ["192.0.2.9"], [None]), (30, ["192.0.2.9"]), None, (10 ** 400, [], []), RuntimeError("broken")], ids=repr)
+def test_an_answer_that_is_none_changes_nothing_but_when_to_ask_again(answer):
+    own = Scripted(a=(30, ["192.0.2.1"], ["2001:db8::1"]), b=(30, ["192.0.2.1"], []))
+    cache = ResolverCache(own)
+    cache.addHost("a")
+    cache.addHost("b")
+    own.answers["a"] = answer
+    assert cache.updateHost("a") is False
+    assert cache.lookupCachedHostname("a") == ({"192.0.2.1"}, {"2001:db8::1"})
+    assert cache.lookupTTL("a") > time.time()
+    assert_links_hold(cache)
+
+
+def test_the_failure_of_one_name_keeps_no_other_name_from_being_asked(logged, monkeypatch):
+    # given a cache that fails on one name, as by a defect of ours
+    own = Scripted(**{f"n{number}": (0, [f"192.0.2.{number}"], []) for number in range(1, 30)})
+    cache = ResolverCache(own, ttl_floor=0)
+    cache.default_cache_timeout = 1000
+    whole = cache._take
+
+    def failing(entry, answer):
+        if answer.ipv4 == ("192.0.2.1",):
+            raise KeyError("defect")
+        return whole(entry, answer)
+
+    monkeypatch.setattr(cache, "_take", failing)
+    for name in own.answers:
+        cache.watch(name)
+    # when a reader wants all of them
+    assert cache.lookupAddress("192.0.2.29") == {"n29"}
+    # then the others are known, and what failed comes again after the timeout for failures, not first
+    assert {address for address, in ((ipv4 or {None}) for ipv4, _ in cache.cache_name_to_addresses.values())} == {
+        None, *(f"192.0.2.{number}" for number in range(2, 30))}
+    assert cache.lookupTTL("n1") > time.time() + 500
+    assert cache.is_answered()
+    # and it is said once, however often it fails, until it has succeeded
+    assert cache.refresh("n1") is cache.refresh("n1") is False
+    assert len(logged.find("Unexpected error, host name keeps its addresses; host='n1'")) == 1
+    monkeypatch.undo()
+    assert cache.refresh("n1") is True
+    assert_links_hold(cache)
+
+
+_NAMES = ("a", "b", "c")
+_TEXTS = st.sampled_from(("192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:DB8:0::1", "::ffff:192.0.2.1", "::192.0.2.1",
+                          "::ffff:c000:202", "", "x", "192.0.2.1 ", "::1%lo", "\0", None, 7, b"\xc0\0\x02\1"))
+_PARTS = st.one_of(st.none(), st.integers(), st.lists(_TEXTS, max_size=4).map(tuple))
+_ANSWERS = st.one_of(st.none(), st.just(KeyError("x")), st.just(ValueError("x")), st.tuples(
+    st.one_of(st.integers(), st.floats(), st.none(), st.text(max_size=2)), _PARTS, _PARTS))
+_STEPS = st.lists(st.one_of(
+    st.tuples(st.just("refresh"), st.sampled_from(_NAMES), _ANSWERS),
+    st.tuples(st.just("watch"), st.sampled_from(_NAMES), st.none()),
+    st.tuples(st.just("removeHost"), st.sampled_from(_NAMES), st.none()),
+    st.tuples(st.just("put"), st.sampled_from(_NAMES), st.lists(_TEXTS.filter(lambda text: isinstance(text, str)),
+                                                                max_size=4))), max_size=12)
+
+
+@given(steps=_STEPS)
+def test_names_and_addresses_say_the_same_whatever_the_answers(steps):
+    own = Scripted()
+    cache = ResolverCache(own)
+    with captured_log() as logged:
+        for step, name, value in steps:
+            own.answers[name] = value
+            getattr(cache, step)(*((name, value) if step == "put" else (name,)))
+            assert_links_hold(cache)
+        assert not logged.find("Unexpected error")
+        for name in _NAMES:
+            cache.removeHost(name)
+    assert cache.cache_address_to_names == {}
