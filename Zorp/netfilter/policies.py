@@ -30,6 +30,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from Zorp.netfilter.children import command_of
 from Zorp.rules.description import MAX_BYTES, DescriptionError, InstanceDescription, from_json
 from Zorp.wire import instances_conf, zorpctl_conf
 from Zorp.wire.instances_conf import InstanceLine
@@ -40,7 +41,7 @@ _SHOWN_ERRORS = 3
 _OOM_SCORE_ADJ = 800             # of 1000
 _ERROR = re.compile(r"\w{3} \d\d [\d:]{8} core\.error\(\d+\): (?:\(nosession\): )?")
 _PROGRAM = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "sbin", "zorp")
-_START = "import sys; from Zorp.runtime.main import main; sys.exit(main())"
+_MODULE = "Zorp.runtime.main"         # where there is no tree of ours, but an installed package
 
 
 class PolicyUnusable(Exception):
@@ -128,7 +129,7 @@ class Child:
 
 def zorp_command() -> list[str]:
     """Return how the program zorp is started: that of our own tree, else the one that is installed."""
-    return [sys.executable, _PROGRAM] if os.path.exists(_PROGRAM) else [sys.executable, "-c", _START]
+    return [sys.executable, _PROGRAM] if os.path.exists(_PROGRAM) else command_of(_MODULE)
 
 
 def describe(lines: Iterable[InstanceLine], deadline_s: float = DESCRIBE_DEADLINE_S,

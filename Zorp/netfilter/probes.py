@@ -20,14 +20,15 @@ import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from Zorp.netfilter.children import ENVIRONMENT, command_of
 from Zorp.netfilter.ipsets import SetError, Sets
 from Zorp.netfilter.plan import SET_PREFIX, AddressSet, Chain, Plan, Rule, Table, Target
 from Zorp.netfilter.render import text_of
-from Zorp.netfilter.tables import TableError, child_environment, run
+from Zorp.netfilter.tables import TableError, run
 
 _CLONE_NEWNET = 0x40000000
 _DEADLINE_S = 60
-_CHILD = "import sys; from Zorp.netfilter.probes import main; sys.exit(main())"
+_CHILD = "Zorp.netfilter.probes"
 _CHAIN = "ZORP_PROBE"
 _COMMAND = {4: "iptables", 6: "ip6tables"}
 SETS = "sets"
@@ -35,7 +36,7 @@ _MODULES = {
     SETS: "ip_set_hash_net", "set-src": "xt_set", "set-dst": "xt_set", "socket": "xt_socket", "tproxy": "xt_TPROXY",
     "mark": "xt_mark", "connmark": "xt_connmark", "state": "xt_conntrack", "direction": "xt_conntrack",
     "known": "xt_conntrack", "origdst": "xt_conntrack", "ifgroup": "xt_devgroup", "local": "xt_addrtype",
-    "reqid": "xt_policy", "sport": "xt_tcpudp", "dport": "xt_tcpudp", "nflog": "xt_NFLOG",
+    "reqid": "xt_policy", "sport": "xt_tcpudp", "dport": "xt_tcpudp", "syn": "xt_tcpudp", "nflog": "xt_NFLOG",
     "netmap": "xt_NETMAP", "dnat": "xt_nat", "snat": "xt_nat", "masquerade": "xt_MASQUERADE",
 }
 _BY_FAMILY = {"reject": {4: "ipt_REJECT", 6: "ip6t_REJECT"}, "icmp": {4: "ip_tables", 6: "ip6_tables"}}
@@ -62,8 +63,8 @@ def missing(plan: Plan, kind: str) -> list[Missing]:
     """Return what of a plan this kernel refuses; kind: nft or legacy.  Raises ProbesImpossible."""
     order = {"kind": kind, "families": sorted({table.family for table in plan.tables}), "probes": list(probes_of(plan))}
     try:
-        result = subprocess.run([sys.executable, "-c", _CHILD], input=json.dumps(order), capture_output=True, text=True,
-                                timeout=_DEADLINE_S, check=False, env=child_environment())
+        result = subprocess.run(command_of(_CHILD), input=json.dumps(order), capture_output=True, text=True,
+                                timeout=_DEADLINE_S, check=False, env=ENVIRONMENT)
     except subprocess.TimeoutExpired:
         raise ProbesImpossible(f"trying out the kernel took longer than {_DEADLINE_S} seconds") from None
     if result.returncode:

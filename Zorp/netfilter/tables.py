@@ -23,20 +23,18 @@ Errors: TableError, with the table and what the kernel or the library said.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
+from Zorp.netfilter.children import ENVIRONMENT, command_of
 from Zorp.netfilter.plan import CHAIN_PREFIX, Chain, Plan, Rule, Table
 from Zorp.netfilter.render import Present, expected, parse_save, text_of, words_of
 
 TABLES = ("nat", "filter", "mangle")         # in the order of loading, see loading_order()
 _DEADLINE_S = 120
 _COMMAND = {4: "iptables", 6: "ip6tables"}
-_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
-_CHILD = "import sys; from Zorp.netfilter.legacy_child import main; sys.exit(main())"
+_CHILD = "Zorp.netfilter.legacy_child"
 
 
 def loading_order(*, default_deny: bool) -> tuple[str, ...]:
@@ -177,7 +175,7 @@ def run(command: list[str], what: str, text: str = "") -> str:
     """Run a program with this input; return its output.  Raises TableError."""
     try:
         result = subprocess.run(command, input=text, capture_output=True, text=True, timeout=_DEADLINE_S,
-                                env=_ENVIRONMENT, check=False)
+                                env=ENVIRONMENT, check=False)
     except FileNotFoundError:
         raise TableError(f"{what}: {command[0]} is missing; install the package iptables") from None
     except subprocess.TimeoutExpired:
@@ -230,10 +228,9 @@ class LegacyWriter:
                        for chain in table.chains],
             "insert": change.insert, "append": change.append, "delete": change.delete,
         }
-        program = [sys.executable, "-c", _CHILD]
         try:
-            result = subprocess.run(program, input=json.dumps(order), capture_output=True, text=True,
-                                    timeout=_DEADLINE_S, check=False, env=child_environment())
+            result = subprocess.run(command_of(_CHILD), input=json.dumps(order), capture_output=True, text=True,
+                                    timeout=_DEADLINE_S, check=False, env=ENVIRONMENT)
         except subprocess.TimeoutExpired:
             raise TableError(f"{where}: python-iptables did not end within {_DEADLINE_S} seconds") from None
         if result.returncode:
@@ -257,8 +254,3 @@ def _rule_of(chain: Chain, rule: Rule, plan: Plan) -> str:
     number = name.removeprefix(CHAIN_PREFIX)[2:]
     found = next((index for index in plan.indexes if str(index.index) == number), None)
     return f"instance '{found.instance}', rule {found.rule_id}" if found is not None else f"chain {chain.name}"
-
-
-def child_environment() -> dict[str, str]:
-    """Return the environment of a child of ours that is a Python program, too."""
-    return {**_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path and os.path.isdir(path))}

@@ -95,13 +95,14 @@ class Kzorpd:
         return ["ip", "netns", "exec", self.namespace.name, sys.executable, *start,
                 "--config-dir", str(self.directory), *arguments]
 
-    def start(self, *arguments: str, environment: dict | None = None) -> Kzorpd:
+    def start(self, *arguments: str, environment: dict | None = None, cwd: pathlib.Path | None = None) -> Kzorpd:
         """Start it and wait until it has read the policies."""
         mark = self.log.mark()
         with open(self.directory / "kzorpd.log", "ab") as log:
             self.process = subprocess.Popen(
                 self.words("kzorpd", "--no-syslog", "--verbose", "6", *self.arguments, *arguments),
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **(environment or {})})
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=cwd,
+                env={**os.environ, **(environment or {})})
         self.log.wait_for("core.debug", 6, "Policies have been read", after=mark, timeout_s=START_DEADLINE_S)
         return self
 
