@@ -673,15 +673,22 @@ def test_complaints_of_a_program_are_logged_within_bounds(serve):
     assert len(session.log.find("Stacked program complains;")) == 100
 
 
-def control_script(tmp_path, *requests):
-    """Return a command that writes requests to descriptor 3 and the answers to the server."""
+def control_script(tmp_path, *requests, deaf=False):
+    """Return a command that writes requests to descriptor 3 and the answers to the server.
+
+    deaf: it reads no answer before the last has been written.
+    """
     script = tmp_path / "control.py"
     script.write_text(textwrap.dedent(f"""
-        import os, socket
+        import os, select, socket
         control = socket.socket(fileno=3)
         for request in {requests!r}:
             control.sendall(request)
         control.shutdown(socket.SHUT_WR)
+        if {deaf}:
+            hung_up = select.poll()
+            hung_up.register(control, 0)
+            hung_up.poll()
         while data := control.recv(65536):
             os.write(1, data)
         """))
@@ -706,7 +713,7 @@ def test_requests_that_fail_say_why(serve, tmp_path):
 
 
 def test_program_that_asks_for_ever_and_does_not_listen(serve, tmp_path):
-    with serve(stacking(control_script(tmp_path, b"0 FOO\n\n" * 1001))) as session:
+    with serve(stacking(control_script(tmp_path, b"0 FOO\n\n" * 1001, deaf=True))) as session:
         answers = whatever_comes(session.server)
         session.wait_for_end()
     # it is answered until nothing more fits, once told of as our error, and heard a thousand times
