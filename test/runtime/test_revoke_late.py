@@ -1,5 +1,7 @@
 """A reload with revocation reaches who is not in the list of sessions yet, and secondary sessions one by one."""
 
+import os
+import signal
 import socket
 import textwrap
 import threading
@@ -163,6 +165,24 @@ def test_the_last_session_of_an_older_policy_is_counted_although_its_worker_ends
     # when it is revoked, then the answer has counted it
     assert revoke(daemon, policy(LAB)) == "OK Reload successful; revoked='1'"
     assert ended(office)
+
+
+def test_a_worker_that_answers_too_late_for_the_order_has_its_sessions_judged_all_the_same(zorp, server):
+    # given two sessions whose worker stands still while a reload revokes
+    daemon = zorp(policy(), server_port=server.port, arguments=("--reload-patience", "1"))
+    office, lab = (daemon.connect(source=(address, 0)) for address in ("127.0.0.2", "127.0.0.3"))
+    assert exchange(office) == exchange(lab) == b"ping"
+    old = daemon.worker_pid()
+    os.kill(old, signal.SIGSTOP)
+    try:
+        assert revoke(daemon, policy(LAB)).startswith("FAIL Reload successful, not all sessions could be judged")
+    finally:
+        os.kill(old, signal.SIGCONT)             # when it goes on
+    # then the one that the policy in force refuses ends, and the other goes on
+    assert ended(office)
+    assert exchange(lab) == b"ping"
+    line = daemon.log.wait_for("core.info", 3, "Sessions of an older policy were judged late")
+    assert line.fields == {"pid": str(old), "revoked": "1"}
 
 
 # ---------------------------------------------------------------- the question by itself
