@@ -207,8 +207,13 @@ def log_always(tag: str, level: int, text: str) -> None:
 
 def log_exception(session_id: str | None = None, level: int = 2) -> None:
     """Write the traceback of the exception being handled, a line each."""
-    if enabled("core.error", level):
-        for line in traceback.format_exc().splitlines():
+    log_traceback(sys.exc_info()[1], session_id, level)
+
+
+def log_traceback(problem: BaseException | None, session_id: str | None = None, level: int = 2) -> None:
+    """Write the traceback of an exception, a line each."""
+    if problem is not None and enabled("core.error", level):
+        for line in "".join(traceback.format_exception(problem)).splitlines():
             log(session_id, "core.error", level, "Traceback: %s", (line,))
 
 

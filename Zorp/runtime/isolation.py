@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 
 from Zorp import Log
+from Zorp.runtime.uncaught import log_uncaught
 from Zorp.runtime.worker import die_with_parent
 
 DEADLINE_S = 300.0
@@ -58,6 +59,7 @@ def _be_child(work: Callable[[], object], parent: int, read_end: int, write_end:
     try:
         os.close(read_end)
         die_with_parent(parent)
+        log_uncaught()
         os.dup2(2, 1)
         report = json.dumps(work()).encode() + b"\n"
         while report:

@@ -78,6 +78,7 @@ from Zorp.runtime.packetrules import PacketRules, RulesRefused
 from Zorp.runtime.stdio import CapturedOutput
 from Zorp.runtime.texts import AcceptedText
 from Zorp.runtime.threads import PoolLimits, ThreadPool
+from Zorp.runtime.uncaught import log_uncaught
 from Zorp.SockAddr import from_sockaddr
 from Zorp.Szig import statistics
 from Zorp.transport.cpus import LOOK_S, home
@@ -149,6 +150,7 @@ class Worker:
         title.show_worker(self._identity.name, self._identity.is_master)
         self._signals = SignalPipe(_SIGNALS)
         self._log_setup.after_fork()
+        log_uncaught()
         sys.stdout.reconfigure(line_buffering=True)
         Globals.quit_handler = self._quit
         Globals.initial_policy_load = self._identity.initial

@@ -125,3 +125,38 @@ def test_a_process_forked_in_a_session_ends_at_once_and_programs_run(zorp, proxy
     assert (daemon.directory / "status").read_text() == "1\n"
     lines = daemon.log.find("core.policy", 1, "Policy code forked, the child is ended")
     assert [found.fields["place"] for found in lines] == [f"{daemon.policy}:{line}"]
+
+
+UNCAUGHT = """
+import _thread, threading
+class Thing:
+    def __del__(self): raise KeyError("in\\x1b[31m __del__")
+def raises(): raise ValueError("in a\\nthread")
+def ends(): raise SystemExit
+for work in (raises, ends):
+    thread = threading.Thread(target=work, name="nightly\\x07")
+    thread.start()
+    thread.join()
+Thing()
+"""
+BARE = ("Traceback", "  File", "Exception", "thread", "ValueError", "KeyError")
+
+
+def test_what_nobody_catches_is_lines_of_the_log(zorp):
+    # given a policy whose thread raises, and whose object does when it is deleted
+    daemon = zorp(ECHO + UNCAUGHT)
+    # then the log has their tracebacks, escaped, and one end that is none
+    daemon.log.wait_for("core.error", 2, "Exception ignored", **{"in": "Thing.__del__"})
+    daemon.log.wait_for("core.error", 2, "Traceback: KeyError: 'in\\x1b[31m __del__'")
+    line, = daemon.log.find("core.error", 2, "Thread ended by an exception")
+    assert line.session == "nightly<07>"
+    daemon.log.wait_for("core.error", 2, "Traceback: ValueError: in a", session="nightly<07>")
+    daemon.log.wait_for("core.error", 2, "Traceback: thread", session="nightly<07>")
+    assert not [line for line in daemon.log.text().splitlines() if line.startswith(BARE)]
+
+
+def test_what_nobody_catches_while_a_policy_is_checked_is_lines_of_the_log(tmp_path):
+    checked = check(tmp_path, UNCAUGHT + GOOD_END)
+    assert checked.returncode == 0
+    assert "core.error(2): (nightly<07>): Traceback: ValueError: in a\n" in checked.stderr
+    assert not [line for line in checked.stderr.splitlines() if line.startswith(BARE)]
