@@ -113,7 +113,7 @@ uninstall)
     while read -r path; do rm -f "$DESTDIR$path"; done < "$LIST"
     rm -rf "${DESTDIR}${LIB:?}"
     rmdir "$DESTDIR$PREFIX/share/doc/zorp" 2>/dev/null || true
-    echo "removed; /etc/zorp, /var/lib/zorp, the user zorp and other files below /etc stay"
+    echo "removed; /etc/zorp, /var/lib/zorp, /var/lib/kzorp, the user zorp and other files below /etc stay"
     ;;
 *)
     echo "usage: install.sh install|uninstall, see the Makefile" >&2

@@ -99,7 +99,10 @@ class Host:
 
     def process(self, name: str) -> Process:
         """Return the process of this name."""
-        return Process(name, self.pid_dir)
+        return Process(name, self.pid_dir, self.conf.kzorpd_dir)
+
+    def _with_pid_file(self) -> list[Process]:
+        return with_pid_file(self.pid_dir, self.conf.kzorpd_dir)
 
     def configured(self, name: str) -> list[Process]:
         """Return the processes that instances.conf gives an instance."""
@@ -117,7 +120,7 @@ class Host:
         return selection
 
     def _all(self, everything: Everything) -> list[Process]:
-        running = with_pid_file(self.pid_dir)
+        running = self._with_pid_file()
         configured = [process for name in self.instances for process in self.configured(name)]
         if everything is Everything.CONFIGURED:
             return configured
@@ -132,11 +135,11 @@ class Host:
             selection.problems.append(f"Instance: {name} not recognized!")
         elif base in self.instances and not hash_sign:
             selection.processes += self.configured(base)
-            selection.processes += [p for p in with_pid_file(self.pid_dir) if p.instance == base]
+            selection.processes += [p for p in self._with_pid_file() if p.instance == base]
         elif base in self.instances:
             self._select_number(name, int(number), selection)
         else:
-            found = [p for p in with_pid_file(self.pid_dir) if name in (p.name, p.instance)]
+            found = [p for p in self._with_pid_file() if name in (p.name, p.instance)]
             selection.processes += found
             if not found:
                 selection.problems.append(f"Instance {name} not found!")

@@ -32,8 +32,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from Zorp.transport.kzorpd import KzorpdAway, KzorpdError, ask
-from Zorp.transport.kzorpd import socket_path as kzorpd_socket
 from Zorp.wire.instances_conf import InstanceLine
+from Zorp.wire.kzorpd import KZORPD_DIR
 from zorpctl import queries
 from zorpctl.host import Host
 from zorpctl.processes import Process, lock_holder
@@ -89,6 +89,8 @@ class Lifecycle:
         words = [self._host.zorp, *instance.zorp_words]
         if self._host.pid_dir != "/var/run/zorp" and "--pid-dir" not in words:
             words += ["--pid-dir", self._host.pid_dir]
+        if self._host.conf.kzorpd_dir != KZORPD_DIR and "--kzorpd-dir" not in words:
+            words += ["--kzorpd-dir", self._host.conf.kzorpd_dir]
         words += ["--num-of-processes", str(instance.number_of_processes)]
         if instance.enable_core:
             words.append("--enable-core")
@@ -309,7 +311,7 @@ def _rules_warning(processes: list[Process]) -> Iterator[Result]:
 def _tell_kzorpd(name: str, process: Process) -> Iterator[Result]:
     """Say that an instance has stopped: user 0 is believed, and rules may go (on_stop in kzorp.yml)."""
     try:
-        ask(kzorpd_socket(os.path.dirname(process.socket_path)), "stopped", _KZORPD_TIMEOUT_S, instance=name)
+        ask(process.kzorpd_path, "stopped", _KZORPD_TIMEOUT_S, instance=name)
     except KzorpdAway:
         return
     except KzorpdError as problem:

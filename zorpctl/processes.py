@@ -18,6 +18,9 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from Zorp.transport.kzorpd import socket_path as kzorpd_socket
+from Zorp.wire.kzorpd import KZORPD_DIR
+
 _PID_FILE = re.compile(r"zorp-(.+)\.pid(\.lock)?")
 _PID_FILE_BYTES = 32
 
@@ -28,6 +31,7 @@ class Process:
 
     name: str
     pid_dir: str
+    kzorpd_dir: str = KZORPD_DIR
 
     @property
     def instance(self) -> str:
@@ -42,6 +46,11 @@ class Process:
     def socket_path(self) -> str:
         """Where the control socket is."""
         return os.path.join(self.pid_dir, f"zorpctl.{self.name}")
+
+    @property
+    def kzorpd_path(self) -> str:
+        """Where the control socket of kzorpd is."""
+        return kzorpd_socket(self.kzorpd_dir)
 
     def worker_pid(self) -> int | None:
         """Return the number in the pid file; None when there is none that makes sense."""
@@ -86,7 +95,7 @@ def lock_holder(path: str) -> int | None:
     return None
 
 
-def with_pid_file(pid_dir: str) -> list[Process]:
+def with_pid_file(pid_dir: str, kzorpd_dir: str = KZORPD_DIR) -> list[Process]:
     """Return a process for every pid file in the directory, and for every held lock, sorted by name.
 
     In the process mode systemd-notify there is no pid file.
@@ -97,7 +106,7 @@ def with_pid_file(pid_dir: str) -> list[Process]:
         return []
     found = set()
     for match in filter(None, map(_PID_FILE.fullmatch, names)):
-        process = Process(match[1], pid_dir)
+        process = Process(match[1], pid_dir, kzorpd_dir)
         if match[2] is None or process.is_running():
             found.add(process)
     return sorted(found, key=lambda process: natural(process.name))

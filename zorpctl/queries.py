@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from Zorp.Log import DEFAULT_SPEC, unrecorded
-from Zorp.transport.kzorpd import socket_path as kzorpd_socket
 from zorpctl.processes import Process
 from zorpctl.report import Result, failed
 from zorpctl.szig import SzigClient, SzigError, components
@@ -115,7 +114,7 @@ def _packet_rules(process: Process, keeper: str) -> str:
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(_KZORPD_TIMEOUT_S)
         try:
-            sock.connect(kzorpd_socket(os.path.dirname(process.socket_path)))
+            sock.connect(process.kzorpd_path)
         except (FileNotFoundError, ConnectionRefusedError):
             return UNATTENDED
         except OSError:                  # it is there; whether it answers us is another matter

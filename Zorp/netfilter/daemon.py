@@ -21,7 +21,8 @@ Theory of operation
               go as well, as in the original
 
     Whatever goes wrong is logged and changes nothing; only a host on which the control socket
-    cannot be made, or another kzorpd runs, ends the process.
+    cannot be made, another kzorpd runs, or somebody else may write where our state or socket is,
+    ends the process.
 
 Exit status: 0; 1 when it cannot start, or when --reload was refused; 2 for a wrong command line.
 
@@ -32,8 +33,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
-import fcntl
 import os
 import pwd
 import selectors
@@ -57,6 +56,7 @@ from Zorp.netfilter.daemon_names import TTL_FLOOR_S, HostNames
 from Zorp.netfilter.daemon_policies import Policies, PolicyReader
 from Zorp.netfilter.daemon_rules import PacketRules, RulesError
 from Zorp.netfilter.nflog import LogGroup, LogGroupError
+from Zorp.netfilter.own_files import only_kzorpd
 from Zorp.netfilter.session_log import SessionLog
 from Zorp.netfilter.site import Site, SiteError
 from Zorp.process.logsinks import Formatter, StderrSink, SyslogSink
@@ -103,7 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
     sink = StderrSink(formatter) if options.no_syslog else SyslogSink(formatter)
     Log.configure(sink=sink)
     try:
-        with _only_one(site.pid_dir):
+        with only_kzorpd(site.state_dir):
             return Kzorpd(site, options, sink).run()
     except (ControlError, BadWatchdogTime, OSError) as problem:
         print(f"kzorpd: {problem}", file=sys.stderr)
@@ -139,26 +139,6 @@ def _ask_for_reload(site: Site) -> int:
         return EXIT_OK
     print(f"kzorpd: {answer.decode('utf-8', 'replace').removeprefix('FAIL ')}", file=sys.stderr)
     return EXIT_FAILED
-
-
-@contextlib.contextmanager
-def _only_one(pid_dir: str):
-    """Hold the lock of the only kzorpd, and keep its pid file.  Raises OSError."""
-    os.makedirs(pid_dir, exist_ok=True)
-    path = os.path.join(pid_dir, "kzorpd.pid")
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise OSError(errno.EEXIST, "kzorpd is running already", path) from None
-    try:
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, b"%d\n" % os.getpid())
-        yield
-    finally:
-        os.ftruncate(descriptor, 0)              # not removed: a lock on a removed file excludes nobody
-        os.close(descriptor)
 
 
 class Kzorpd:
@@ -241,14 +221,16 @@ class Kzorpd:
     def _policies_at_start(self, found: Policies) -> None:
         for problem in found.problems:
             log(None, "core.error", 1, "Unable to load configuration, keep existing one; error='%s'", (problem,))
-        self._rules.miss(found.unread)
-        try:
+
+        def take() -> None:
+            self._rules.miss(found.unread)
             self._rules.take_policies(found.descriptions, found.known, is_start=True)
-        except RulesError as problem:
-            log(None, "core.error", 1, "Unable to load configuration, keep existing one; error='%s'", (problem,))
+
+        if (error := _error_of(take)) is not None:
+            log(None, "core.error", 1, "Unable to load configuration, keep existing one; error='%s'", (error,))
         if not self._rules.state.entries:
             log(None, "core.info", 1, "Failed to set up zone handler, no static zones loaded")
-        self._watch_names()
+        _error_of(self._watch_names)
         self._notifier.send("READY=1")
         log(None, "core.debug", 6, "Policies have been read; instances='%d'", (len(self._rules.state.entries),))
 
@@ -346,12 +328,12 @@ class Kzorpd:
             self._timers.after(pause_s, self._update_names)
 
     def _update_names(self) -> None:
-        self._names_due = False
-        try:
+        def take() -> None:
             self._rules.take_addresses(self._names.addresses())
-        except RulesError as problem:
-            log(None, "core.error", 1, "Unable to update addresses in zones, keep existing ones; error='%s'",
-                (problem,))
+
+        self._names_due = False
+        if (error := _error_of(take)) is not None:
+            log(None, "core.error", 1, "Unable to update addresses in zones, keep existing ones; error='%s'", (error,))
             self._update_names_after(_NAMES_RETRY_S)
 
     # ---- requests (daemon_control.Actions)
@@ -360,19 +342,19 @@ class Kzorpd:
         """Read all policies again; answer when that has ended."""
         self._notifier.send("RELOADING=1")
 
-        def take(found: Policies) -> None:
-            error = "; ".join(found.problems) or None
+        def take_policies(found: Policies) -> None:
             self._rules.miss(found.unread)
-            if error is None:
-                try:
-                    self._rules.take_policies(found.descriptions, found.known, is_start=False)
-                except RulesError as problem:
-                    error = str(problem)
+            if found.problems:
+                raise RulesError("; ".join(found.problems))
+            self._rules.take_policies(found.descriptions, found.known, is_start=False)
+
+        def take(found: Policies) -> None:
+            error = _error_of(lambda: take_policies(found))
             if error is not None:
                 log(None, "core.error", 1, "Unable to load configuration, keep existing one; error='%s'", (error,))
-            else:
-                error = self._rules.look_for_drift()     # who asks for rules to be in force must not hear OK otherwise
-            self._watch_names()
+            else:                                        # who asks for rules to be in force must not hear OK otherwise
+                error = _error_of(self._rules.look_for_drift)
+            error = _error_of(self._watch_names) or error
             self._notifier.send("READY=1")
             answer(error, {})
 
@@ -398,14 +380,13 @@ class Kzorpd:
                 answer(None, {"mode": self._site.mode})
                 return
 
+        def take_wish(found: Policies) -> None:
+            with _refusing(what):
+                self._take_wish(name, _confirmed(name, handed, found))
+
         def take(found: Policies) -> None:
-            try:
-                with _refusing(what):
-                    self._take_wish(name, _confirmed(name, handed, found))
-            except Refused as problem:
-                answer(str(problem), {})
-                return
-            answer(None, {"mode": self._site.mode})
+            error = _error_of(lambda: take_wish(found))
+            answer(error, {"mode": self._site.mode} if error is None else {})
 
         self._policies.read(take, only=name)
 
@@ -453,6 +434,18 @@ def _refusing(request: str):
     except (RulesError, DescriptionError, Unconfirmed) as problem:
         log(None, "core.error", 1, "Request refused; request='%s', error='%s'", (request, problem))
         raise Refused(str(problem)) from None
+
+
+def _error_of(step: Callable[[], str | None]) -> str | None:
+    """Carry out a step of something that somebody waits for; return what went wrong, which a defect is, too."""
+    try:
+        return step()
+    except (RulesError, Refused) as problem:
+        return str(problem)
+    except Exception as problem:
+        log(None, "core.error", 1, "Unexpected error; error='%s'", (problem,))
+        log_exception(None)
+        return f"unexpected error, the log says more: {type(problem).__name__}"
 
 
 def _confirmed(name: str, handed: InstanceDescription | None, found: Policies) -> InstanceDescription | None:

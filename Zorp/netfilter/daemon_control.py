@@ -16,13 +16,15 @@ Who may do what
         reload     done           done: it reads the files of the administrator
         instance   put in force   put in force if the policy file says the same
         remove     rules go       rules go if the policy file has none (kzorp_enabled = FALSE)
-        stopped    on_stop:       keep: they stay; flush: they stay, but everything that they took
-                   keep, flush    is dropped until the instance starts, or user 0 says stopped
+        stopped    on_stop:       keep: they stay until its policy file is read again; flush: they
+                   keep, flush    stay, but everything that they took is dropped until the instance
+                                  starts, or user 0 says stopped
         dump, zones, flush        refused
 
     Our own user may ask for everything, too; where it is not user 0, it is believed no more than the
     user of the instances.  What is left to a worker that was taken over is to stop traffic, as by
-    ending its processes.
+    ending its processes: our files, locks and the directory of the socket are not its user's
+    (Zorp.netfilter.own_files), so it keeps nobody from changing rules.
 
 Bounds: CONNECTIONS at a time; lines of SHORT_LINE_BYTES for everything but descriptions and
 zones of permitted peers; PATIENCE_S for a peer that neither sends nor reads.
@@ -38,6 +40,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from Zorp.Log import log
+from Zorp.netfilter.own_files import prepare_directory
 from Zorp.process.line_server import LineClient, LineServer, Patience, listening_socket
 from Zorp.process.timers import Timers
 from Zorp.wire.kzorpd import (
@@ -139,6 +142,7 @@ class ControlServer:
 
     def _listen(self, directory: str) -> socket.socket:
         try:
+            prepare_directory(directory)
             descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 return listening_socket(descriptor, SOCKET_NAME, _BACKLOG)

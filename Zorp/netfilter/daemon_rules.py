@@ -20,8 +20,9 @@ Theory of operation
 Whose zones are in force
     A running instance hands its description over when it starts and reloads; that is what it
     serves.  Reading policy files again (reload) therefore takes from the file of such an
-    instance its zones only; an instance that never handed over is taken as the file says, and
-    packets for its proxies are dropped as long as it has no ports, because it never ran.
+    instance its zones only; an instance that never handed over, or has said that it stopped, is
+    taken as the file says, and packets for its proxies are dropped as long as it has no ports,
+    because it never ran.
     A zone that a rule in force names cannot go: the rule would match nothing, or, as in the
     original, everything.
 
@@ -143,7 +144,10 @@ class PacketRules:
         not is_trusted: who says so may not take rules away; they let nothing pass any more instead.
         """
         entry = self.state.entry(instance)
-        if self._site.on_stop != "flush" or entry is None:
+        if entry is None:
+            return
+        if self._site.on_stop != "flush":
+            self._put_in_force(self.state.with_entry(dataclasses.replace(entry, handed_over=False)))
             return
         if is_trusted:
             self.remove(instance)

@@ -2,9 +2,9 @@
 
 Theory of operation
     A rule that refuses a host name must refuse it, too, when kzorpd or the host comes back while
-    name servers are away.  The directory belongs to the user of the instances: a file that is
-    not ours or user 0's, no plain file, has another name elsewhere, or makes no sense, is treated
-    as absent and reported.  A name without answers has no address: what is permitted by it is not,
+    name servers are away.  A file that somebody else can have written (Zorp.netfilter.own_files),
+    or that makes no sense, is treated as absent and reported.  A name without answers has no
+    address: what is permitted by it is not,
     and what rules refuse by it is named when they are loaded (Zorp.rules.by_name).
 
 kzorpd writes it; kzorp-setup reads it, too, for the time before kzorpd runs.
@@ -15,14 +15,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import stat
 from collections.abc import Iterable, Mapping
 
 from Zorp.Log import log
+from Zorp.netfilter.own_files import opened
 
 FILE_NAME = "host-names.json"
 MAX_BYTES = 64 << 20
-_MODE = 0o640
 
 
 class KnownAddresses:
@@ -35,12 +34,8 @@ class KnownAddresses:
     def read(self) -> dict[str, list[str]]:
         """Return name -> addresses as texts; nothing when there is no file that can be used."""
         try:
-            descriptor = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-            with open(descriptor, "rb") as file:
-                found = os.fstat(descriptor)
-                if not stat.S_ISREG(found.st_mode) or found.st_uid not in (0, os.geteuid()) or found.st_nlink != 1:
-                    raise ValueError("not a file of ours")
-                if found.st_size > MAX_BYTES:
+            with open(opened(self._path, os.O_RDONLY), "rb") as file:
+                if os.fstat(file.fileno()).st_size > MAX_BYTES:
                     raise ValueError(f"more than {MAX_BYTES} bytes")
                 value = json.loads(file.read(MAX_BYTES))
             if not isinstance(value, dict) or not all(map(_is_list_of_texts, value.values())):
@@ -62,7 +57,7 @@ class KnownAddresses:
         try:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(beside)
-            descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, _MODE)
+            descriptor = opened(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
             with open(descriptor, "w", encoding="utf-8") as file:
                 json.dump(value, file, separators=(",", ":"))
                 file.flush()

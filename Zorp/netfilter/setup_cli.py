@@ -19,7 +19,8 @@ one instance forward what another one's proxy was to see), and without these no 
 It ends with 1 then, so that the failure shows.
 
 While kzorpd runs, it alone writes: load becomes a reload of kzorpd, which takes from the file of an
-instance that runs its zones only, and unload is refused, because kzorpd would undo it.
+instance that runs its zones only, and unload is refused, because kzorpd would undo it.  Whether it
+runs is said by the lock on its pid file, so one that does not answer is not taken for absent.
 
 Host names of zones have the addresses that kzorpd knew last (Zorp.netfilter.known_addresses), so
 that what it refused by name stays refused until it runs again; nothing is looked up here.
@@ -45,6 +46,7 @@ from Zorp.netfilter.compiler import CompileError, IndexState, compile_plan
 from Zorp.netfilter.evaluator import Evaluator
 from Zorp.netfilter.instance_zones import Zoned, described, zoned
 from Zorp.netfilter.known_addresses import KnownAddresses
+from Zorp.netfilter.own_files import running_kzorpd
 from Zorp.netfilter.plan import Plan, RuleIndex
 from Zorp.netfilter.policies import PolicyUnusable
 from Zorp.netfilter.render import text_of
@@ -179,11 +181,19 @@ def _left_to_kzorpd(site: Site) -> bool:
     """Let a running kzorpd do it; False: there is none.  Raises SetupFailed with its reason."""
     try:
         ask(socket_path(site.pid_dir), "reload", _KZORPD_DEADLINE_S)
-    except KzorpdAway:
+    except KzorpdAway as problem:
+        _refuse_beside_silent_kzorpd(site, problem)
         return False
     except KzorpdError as problem:
         raise SetupFailed(str(problem)) from None
     return True
+
+
+def _refuse_beside_silent_kzorpd(site: Site, problem: KzorpdAway) -> None:
+    """Raises SetupFailed when a kzorpd runs that does not answer: it would undo what is done beside it."""
+    with contextlib.suppress(FileNotFoundError):
+        if pid := running_kzorpd(site.state_dir):
+            raise SetupFailed(f"kzorpd runs (pid {pid}), and would undo this; stop it or start it anew; {problem}")
 
 
 def _refuse_on_errors(site: Site, plan: Plan, backend: Backend, descriptions: Iterable[InstanceDescription]) -> None:
@@ -224,9 +234,12 @@ def _unload(options: argparse.Namespace) -> int:
 
 
 def _refuse_beside_kzorpd(site: Site) -> None:
-    with contextlib.suppress(KzorpdAway):
+    try:
         ask(socket_path(site.pid_dir), "hello", _KZORPD_DEADLINE_S)
-        raise SetupFailed("kzorpd runs, and what it has loaded stays; stop it first")
+    except KzorpdAway as problem:
+        _refuse_beside_silent_kzorpd(site, problem)
+        return
+    raise SetupFailed("kzorpd runs, and what it has loaded stays; stop it first")
 
 
 # ---------------------------------------------------------------------------- the start of the host
@@ -298,8 +311,8 @@ def _closed_by(step: Callable[[Site, argparse.Namespace], int], options: argpars
     sites = [preflight.adapted(Site())]
     with contextlib.suppress(Exception):             # said before, by _load
         sites.insert(0, _site(options))
-    with contextlib.suppress(KzorpdError):           # what does not speak like kzorpd keeps no rules
-        _refuse_beside_kzorpd(sites[0])
+    with contextlib.suppress(KzorpdError, OSError):  # what does not speak like kzorpd keeps no rules, nor does any
+        _refuse_beside_kzorpd(sites[0])              # run where somebody else may write its state
     is_done = any(_survive(functools.partial(step, site), options) == EXIT_OK for site in sites)
     return EXIT_OK if is_done else EXIT_FAILED
 

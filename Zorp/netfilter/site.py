@@ -17,6 +17,8 @@ from dataclasses import dataclass
 
 import yaml
 
+from Zorp.wire.kzorpd import KZORPD_DIR
+
 FILE_NAME = "kzorp.yml"
 INDEX_BITS = 16
 _CONNECTION_BITS = 20            # index, undecided, one bit that stays free, class
@@ -109,8 +111,8 @@ class Site:
     split_above: int = 8                     # more rules than this in one list are cut (Zorp.netfilter.evaluation)
     export_zone_sets: bool = False           # sets of all zones, for the site's own packet rules
     user: str = "zorp"                       # who loads policies
-    pid_dir: str = "/var/run/zorp"
-    state_dir: str = "/var/lib/zorp"
+    pid_dir: str = KZORPD_DIR                # of kzorpd's socket; this and state_dir are not the instances'
+    state_dir: str = "/var/lib/kzorp"
     keep_sessions: bool = False              # forwarded connections may outlive their rule
     on_stop: str = "keep"                    # the rules of an instance that stops: keep, or flush
     on_drift: str = "repair"                 # when others changed our rules: repair, or report only

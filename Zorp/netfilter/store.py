@@ -19,10 +19,9 @@ Theory of operation
     A file that makes no sense is treated as absent and reported: the policies can be read again,
     and rules are compiled from them.  Only the stability of indexes is lost.
 
-    The directory is not only root's: its owner is the user of instances, who may put anything
-    there, a pipe or a directory under our names, numbers without end.  So only plain files are
-    read, of a bounded size and without waiting; what is written goes to a file made anew; and
-    nothing is given to that owner that has another name elsewhere.
+    What is read here decides about packets, so a file counts only if nobody but user 0, or our own
+    user, can have written it (Zorp.netfilter.own_files); only so much is read, and without waiting.
+    What is written goes to a file made anew.
 
 The lock is between processes.  Inside kzorpd only the main thread writes.
 """
@@ -30,17 +29,16 @@ The lock is between processes.  Inside kzorpd only the main thread writes.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
-import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from Zorp.Log import log
 from Zorp.netfilter.compiler import IndexState
+from Zorp.netfilter.own_files import opened, prepare_directory
 from Zorp.rules.description import InstanceDescription, from_json, to_json
 
 FILE_NAME = "packet-rules.json"
@@ -48,7 +46,6 @@ LOCK_NAME = "packet-rules.lock"
 LOCK_DEADLINE_S = 30.0
 MAX_BYTES = 64 << 20             # of the file
 _VERSION = 1
-_MODE = 0o640
 _POLL_S = 0.02
 
 
@@ -109,8 +106,8 @@ class Store:
     def lock(self, deadline_s: float = LOCK_DEADLINE_S) -> Iterator[None]:
         """Be the only writer in a `with` block.  Raises StoreError when another one does not end in time."""
         try:
-            os.makedirs(os.path.dirname(self._lock_path), exist_ok=True)
-            descriptor = self._open(self._lock_path, os.O_RDWR)
+            prepare_directory(os.path.dirname(self._lock_path))
+            descriptor = opened(self._lock_path, os.O_RDWR | os.O_CREAT)
         except OSError as problem:
             raise StoreError(f"Cannot lock the state of the packet rules; file='{self._lock_path}', "
                              f"error='{problem.strerror}'") from None
@@ -119,22 +116,6 @@ class Store:
             yield
         finally:
             os.close(descriptor)
-
-    @staticmethod
-    def _open(path: str, flags: int) -> int:
-        """Open a file of ours; what user 0 makes belongs to the owner of the directory, who may be kzorpd's user."""
-        descriptor = os.open(path, flags | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, _MODE)
-        try:
-            state = os.fstat(descriptor)
-            if not stat.S_ISREG(state.st_mode) or state.st_nlink != 1:
-                raise OSError(errno.EINVAL, "not a plain file with one name", path)
-            if os.geteuid() == 0:
-                owner = os.stat(os.path.dirname(path))
-                os.fchown(descriptor, owner.st_uid, owner.st_gid)
-        except OSError:
-            os.close(descriptor)
-            raise
-        return descriptor
 
     def _take(self, descriptor: int, deadline: float) -> None:
         while True:
@@ -165,12 +146,10 @@ class Store:
 
     def _text(self) -> bytes:
         """Return what the file holds, at once; raises OSError, and StoreError for what cannot be ours."""
-        with open(os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
-            found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode):
-                raise StoreError("not a plain file")
-            if found.st_size > MAX_BYTES:
-                raise StoreError(f"{found.st_size} bytes, at most {MAX_BYTES} are read")
+        with open(opened(self._path, os.O_RDONLY), "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_BYTES:
+                raise StoreError(f"{size} bytes, at most {MAX_BYTES} are read")
             return file.read(MAX_BYTES)
 
     @contextlib.contextmanager
@@ -201,7 +180,7 @@ class Store:
         with self._errors():
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._path + ".new")
-            descriptor = self._open(self._path + ".new", os.O_WRONLY | os.O_EXCL)
+            descriptor = opened(self._path + ".new", os.O_WRONLY | os.O_CREAT | os.O_EXCL)
             with open(descriptor, "wb") as file:
                 file.write(text)
                 file.flush()

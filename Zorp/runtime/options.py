@@ -20,6 +20,8 @@ import enum
 import os
 from typing import NamedTuple
 
+from Zorp.wire.kzorpd import KZORPD_DIR
+
 DEFAULT_VERBOSITY = 3
 DEFAULT_LOG_SPEC = "*.summary:4,*.accounting:4"
 DEFAULT_CAPS = "cap_net_bind_service=p cap_net_raw=ip"
@@ -76,6 +78,7 @@ class Options:
     pid_file: str | None = None
     pid_dir: str = "/var/run/zorp"
     state_dir: str = "/var/lib/zorp"
+    kzorpd_dir: str = KZORPD_DIR
     enable_core: bool = False
     fd_limit: int = 256_000
     restart_max: int = 5
@@ -186,6 +189,7 @@ OPTIONS = (
     Option("pidfile", "P", "text", "pid_file", None, "FILE", "pid file", "process"),
     Option("pid-dir", "", "path", "pid_dir", None, "DIR", "directory of pid files and control sockets", "process"),
     Option("state-dir", "", "path", "state_dir", None, "DIR", "directory of lasting state", "process"),
+    Option("kzorpd-dir", "", "path", "kzorpd_dir", None, "DIR", "directory of kzorpd's socket", "process"),
     Option("packet-rules", "", "choice", "packet_rules", ("auto", "kzorpd", "administrator", "none"), "WAY",
            "who sees to packet rules: auto, kzorpd, administrator or none", "process"),
     Option("enable-core", "", "flag", "enable_core", True, "", "allow core dumps", "process"),

@@ -44,7 +44,7 @@ class PacketRules:
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        self._path = socket_path(options.pid_dir)
+        self._path = socket_path(options.kzorpd_dir)
         self._kzorpd_answers = False
         self._absence = ""               # why kzorpd does not answer
 
@@ -111,7 +111,7 @@ def stopped(options: Options) -> None:
     if options.packet_rules not in ("auto", "kzorpd"):
         return
     try:
-        ask(socket_path(options.pid_dir), "stopped", HELLO_DEADLINE_S, instance=options.instance)
+        ask(socket_path(options.kzorpd_dir), "stopped", HELLO_DEADLINE_S, instance=options.instance)
     except KzorpdAway:
         return
     except KzorpdError as problem:

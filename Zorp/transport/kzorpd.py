@@ -2,8 +2,8 @@
 
 Every call is one connection and is bounded by its deadline as a whole.
 
-The directory of the socket belongs to the user of the instances, so anybody who has taken one of
-them over can listen there.  What is not run by user 0 or by our own user is therefore nobody.
+kzorpd listens only in a directory where nobody but user 0, or its own user, can put a socket.  Where
+that was not asked for, anybody may listen: what is not run by user 0 or by our own user is nobody.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class KzorpdAway(KzorpdError):
     """Nobody answers on the socket."""
 
 
-def socket_path(pid_dir: str) -> str:
+def socket_path(directory: str) -> str:
     """Return where kzorpd listens."""
-    return os.path.join(pid_dir, wire.SOCKET_NAME)
+    return os.path.join(directory, wire.SOCKET_NAME)
 
 
 def ask(path: str, request: str, timeout_s: float, **fields) -> dict:

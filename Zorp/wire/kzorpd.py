@@ -22,7 +22,8 @@ from __future__ import annotations
 
 import json
 
-SOCKET_NAME = "kzorpd"           # in the directory of pid files
+KZORPD_DIR = "/var/run/kzorp"    # not that of the instances: their user must not be able to move the socket away
+SOCKET_NAME = "kzorpd"           # in that directory
 REQUESTS = ("hello", "instance", "remove", "stopped", "reload", "dump", "zones", "flush")
 SHORT_LINE_BYTES = 4_096
 MAX_LINE_BYTES = 132 << 20       # an instance with a million nets, quoted once more

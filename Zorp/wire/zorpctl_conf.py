@@ -17,6 +17,8 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 
+from Zorp.wire.kzorpd import KZORPD_DIR
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ZorpctlConf:
@@ -37,6 +39,7 @@ class ZorpctlConf:
     pidfile_dir_owner: str = "zorp"
     pidfile_dir_group: str = "zorp"
     pidfile_dir_mode: int = 0o770
+    kzorpd_dir: str = KZORPD_DIR
     zorp_sysconfdir: str = "/etc/zorp"
     zorp_pidfiledir: str = "/var/run/zorp"
     zorp_sbindir: str = "/usr/sbin"

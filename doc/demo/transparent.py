@@ -86,7 +86,8 @@ class Firewall:
     """Packet rules, kzorpd and zorp on the firewall."""
 
     def __init__(self) -> None:
-        zorp = f"--policy {HERE / 'policy_transparent.py'} --pid-dir {RUN} --state-dir {RUN} {' '.join(AS_WE_ARE)}"
+        zorp = " ".join([f"--policy {HERE / 'policy_transparent.py'} --pid-dir {RUN} --state-dir {RUN}",
+                         f"--kzorpd-dir {RUN}", *AS_WE_ARE])
         (RUN / "instances.conf").write_text(f"demo {zorp}\n")
         (RUN / "kzorp.yml").write_text(f"pid_dir: {RUN}\nstate_dir: {RUN}\n")
         on_firewall = ["ip", "netns", "exec", "firewall"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import pwd
 import shlex
 import signal
 import subprocess
@@ -114,9 +113,6 @@ def host(net):
     made = Host(net)
     made.net.firewall.write_settings()
     assert kernel_state(net.firewall) == ""
-    # the state directory is zorp's, not root's
-    made.directory.chmod(0o755)
-    os.chown(made.directory, pwd.getpwnam("nobody").pw_uid, -1)
     return made
 
 

@@ -199,7 +199,8 @@ def instance(gateway):
     def make(way="auto", policy=POLICY, **values):
         (gateway.directory / "zorp").mkdir()
         daemon = Daemon(gateway.directory / "zorp", policy, arguments=(
-            "--pid-dir", str(gateway.directory), "--packet-rules", way), port_of_rule=80, **values)
+            "--pid-dir", str(gateway.directory), "--kzorpd-dir", str(gateway.directory), "--packet-rules", way),
+            port_of_rule=80, **values)
         daemon.prefix = ("ip", "netns", "exec", gateway.namespace.name)
         daemon.pid_file = lambda *_: gateway.directory / "zorp-intra.pid"
         made.append(daemon)

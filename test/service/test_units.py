@@ -15,6 +15,8 @@ import pytest
 from test.support.daemon import wait_until
 from test.support.host import ROOT
 from test.zorpctl.test_lifecycle import serves
+from Zorp.netfilter.site import Site
+from Zorp.runtime.options import Options
 
 UNITS = sorted((ROOT / "systemd").glob("*.service"))
 # What is true of a machine where the programs are not installed.
@@ -74,6 +76,23 @@ def test_users_and_directories_go_together():
     # then it is made, and owns the directories
     assert re.search(rf"^u {unit['User']} ", users, re.MULTILINE)
     assert re.search(rf"^d +/run/zorp +0770 {unit['User']} {unit['Group']} ", directories, re.MULTILINE)
+
+
+@pytest.mark.parametrize("directory", ["/run/kzorp", "/var/lib/kzorp"])
+def test_what_packet_rules_follow_is_in_directories_of_root(directory):
+    # given the directories that kzorpd and kzorp-setup use where kzorp.yml says nothing
+    assert Site().pid_dir == Options().kzorpd_dir == "/var/run/kzorp"
+    assert directory in (Site().state_dir, Site().pid_dir.removeprefix("/var"))
+    # then root's is made of them, by tmpfiles.d and by the unit
+    directories = (ROOT / "systemd/tmpfiles.d/zorp.conf").read_text()
+    assert re.search(rf"^d +{directory} +0755 root root ", directories, re.MULTILINE)
+    unit = dict(directives("kzorpd.service"))
+    assert (unit["User"], "Group" in unit) == ("root", False)
+    assert unit["StateDirectory"] == unit["RuntimeDirectory"] == "kzorp"
+    # and kzorp-setup may write its state, but starts, and closes the host, also where there is no such directory
+    setup = dict(directives("kzorp-setup.service"))
+    assert "-/var/lib/kzorp" in setup["ReadWritePaths"].split()
+    assert not {"StateDirectory", "RuntimeDirectory"} & setup.keys()
 
 
 @pytest.mark.parametrize(("tool", "file"), [

@@ -226,6 +226,7 @@ class Daemon:
         mode = () if self.detached else ("--foreground", "--no-syslog")
         return [sys.executable, str(ROOT / "sbin" / "zorp"), "--as", self.instance, "--policy", str(self.policy), *mode,
                 "--verbose", str(self._verbosity), "--pid-dir", str(self.directory), "--state-dir", str(self.directory),
+                "--kzorpd-dir", str(self.directory),
                 "--user", str(os.getuid()), "--group", str(os.getgid()), "--deadlock-check-timeout", "-1",
                 *self._arguments]
 

@@ -54,9 +54,10 @@ class Host:
     def __init__(self, directory: pathlib.Path) -> None:
         self.directory = directory
         self.pid_dir = directory / "run"
+        self.kzorpd_dir = directory / "kzorpd"
         self.etc = directory / "etc"
         self.sbin = directory / "sbin"
-        for path in (self.pid_dir, self.etc, self.sbin):
+        for path in (self.pid_dir, self.kzorpd_dir, self.etc, self.sbin):
             path.mkdir()
         self._program()
         self.ports: dict[str, int] = {}
@@ -73,7 +74,8 @@ class Host:
     def conf(self, text: str = "CHECK_PERMS=0\nSTART_WAIT_TIMEOUT=30\nSTOP_CHECK_TIMEOUT=30\n") -> None:
         """Write zorpctl.conf: `text` and the directories of this host."""
         (self.etc / "zorpctl.conf").write_text(
-            f"{text}ZORP_SYSCONFDIR={self.etc}\nZORP_PIDFILEDIR={self.pid_dir}\nZORP_SBINDIR={self.sbin}\n")
+            f"{text}ZORP_SYSCONFDIR={self.etc}\nZORP_PIDFILEDIR={self.pid_dir}\nZORP_SBINDIR={self.sbin}\n"
+            f"KZORPD_DIR={self.kzorpd_dir}\n")
 
     def policy(self, name: str, text: str, **values) -> pathlib.Path:
         """Write a policy file; $port is a free port kept for this name, $name the instance."""

@@ -46,7 +46,7 @@ def test_rules_without_kzorpd_are_no_green_start(host, started):
     assert UNATTENDED in host.zorpctl("status").out
     assert json.loads(host.zorpctl("status", "--json").out)[0]["packet_rules"] == "unattended"
     with socket.socket(socket.AF_UNIX) as kzorpd:
-        kzorpd.bind(str(host.pid_dir / "kzorpd"))
+        kzorpd.bind(str(host.kzorpd_dir / "kzorpd"))
         kzorpd.listen()
         assert UNATTENDED not in host.zorpctl("status").out
 
@@ -78,7 +78,7 @@ def test_kzorpd_hears_from_user_0_that_an_instance_was_stopped_and_not_of_a_rest
                     client.sendall(answer_line(None, {}, as_json=True))
 
     with socket.socket(socket.AF_UNIX) as kzorpd:
-        kzorpd.bind(str(host.pid_dir / "kzorpd"))
+        kzorpd.bind(str(host.kzorpd_dir / "kzorpd"))
         kzorpd.listen()
         thread = threading.Thread(target=serve)
         thread.start()
