@@ -8,14 +8,15 @@ Theory of operation
     descriptor and never looks inside; a replacement gets it by its fork, and loads from it alone.
 
     What counts as text are source and byte code files, of the policy and of every module found in
-    its directory, in /etc/zorp, or in a place that the policy itself adds to sys.path.  A hook of
-    the import system (_Finder) reads these places: from disk at a load that was ordered, from the
-    accepted text at a replacement.  There a module that was not found at the acceptance is not
-    found now either.  Lines of a traceback are those of the text that runs (linecache), too.
+    its directory, in /etc/zorp, or in a place that the policy itself adds to sys.path; of a zip
+    file there, the file.  Hooks of the import system (_Finder, _ArchiveFinder) read these places:
+    from disk at a load that was ordered, from the accepted text at a replacement.  There a module
+    that was not found at the acceptance is not found now either.  Lines of a traceback are those
+    of the text that runs (linecache), too.
 
-    Not kept: what Python and its packages are; extension modules; files that the policy opens
-    itself; modules that are first imported when the load has ended, by a callback.  These are as
-    they lie on disk at that moment, in every worker.
+    Not kept: what Python and its packages are, PYTHONPATH among them; extension modules; files
+    that the policy opens or runs itself; modules that are first imported when the load has ended,
+    by a callback.  These are as they lie on disk at that moment, in every worker.
 
     Byte code beside the source is never used: its time stamp counts whole seconds, and an edit
     within the same second would be missed.
@@ -31,11 +32,14 @@ import functools
 import hashlib
 import importlib.machinery
 import importlib.util
+import io
 import json
 import linecache
 import os
 import stat
 import sys
+import zipfile
+from collections.abc import Callable, Collection
 
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _READ_BYTES = 1 << 20
@@ -131,7 +135,7 @@ class PolicyTexts:
         def is_below(directory: str) -> bool:
             return place == directory or place.startswith(directory.rstrip("/") + "/")
 
-        if not isinstance(place, str) or not place or os.path.isfile(place):
+        if not isinstance(place, str) or not place:
             return False
         nearest = max(filter(is_below, (*self._directories, *self._own_places)), key=len, default=None)
         return nearest not in self._own_places
@@ -160,11 +164,26 @@ class PolicyTexts:
             _show_in_tracebacks(path, data)
         return data
 
-    def _finder_of(self, place: str) -> _Finder:
+    def _finder_of(self, place: str) -> _Finder | _ArchiveFinder:
         """The hook of the import system.  Raises ImportError for places that are not ours."""
         if not self.is_ours(place):
             raise ImportError(f"no place of the policy: {place}", path=place)
-        return _Finder(self, place)
+        archive = self._archive_of(place)
+        if archive is None:
+            return _Finder(self, place)
+        if self._accepted is None and not zipfile.is_zipfile(archive):
+            raise ImportError(f"neither a directory nor a zip file: {archive}", path=place)
+        return _ArchiveFinder(archive, self.read(archive), place)
+
+    def _archive_of(self, place: str) -> str | None:
+        """Return the file that this place is, or that it is a directory in."""
+        is_file = os.path.isfile if self._accepted is None else self._accepted.files.__contains__
+        while not is_file(place):
+            above = os.path.dirname(place)
+            if above in ("", place):
+                return None
+            place = above
+        return place
 
 
 def _show_in_tracebacks(path: str, data: bytes) -> None:
@@ -180,12 +199,12 @@ def _show_in_tracebacks(path: str, data: bytes) -> None:
 class _Source(importlib.machinery.SourceFileLoader):
     """A module of source text that comes from the policy's texts."""
 
-    def __init__(self, texts: PolicyTexts, name: str, path: str) -> None:
+    def __init__(self, read: Callable[[str], bytes], name: str, path: str) -> None:
         super().__init__(name, path)
-        self._texts = texts
+        self._read = read
 
     def get_data(self, path):
-        return self._texts.read(path) if path == self.path else super().get_data(path)
+        return self._read(path)
 
     def path_stats(self, path):
         raise OSError("byte code is not used")
@@ -194,12 +213,33 @@ class _Source(importlib.machinery.SourceFileLoader):
 class _ByteCode(importlib.machinery.SourcelessFileLoader):
     """A module without its source."""
 
-    def __init__(self, texts: PolicyTexts, name: str, path: str) -> None:
+    def __init__(self, read: Callable[[str], bytes], name: str, path: str) -> None:
         super().__init__(name, path)
-        self._texts = texts
+        self._read = read
 
     def get_data(self, path):
-        return self._texts.read(path) if path == self.path else super().get_data(path)
+        return self._read(path)
+
+
+def _text_loaders(read: Callable[[str], bytes]) -> dict[str, Callable]:
+    """Return what loads a module of each kind, by suffix, the better one first."""
+    return {".py": functools.partial(_Source, read), ".pyc": functools.partial(_ByteCode, read)}
+
+
+def _spec_among(files: Collection[str], directory: str, fullname: str, loaders: dict[str, Callable]):
+    """Return the spec of a module of this directory when it is one of these files, else None."""
+    base = os.path.join(directory, fullname.rpartition(".")[2])
+    for stem, locations in ((os.path.join(base, "__init__"), [base]), (base, None)):
+        for suffix, loader in loaders.items():
+            path = stem + suffix
+            if path in files:
+                return importlib.util.spec_from_file_location(
+                    fullname, path, loader=loader(fullname, path), submodule_search_locations=locations)
+    if not any(path.startswith(base + os.sep) for path in files):
+        return None
+    spec = importlib.machinery.ModuleSpec(fullname, None)        # a directory without __init__
+    spec.submodule_search_locations = [base]
+    return spec
 
 
 class _Finder(importlib.machinery.FileFinder):
@@ -207,7 +247,7 @@ class _Finder(importlib.machinery.FileFinder):
 
     def __init__(self, texts: PolicyTexts, directory: str) -> None:
         self._texts = texts
-        self._text_loaders = {".py": functools.partial(_Source, texts), ".pyc": functools.partial(_ByteCode, texts)}
+        self._text_loaders = _text_loaders(texts.read)
         super().__init__(
             directory, (importlib.machinery.ExtensionFileLoader, importlib.machinery.EXTENSION_SUFFIXES),
             *((loader, [suffix]) for suffix, loader in self._text_loaders.items()))
@@ -215,24 +255,41 @@ class _Finder(importlib.machinery.FileFinder):
     def find_spec(self, fullname, target=None):
         if self._texts.accepted is None:
             return super().find_spec(fullname, target)
-        return self._accepted_spec(fullname) or self._extension_spec(fullname, target)
-
-    def _accepted_spec(self, fullname):
-        base = os.path.join(self.path, fullname.rpartition(".")[2])
-        files = self._texts.accepted.files
-        for stem, locations in ((os.path.join(base, "__init__"), [base]), (base, None)):
-            for suffix, loader in self._text_loaders.items():
-                path = stem + suffix
-                if path in files:
-                    return importlib.util.spec_from_file_location(
-                        fullname, path, loader=loader(fullname, path), submodule_search_locations=locations)
-        if not any(path.startswith(base + os.sep) for path in files):
-            return None
-        spec = importlib.machinery.ModuleSpec(fullname, None)        # a directory without __init__
-        spec.submodule_search_locations = [base]
-        return spec
+        accepted = _spec_among(self._texts.accepted.files, self.path, fullname, self._text_loaders)
+        return accepted or self._extension_spec(fullname, target)
 
     def _extension_spec(self, fullname, target):
         spec = super().find_spec(fullname, target)
         is_extension = spec is not None and isinstance(spec.loader, importlib.machinery.ExtensionFileLoader)
         return spec if is_extension else None
+
+
+class _ArchiveFinder:
+    """The modules of one zip file of the policy, or of one directory in it; importlib.resources does not see them."""
+
+    def __init__(self, archive: str, data: bytes, place: str) -> None:
+        """data: what is in the file.  Raises ImportError."""
+        try:
+            self._zip = zipfile.ZipFile(io.BytesIO(data))
+        except zipfile.BadZipFile as problem:
+            raise ImportError(f"{problem}: {archive}", path=archive) from problem
+        self._members = {os.path.join(archive, name): name for name in self._zip.namelist()}
+        self._place = place
+
+    def find_spec(self, fullname, target=None):
+        return _spec_among(self._members, self._place, fullname, _text_loaders(self._read))
+
+    def invalidate_caches(self) -> None:
+        """Nothing to forget: the content is fixed."""
+
+    def _read(self, path: str) -> bytes:
+        """Return the content of one member.  Raises OSError."""
+        if path not in self._members:
+            raise FileNotFoundError(path)
+        try:
+            data = self._zip.read(self._members[path])
+        except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as problem:      # damaged, foreign, encrypted
+            raise OSError(f"{path}: {problem}") from problem
+        if path.endswith(".py"):
+            _show_in_tracebacks(path, data)
+        return data

@@ -8,6 +8,7 @@ import pathlib
 import py_compile
 import signal
 import sys
+import zipfile
 
 import pytest
 
@@ -114,6 +115,53 @@ def test_modules_beside_the_policy_are_part_of_its_text(zorp):
     write_helpers(daemon, "3")
     daemon.reload()
     assert word_of(daemon) == "zones3-parts3-bare3-placed3-without"
+
+
+def write_archive(path, word: str) -> None:
+    """A zip file with a module, a package, a directory without __init__, and one of byte code."""
+    source = path.with_name("compiled.py")
+    source.write_text(f"word = {word!r}\n")
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("zipped", "pack/__init__", "pack/inner", "bare/second"):
+            archive.writestr(f"{name}.py", f"word = {word!r}\n")
+        archive.write(py_compile.compile(str(source), str(path.with_name("c.pyc"))), "compiled.pyc")
+    source.unlink()
+
+
+def test_modules_in_a_zip_file_are_part_of_the_text(zorp):
+    # given a policy whose modules are in an archive, and another archive that does not exist yet
+    daemon = zorp(ECHO.replace('word = "$word"', """
+import sys
+sys.path[:0] = ["$dir/later.zip", "$dir/all.zip"]
+import zipped, pack, pack.inner, bare.second, compiled
+try:
+    import absent
+except ImportError:
+    absent = None
+words = {module.word for module in (zipped, pack, pack.inner, bare.second, compiled)}
+word = "-".join(words) + ("-with" if absent else "") + "-" + os.path.relpath(zipped.__file__, "$dir")
+"""), start=False)
+    archive = daemon.directory / "all.zip"
+    write_archive(archive, "one")
+    daemon.start()
+    assert word_of(daemon) == "one-all.zip/zipped.py"
+    # when both are changed and a worker crashes, then the replacement has the accepted modules
+    write_archive(archive, "two")
+    with zipfile.ZipFile(daemon.directory / "later.zip", "w") as later:
+        later.writestr("absent.py", "")
+        later.writestr("zipped.py", "word = 'later'")
+    crash(daemon)
+    assert word_of(daemon) == "one-all.zip/zipped.py"
+    line = daemon.log.wait_for("core.info", 3, "Policy files were changed and not reloaded")
+    assert line.fields["files"] == str(archive)
+    # also when the archive is gone; a reload takes what is there
+    archive.unlink()
+    crash(daemon)
+    assert word_of(daemon) == "one-all.zip/zipped.py"
+    write_archive(archive, "three")
+    (daemon.directory / "later.zip").unlink()
+    daemon.reload()
+    assert word_of(daemon) == "three-all.zip/zipped.py"
 
 
 def test_each_process_comes_back_with_its_own_text(zorp):
@@ -290,6 +338,17 @@ def test_a_module_without_source_is_text_too(tmp_path, imports):
     replacement.begin()
     import compiled_helper as again
     assert (compiled_helper.value, again.value) == (1, 1)
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x05\x06" + bytes(17), b"PK\x03\x04"])
+def test_a_file_that_is_no_archive_is_no_place_of_modules(tmp_path, imports, content):
+    (tmp_path / "file.zip").write_bytes(content)
+    texts = PolicyTexts(str(tmp_path / "policy.py"), (str(tmp_path),))
+    texts.begin()
+    sys.path.insert(0, str(tmp_path / "file.zip"))
+    with pytest.raises(ImportError):
+        import nowhere_at_all  # noqa: F401
+    assert texts.end().files == {}
 
 
 def test_the_interpreters_own_modules_are_no_text(tmp_path, imports):
