@@ -4,10 +4,10 @@ Theory of operation
     apply() works from what is harmless to what decides: new sets and routing, which are read back;
     then the tables nat, filter and mangle, mangle last, because it makes the marks that the others
     read; where filter lets unmarked packets pass (default_deny: false), filter comes last, so that
-    nobody passes because nothing marks him yet.  Every table is tried before the first is changed, and read back after the last.  When a
-    step fails all the same, or something else is read than was written, the tables that were
-    changed get their old chains back, sets their old members, and BackendError says what
-    happened: the old rules stay in force.
+    nobody passes because nothing marks him yet.  Every table is tried before the first is changed,
+    and read back after the last.  When a step fails all the same, or something else is read than
+    was written, the tables that were changed get their old chains back, sets their old members,
+    and BackendError says what happened: the old rules stay in force.
 
     Then the new rules are in force, and what only the old ones used goes: sets and routing.  What
     cannot be removed (a rule of the site uses a set of ours) is reported and tried again by

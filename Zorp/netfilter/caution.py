@@ -75,7 +75,7 @@ def confirmed(name: str, handed: InstanceDescription | None, own: InstanceDescri
         if not own.rules:
             return None
         raise Unconfirmed(f"instance '{name}' wants its rules removed; its policy file has {len(own.rules)}; take them "
-                          "out of it, or the instance out of instances.conf, and reload kzorpd")
+                          "out of it and reload kzorpd, or the instance out of instances.conf and restart kzorpd")
     differing = difference(own, handed)
     if differing is None and _places(own) != _places(handed):
         differing = f"listeners at {_places(handed)}", f"listeners at {_places(own)}"

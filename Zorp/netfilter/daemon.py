@@ -452,7 +452,7 @@ def _confirmed(name: str, handed: InstanceDescription | None, found: Policies) -
     """Return what an instance may have of what it hands over; None: it wants nothing.  Raises Unconfirmed."""
     if name in found.descriptions:
         return confirmed(name, handed, found.descriptions[name])
-    if name in (found.known or ()):
+    if found.known is None or name in found.known:
         raise Unconfirmed(f"instance '{name}': its policy file cannot be read: {'; '.join(found.problems)}")
     raise Unconfirmed(f"instance '{name}' is not in instances.conf; add it there with the options that it is started "
                       "with, or start it with --packet-rules administrator (kzorp-setup load) or none")

@@ -27,7 +27,8 @@ class Policies:
     """What was read: descriptions in upload order, and why others are missing.
 
     unread holds the names of those others, and "" for lines of instances.conf that name nobody;
-    known all names that instances.conf has, None when there is no such file.
+    known all names that instances.conf has, None when it cannot be opened; unread is what it was
+    before then.
     """
 
     descriptions: dict[str, InstanceDescription] = field(default_factory=dict)
@@ -66,6 +67,7 @@ class PolicyReader:
         self._lines: deque[InstanceLine] = deque()
         self._child: Child | None = None
         self._deadline: Timer | None = None
+        self._unread: frozenset[str] = frozenset()       # as the last reading of all instances had it
 
     def read(self, done: Done, only: str | None = None) -> None:
         """Read every policy, or that of one instance; call done() when that has ended."""
@@ -85,6 +87,9 @@ class PolicyReader:
         except OSError as problem:
             log(None, "core.info", 1, "Unable to open instances.conf, falling back to configuration dir; error='%s', "
                 "fallback='%s'", (problem, self._config_dir))
+            self._found.problems.append(f"{problem.filename or 'instances.conf'} cannot be read, packet rules stay as "
+                                        f"they are; error='{problem.strerror or problem}'")
+            self._found.unread |= self._unread
             self._end()
             return
         except Exception as problem:                 # a defect must not leave every later reading undone
@@ -140,6 +145,8 @@ class PolicyReader:
 
     def _end(self) -> None:
         job, self._job = self._job, None
+        if job.only is None:
+            self._unread = frozenset(self._found.unread)
         for done in job.done:
             try:
                 done(self._found)

@@ -32,6 +32,11 @@ Rules of one instance without those of another
     everything that is in force stays as it is, zones included; only rules that forward nothing are
     added (Zorp.netfilter.caution).
 
+    So an instance that is no longer in instances.conf keeps what its rules took, and nothing passes
+    by them any more: the file may be half-written, and whoever asks for the reload may have waited
+    for that.  With its line the rules come back.  They go when kzorpd starts and somebody else has
+    rules; the last ones never go by reading files, because the host would be open without them.
+
     An instance that stops keeps its rules, or, where the site wants the original's way (on_stop:
     flush), has rules only while it runs.  Rules go only when user 0 says that it has stopped; when
     the instance itself does, they stay and let nothing pass (Zorp.netfilter.daemon_control).
@@ -40,7 +45,7 @@ Rules of one instance without those of another
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 
 from pyroute2.netlink.exceptions import NetlinkError
 
@@ -164,47 +169,55 @@ class PacketRules:
                       is_start: bool) -> None:
         """Put in force what the policy files of all instances say, as far as that goes (see above).
 
-        known: the names in instances.conf, None when there is no such file; others lose their rules.
+        known: the names in instances.conf, None when there is no such file; what the rules of others
+        took is dropped, or they go.
         is_start: the files were read because kzorpd has started; instances that have handed over
         keep everything.  Raises RulesError.
         """
-        state = self._without_strangers(self.state, known)
         if self._site.on_stop == "flush":
-            descriptions = {name: found for name, found in descriptions.items() if state.entry(name) is not None}
+            descriptions = {name: found for name, found in descriptions.items() if self.state.entry(name) is not None}
+        state = self._without_strangers(self.state, known, descriptions.keys(), is_start=is_start)
         for name, description in descriptions.items():
             entry = state.entry(name)
             if entry is None or not entry.handed_over:
                 state = state.with_entry(Entry(_of_file(description)))
             elif not is_start:
                 state = state.with_entry(Entry(_with_zones(entry.description, description.zones), handed_over=True))
-        if not is_start:
-            for entry in state.entries:
-                if not entry.handed_over and entry.description.instance not in descriptions:
-                    state = state.without(entry.description.instance)
         self._put_in_force(state)
 
-    def _without_strangers(self, state: State, known: frozenset[str] | None) -> State:
-        """Return the state without instances that left instances.conf, where it is known what stands there."""
+    def _without_strangers(self, state: State, known: frozenset[str] | None, described: Set[str], *,
+                           is_start: bool) -> State:
+        """Return the state with instances that left instances.conf closed, or gone, and with those that came back."""
         if known is None or "" in self._unread:
             return state
-        for name in {entry.description.instance for entry in state.entries} - known - self._unread:
-            log(None, "core.info", 3, "Instance is not in instances.conf any more, its packet rules go; instance='%s'",
-                (name,))
-            state = state.without(name)
+        known |= self._unread
+        others = bool(described) or any(entry.description.instance in known for entry in state.entries)
+        for entry in state.entries:
+            name = entry.description.instance
+            if name in known:
+                state = state.with_entry(dataclasses.replace(entry, is_stranger=False))
+            elif is_start and others:
+                log(None, "core.info", 3, "Instance left instances.conf, its packet rules go; "
+                    "instance='%s'", (name,))
+                state = state.without(name)
+            else:
+                log(None, "core.error", 1, "Instance left instances.conf, what its rules took is dropped; "
+                    "instance='%s', repair='put its line back and reload kzorpd, or %s'",
+                    (name, "restart kzorpd to have them go" if others else "stop kzorpd and run kzorp-setup unload"))
+                state = state.with_entry(dataclasses.replace(entry, is_stranger=True))
         return state
 
     def replace_zones(self, zones: tuple[ZoneData, ...]) -> None:
         """Give every instance these zones.  Raises RulesError."""
         self._put_in_force(State(tuple(
-            Entry(_with_zones(entry.description, zones), entry.handed_over) for entry in self.state.entries),
-            self.state.indexes))
+            dataclasses.replace(entry, description=_with_zones(entry.description, zones))
+            for entry in self.state.entries), self.state.indexes))
 
     def empty_zones(self) -> None:
         """Take the nets and host names of all zones away; the zones and rules stay.  Raises RulesError."""
         self._put_in_force(State(tuple(
-            Entry(dataclasses.replace(entry.description, zones=tuple(
-                dataclasses.replace(zone, nets=(), hostnames=()) for zone in entry.description.zones)),
-                entry.handed_over)
+            dataclasses.replace(entry, description=dataclasses.replace(entry.description, zones=tuple(
+                dataclasses.replace(zone, nets=(), hostnames=()) for zone in entry.description.zones)))
             for entry in self.state.entries), self.state.indexes))
 
     def take_addresses(self, addresses: Mapping[str, Iterable[str]]) -> bool:

@@ -37,6 +37,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from Zorp.Log import log
+from Zorp.netfilter.caution import closed
 from Zorp.netfilter.compiler import IndexState
 from Zorp.netfilter.own_files import opened, prepare_directory
 from Zorp.rules.description import InstanceDescription, from_json, to_json
@@ -59,6 +60,7 @@ class Entry:
 
     description: InstanceDescription
     handed_over: bool = False        # by the running instance itself, not read from its policy file
+    is_stranger: bool = False        # no longer in instances.conf: its rules take what they took, and nothing passes
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,8 @@ class State:
 
     @property
     def descriptions(self) -> tuple[InstanceDescription, ...]:
-        return tuple(entry.description for entry in self.entries)
+        """What the entries come to."""
+        return tuple(closed(entry.description) if entry.is_stranger else entry.description for entry in self.entries)
 
     def entry(self, instance: str) -> Entry | None:
         """Return the part of an instance; None when it has none."""
@@ -134,7 +137,8 @@ class Store:
             value = json.loads(self._text(), parse_constant=_no_number)
             if value["version"] != _VERSION:
                 raise ValueError(f"version {value['version']!r}")
-            entries = tuple(Entry(from_json(json.dumps(part["description"])), part["handed_over"] is True)
+            entries = tuple(Entry(from_json(json.dumps(part["description"])), part["handed_over"] is True,
+                                  part.get("stranger") is True)
                             for part in value["instances"])
             return State(entries, IndexState.from_json(json.dumps(value["indexes"])), value.get("settled") is True)
         except FileNotFoundError:
@@ -172,7 +176,8 @@ class Store:
     def _prepare(self, state: State) -> None:
         value = {"version": _VERSION, "settled": state.is_settled, "indexes": json.loads(state.indexes.to_json()),
                  "instances": [
-            {"handed_over": entry.handed_over, "description": json.loads(to_json(entry.description))}
+            {"handed_over": entry.handed_over, "stranger": entry.is_stranger,
+             "description": json.loads(to_json(entry.description))}
             for entry in state.entries]}
         text = json.dumps(value, separators=(",", ":")).encode()
         if len(text) > MAX_BYTES:
