@@ -68,3 +68,7 @@ class Evaluator:
     def zone_of(self, family: int, address: int) -> str | None:
         """Return the name of the zone of an address in the first instance that has one."""
         return next((zone for _, _, zones, _ in self._parts if (zone := zones.zone_of(family, address))), None)
+
+    def claimants(self, family: int, address: int) -> tuple[str, ...]:
+        """Return the names of the zones that dispute an address in the first instance with any; nearly always ()."""
+        return next((names for _, _, zones, _ in self._parts if (names := zones.claimants(family, address))), ())

@@ -7,8 +7,9 @@
     kzorp --json ...                   one JSON document instead of lines
 
 Theory of operation
-    What is shown is what kzorpd has in force; when no kzorpd answers, what the policies of
-    instances.conf say now, each loaded by a child without rights.  The evaluation is that of the
+    What is shown is what kzorpd has in force; when no kzorpd answers, which is said, what the
+    policies of instances.conf say now, each loaded by a child without rights, with the addresses
+    of host names that kzorpd knew last.  The evaluation is that of the
     daemons, made here, with the interfaces of this host.
 
 Exit status: that of the last action.  0; 1 when a dump, an upload or a flush fails; 2 for a
@@ -32,6 +33,7 @@ from Zorp.netfilter import kzorp_text as text
 from Zorp.netfilter import policies, site
 from Zorp.netfilter.evaluator import Evaluator, Verdict
 from Zorp.netfilter.instance_zones import Zoned, described, zoned
+from Zorp.netfilter.known_addresses import KnownAddresses
 from Zorp.netfilter.policies import PolicyUnusable
 from Zorp.netfilter.upload import UploadError, read_zones
 from Zorp.rules.description import DescriptionError, InstanceDescription, from_json
@@ -44,6 +46,9 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 ANSWER_DEADLINE_S = 60.0
 _ABSENT = "KZorp support not present in kernel"
+_AWAY = ("kzorp: kzorpd does not answer; this is what the policies say now, with the addresses of host names that "
+         "it knew last")
+_NOT_FLUSHED = "kzorp: only zones can be emptied; services, rules and binds are those of the policies, and stay"
 _FLUSHABLE = ("binds", "dispatchers", "services", "zones", "all")
 _EVALUATE_ARGUMENTS = ("-e option requires 4 arguments: <protocol> <client address> <server address> "
                        "<interface name>")
@@ -144,9 +149,11 @@ class _Command:
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
         try:
-            self._socket = socket_path(options.pid_dir or site.read_file(options.config_dir).pid_dir)
+            settings = site.read_file(options.config_dir)
         except site.SiteError as problem:
             raise _Failed(str(problem)) from None
+        self._socket = socket_path(options.pid_dir or settings.pid_dir)
+        self._known = KnownAddresses(settings.state_dir)
         self._state: text.HostState | None = None
         self._document: dict = {}
         self._zones: list[Zoned] | None = None
@@ -210,7 +217,8 @@ class _Command:
             try:
                 self._state = state_of(ask(self._socket, "dump", ANSWER_DEADLINE_S))
             except KzorpdAway:
-                self._state = text.HostState(instances=self._from_policies())
+                self._state = text.HostState(instances=self._from_policies(), addresses=self._known.read())
+                print(_AWAY, file=sys.stderr)
             except (KzorpdError, DescriptionError) as problem:
                 raise _Failed(f"Dump failed: result='1' error='{problem}'") from None
         return self._state
@@ -221,7 +229,8 @@ class _Command:
         except OSError:
             lines = ()
         if not lines:
-            raise _Failed(_ABSENT, EXIT_USAGE)
+            raise _Failed(f"{_ABSENT}: kzorpd does not answer, and {self._options.config_dir}/instances.conf names no "
+                          "instance", EXIT_USAGE)
         found = policies.describe(lines)
         for problem in found.values():
             if isinstance(problem, PolicyUnusable):
@@ -288,12 +297,16 @@ class _Command:
 
     def _do_lookup(self) -> None:
         family, address = self._address
-        name = Evaluator(self._with_zones()).zone_of(family, address)
+        evaluator = Evaluator(self._with_zones())
+        name, claimants = evaluator.zone_of(family, address), evaluator.claimants(family, address)
         state = self._host_state()
         value = next((text.zone_value(zone, state) for zone in state.zones() if zone.name == name), None)
         self._document["lookup"] = value
         if value is not None:
             self._print([text.zone_line(value)])
+        if claimants:
+            self._document["disputed"] = list(claimants)
+            self._print([f"Disputed: host names of several zones have this address; zones='{','.join(claimants)}'"])
 
     def _do_upload(self) -> None:
         try:
@@ -312,14 +325,16 @@ class _Command:
         if self._options.flush in ("zones", "all"):
             self._order("flush", what="zones")
         elif not self._host_state().instances:           # the others never had a visible effect
-            raise _Failed(_ABSENT, EXIT_USAGE)
+            raise _Failed(f"{_ABSENT}: there is no instance", EXIT_USAGE)
+        if self._options.flush != "zones":
+            print(_NOT_FLUSHED, file=sys.stderr)
         self._document["flushed"] = self._options.flush
 
     def _order(self, request: str, **fields) -> None:
         try:
             ask(self._socket, request, ANSWER_DEADLINE_S, **fields)
         except KzorpdAway:
-            raise _Failed(_ABSENT, EXIT_USAGE) from None
+            raise _Failed(f"{_ABSENT}: kzorpd does not answer", EXIT_USAGE) from None
         except KzorpdError as problem:
             raise _Failed(f"kzorpd refused: {problem}") from None
         self._state = self._zones = None

@@ -39,6 +39,8 @@ def web():
     Rule(rule_id=2, service="fwd", proto=1, src_zone="office", proto_type=8)
     Rule(rule_id=3, service="no", proto=6, dst_port=80, src_zone="lab")
 '''
+AWAY = ("kzorp: kzorpd does not answer; this is what the policies say now, with the addresses of host names that "
+        "it knew last\n")
 ZONES = '''
 from Zorp.Zone import Zone
 
@@ -89,8 +91,8 @@ def test_scenario_23_evaluation_without_a_port_is_a_usage_error(kzorp):
 
 
 def test_scenario_24_lookup_prints_the_best_zone_or_nothing(kzorp, host):
-    assert kzorp("-l", "10.1.0.66") == (0, ["Zone name='lab', admin_parent='None' count='0'"], "")
-    assert kzorp("-l", "2001:db8::1") == (0, [], "")
+    assert kzorp("-l", "10.1.0.66") == (0, ["Zone name='lab', admin_parent='None' count='0'"], AWAY)
+    assert kzorp("-l", "2001:db8::1") == (0, [], AWAY)
 
 
 def test_scenario_25_an_ordinary_user_is_refused():
@@ -156,7 +158,7 @@ def test_several_actions_come_in_the_order_of_the_original(kzorp):
 
 
 def test_quiet_prints_no_dump(kzorp):
-    assert kzorp("-q", "-z", "-s") == (0, [], "")
+    assert kzorp("-q", "-z", "-s") == (0, [], AWAY)
 
 
 def test_json_is_one_document(kzorp):
@@ -180,12 +182,31 @@ def test_a_policy_that_cannot_be_loaded_fails_the_dump(kzorp, host):
 
 def test_without_instances_and_without_kzorpd_there_is_no_support(kzorp, host):
     (host / "instances.conf").unlink()
-    assert kzorp("-z") == (2, [], "KZorp support not present in kernel\n")
+    assert kzorp("-z") == (2, [], "KZorp support not present in kernel: kzorpd does not answer, and "
+                                  f"{host}/instances.conf names no instance\n")
 
 
-def test_flush_alone_ends_with_0_and_zones_need_kzorpd(kzorp):
-    assert kzorp("-f", "services") == (0, [], "")
-    assert kzorp("-f", "zones") == (2, [], "KZorp support not present in kernel\n")
+def test_flush_alone_ends_with_0_says_what_stays_and_zones_need_kzorpd(kzorp):
+    assert kzorp("-f", "services") == (0, [], AWAY + "kzorp: only zones can be emptied; services, rules and binds are "
+                                                     "those of the policies, and stay\n")
+    assert kzorp("-f", "zones") == (2, [], "KZorp support not present in kernel: kzorpd does not answer\n")
+
+
+def test_without_kzorpd_host_names_have_the_addresses_known_last_and_disputes_are_said(kzorp, host):
+    # given a zone of everything, two by names that share an address, and no kzorpd
+    (host / "zones.py").write_text(ZONES.replace('addrs=("10.1.0.0/24",)', 'hostnames=("a.test",)')
+                                   .replace('addrs=("10.1.0.64/26",)', 'hostnames=("b.test",)'))
+    (host / "host-names.json").write_text('{"a.test": ["203.0.113.5", "203.0.113.6"], "b.test": ["203.0.113.5"]}')
+    # when it is asked for them, then all say whose they are
+    status, lines, errors = kzorp("-l", "203.0.113.6")
+    assert (status, lines) == (0, ["Zone name='office', admin_parent='None' count='0'"])
+    assert errors.startswith(AWAY)
+    assert kzorp("-l", "203.0.113.5")[1] == [
+        "Zone name='internet', admin_parent='None' count='0'",
+        "Disputed: host names of several zones have this address; zones='lab,office'"]
+    assert "        disputed '203.0.113.5/255.255.255.255'" in kzorp("-z")[1]
+    _, lines, _ = kzorp("--json", "-l", "203.0.113.5")
+    assert json.loads("\n".join(lines))["disputed"] == ["lab", "office"]
 
 
 def test_the_texts_of_every_kind_of_service():
