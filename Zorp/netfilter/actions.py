@@ -24,6 +24,11 @@ Theory of operation
     pass untranslated: it is marked undecided (ZORP_LATE) and not forwarded, until it is taken out
     of connection tracking and begins anew (Zorp.netfilter.sessions).
 
+    Connection tracking takes up TCP connections in the middle (nf_conntrack_tcp_loose): to it, the
+    next packet of one that it does not know, or that was ended with its rule, is the first of a new
+    one, whichever side sends it, and a rule for the other direction might take it.  A forwarded
+    connection therefore begins with a SYN; any other packet is too late as well (ZORP_LATE).
+
     NAT lists mean what they mean to proxies (Zorp.NAT): host bits are kept, a destination is
     the one before any translation, and the port of a DirectedRouter counts with a list, too.
 
@@ -111,7 +116,9 @@ class Actions:
             if rule.kind == "proxy":
                 diverting.setdefault(rule.instance, f"ZORP_I{len(diverting) + 1}")
         chains = [Chain(f"ZORP_R{rule.index}", (
-            *([Rule((Test("known"),), goto("ZORP_LATE"))] if rule.kind == "forward" else []),
+            *([Rule((Test("known"),), goto("ZORP_LATE")),
+               Rule((Test("proto", TCP), Test("syn", negated=True)), goto("ZORP_LATE"))]
+              if rule.kind == "forward" else []),
             Rule((), Target("connmark", (self._mark_of(rule), self._marks.connection_mask))),
             *([Rule((), goto(diverting[rule.instance]))] if rule.kind == "proxy" else []),
             *([Rule((), DROP)] if self._is_out_of_reach(service) else []))) for rule, service in self._rules]

@@ -34,6 +34,7 @@ class Test(NamedTuple):
     set-src, set-dst   name of a set that holds the address
     origdst      net as text, of the connection's original destination
     sport, dport (low, high)
+    syn          None: the TCP packet begins a connection: SYN, without ACK, RST and FIN
     icmp         (type, code); code None: any
     mark, connmark     (value, mask)
     state        connection state: NEW, INVALID

@@ -88,6 +88,8 @@ def _match(test: Test, family: int, protocol: int | None) -> Part:
     what, value = test.what, test.value
     if what in ("sport", "dport"):
         return Part(_protocol_name(protocol), ((what, (_range(value),), test.negated),))
+    if what == "syn":
+        return Part("tcp", (("tcp-flags", ("FIN,SYN,RST,ACK", "SYN"), test.negated),))
     if what == "icmp":
         number, code = value
         text = str(number) if code is None else f"{number}/{code}"

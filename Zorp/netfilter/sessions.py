@@ -8,7 +8,8 @@ Theory of operation
         the same service, with the same router and NAT     stays; gets the mark of the rule that
                                                            permits it now
         another service, a refusal, or no rule             deleted; what comes next is a new
-                                                           connection
+                                                           connection, which in TCP only a SYN
+                                                           can begin (Zorp.netfilter.actions)
 
     Connection tracking does not remember the incoming interface or the IPsec request, and the
     addresses of host names may not be known yet.  Such conditions count as not met, but a

@@ -23,6 +23,10 @@ def compare(seed: int, packets: int) -> int:
         expected = oracle.best(packet)
         rule, _ = model.rule_of(packet)
         assert (rule and (rule.instance, rule.rule_id)) == expected, f"seed {seed}: {packet}"
+        if rule is not None:
+            assert not model.is_late(rule, packet, begins=True)
+            must_not_begin = rule.kind == "forward" and packet.proto == 6
+            assert model.is_late(rule, packet, begins=False) == must_not_begin, f"seed {seed}: {packet}"
         matched += expected is not None
     return matched
 

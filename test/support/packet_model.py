@@ -1,6 +1,7 @@
 """What a packet filter does with the plan: an interpreter of its first table, for comparisons.
 
 Model(plan).rule_of(traffic) -> (RuleIndex | None | CLOSED, number of rules that were tested on the way).
+Model(plan).is_late(rule, traffic, begins=...) -> whether a rule's chain refuses a packet as too late to begin.
 """
 
 from __future__ import annotations
@@ -39,6 +40,12 @@ class Model:
         self._walk(family, "ZORP_EVAL", traffic)
         return (CLOSED if self.index == CLOSED else self.rules[self.index] if self.index else None), self.tested
 
+    def is_late(self, rule, traffic, *, begins):
+        """Return whether the chain of a rule leaves a packet undecided; begins: if it is TCP, it is a SYN."""
+        family = 4 if traffic.family == socket.AF_INET else 6
+        self.index, self.begins = 0, begins
+        return self._chain(family, self.chains[family, f"ZORP_R{rule.index}"], traffic) == "ZORP_LATE"
+
     def _walk(self, family, name, traffic):
         """Go through a chain and those it goes to, until they return."""
         while name:
@@ -65,6 +72,8 @@ class Model:
                     return None
                 if rule.target.what == "jump":
                     self._walk(family, rule.target.values[0], traffic)
+                elif rule.target.what == "tproxy":
+                    return None
                 else:
                     assert rule.target.what == "connmark", rule
         return None
@@ -80,6 +89,10 @@ class Model:
 
     def _is_known(self, family, value, traffic):
         return False
+
+    def _is_syn(self, family, value, traffic):
+        assert traffic.proto == 6
+        return self.begins
 
     def _is_connmark(self, family, value, traffic):
         return value[0] == self.index == 0               # no class but while nothing is decided
