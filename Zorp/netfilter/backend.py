@@ -209,6 +209,10 @@ class Backend:
         with self._errors():
             return self._drift(plan)
 
+    def is_unloaded(self) -> bool:
+        """Return whether the kernel holds nothing of ours."""
+        return not self.drift(_EMPTY)
+
     def _drift(self, plan: Plan) -> list[str]:
         return self._tables_drift(plan, self._read()) + self._other_drift(plan)
 

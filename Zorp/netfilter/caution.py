@@ -6,6 +6,9 @@ Theory of operation
     them decides.  So nothing here weighs rules against each other: a change is harmless when
     nothing is forwarded after it, or when only rules that forward nothing were added.
 
+    What is kept for a proxy whose instance has never run is dropped until it starts: only then is
+    it known which port its listener has, and until then nobody else may have these packets.
+
     Descriptions are compared without the ports of listeners: these are not in a policy.
 """
 
@@ -14,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
-from Zorp.rules.description import DenyData, ForwardData, InstanceDescription
+from Zorp.rules.description import DenyData, ForwardData, InstanceDescription, ProxyData
 from Zorp.rules.engine import RuleData
 
 _PARTS = {"zones": "zone", "services": "service", "rules": "rule"}
@@ -29,6 +32,19 @@ def forwarding_rules(description: InstanceDescription) -> tuple[RuleData, ...]:
     """Return the rules that let the kernel forward."""
     forwarding = {service.name for service in description.services if isinstance(service, ForwardData)}
     return tuple(rule for rule in description.rules if rule.service in forwarding)
+
+
+def lacks_port(description: InstanceDescription) -> bool:
+    """Return whether rules lead to a listener whose port is not known, because its instance has never run."""
+    proxied = {service.name for service in description.services if isinstance(service, ProxyData)}
+    return (any(rule.service in proxied for rule in description.rules)
+            and any(not listener.port for listener in description.listeners))
+
+
+def until_it_runs(description: InstanceDescription) -> InstanceDescription:
+    """Return the description without listeners whose port is not known: packets for them are dropped."""
+    return dataclasses.replace(description, listeners=tuple(
+        listener for listener in description.listeners if listener.port)) if lacks_port(description) else description
 
 
 def opening(before: Iterable[InstanceDescription], after: Iterable[InstanceDescription]) -> str | None:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from Zorp.netfilter import probes
+from Zorp.netfilter.caution import lacks_port
 from Zorp.netfilter.plan import Plan
 from Zorp.netfilter.render import Present
 from Zorp.netfilter.site import Site
@@ -57,6 +58,15 @@ def named_findings(descriptions: Iterable[InstanceDescription]) -> list[Finding]
                 "connections", "give the zone the addresses, too, or permit by host name and let nothing else pass")
         for description in descriptions
         for hanging in hanging_on_names(description.rules, _strictness(description), description.zones)]
+
+
+def port_findings(descriptions: Iterable[InstanceDescription]) -> list[Finding]:
+    """Return which instances have proxies whose ports are not known yet."""
+    return [Finding(False, f"instance '{description.instance}' has never run: packets for its proxies are dropped "
+                    "until it starts and its rules are loaded again, as kzorpd does",
+                    f"zorpctl start {description.instance}, and kzorp-setup load where no kzorpd runs; "
+                    "config.options.rule_listen_port in the policy fixes the port beforehand")
+            for description in descriptions if lacks_port(description)]
 
 
 def _strictness(description: InstanceDescription) -> dict[str, Strictness]:

@@ -26,7 +26,8 @@ Host names of zones have the addresses that kzorpd knew last (Zorp.netfilter.kno
 that what it refused by name stays refused until it runs again; nothing is looked up here.
 
 instances.conf says which instances there are, kzorp.yml how this host wants its packet rules.
-Policies are loaded by children without rights (Zorp.netfilter.policies).
+Policies are loaded by children without rights (Zorp.netfilter.policies).  Which ports the proxies
+of an instance have is known once it has run, or by its policy: until then their packets are dropped.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from Zorp.netfilter import policies, preflight, sessions
 from Zorp.netfilter.backend import Backend, BackendError, open_backend
+from Zorp.netfilter.caution import until_it_runs
 from Zorp.netfilter.compiler import CompileError, IndexState, compile_plan
 from Zorp.netfilter.evaluator import Evaluator
 from Zorp.netfilter.instance_zones import Zoned, described, zoned
@@ -74,7 +76,7 @@ def _attempt(command: Callable[[argparse.Namespace], int], options: argparse.Nam
     """Return the exit status of a command; why it cannot be done goes to standard error."""
     try:
         return command(options)
-    except (SetupFailed, SiteError, CompileError, BackendError, StoreError, PolicyUnusable, KzorpdError) as problem:
+    except (SetupFailed, SiteError, CompileError, BackendError, StoreError, KzorpdError) as problem:
         print(f"kzorp-setup: {problem}", file=sys.stderr)
     except OSError as problem:
         print(f"kzorp-setup: {problem.filename or options.command}: {problem.strerror}", file=sys.stderr)
@@ -106,10 +108,18 @@ def _parser() -> argparse.ArgumentParser:
 def _check(options: argparse.Namespace) -> int:
     site = _site(options)
     backend = open_backend(site)
-    descriptions = _descriptions(options)
-    plan = _plan(site, descriptions, Store(site.state_dir).read().indexes)
-    found = [*preflight.named_findings(descriptions), *preflight.kernel_findings(plan, backend.name),
+    descriptions, problems = _policies(options)
+    try:
+        plan = _plan(site, map(until_it_runs, descriptions), Store(site.state_dir).read().indexes)
+    except CompileError as problem:                  # what the host lacks is to be said all the same
+        problems.append(str(problem))
+        plan = compile_plan((), site)
+    found = [*(preflight.Finding(True, problem) for problem in problems), *preflight.port_findings(descriptions),
+             *preflight.named_findings(descriptions), *preflight.kernel_findings(plan, backend.name),
              *preflight.findings(site, plan, backend.foreign(), backend.name)]
+    if not (descriptions or problems):
+        found.append(preflight.Finding(
+            False, "there is no instance", f"name one in {options.config_dir}/instances.conf"))
     for finding in found:
         print(finding)
     print(f"back end: {backend.name}; rules: {len(plan.indexes)}; sets: {len(plan.sets)}")
@@ -207,14 +217,17 @@ def _refuse_on_errors(site: Site, plan: Plan, backend: Backend, descriptions: It
 
 def _status(options: argparse.Namespace) -> int:
     site = _site(options)
-    state = Store(site.state_dir).read()
-    if not state.entries:
+    state, backend = Store(site.state_dir).read(), open_backend(site)
+    if not state.entries and backend.is_unloaded():
         print("not loaded")
         return EXIT_FAILED
-    drift = open_backend(site).drift(_plan(site, state.descriptions, state.indexes))
+    drift = backend.drift(_plan(site, state.descriptions, state.indexes))
     for text in drift:
         print(text)
     is_due = not (state.is_settled or site.keep_sessions)
+    if is_due and not state.entries and not drift:
+        print("closed: nothing is forwarded until packet rules are loaded")
+        return EXIT_FAILED
     if is_due:
         print("a load did not end: forwarded connections may live that these rules do not permit")
     print("drifted; load again" if drift else "in force, but not for all connections; load again" if is_due
@@ -338,16 +351,25 @@ def _plan(site: Site, descriptions: Iterable[InstanceDescription], indexes: Inde
     return compile_plan(described(instances), site, indexes)
 
 
+def _policies(options: argparse.Namespace) -> tuple[list[InstanceDescription], list[str]]:
+    """Return the descriptions that can be had, and why others cannot."""
+    try:
+        host = policies.read_instances(options.config_dir)
+    except OSError as problem:
+        return [], [f"{problem.filename}: {problem.strerror}"]
+    found = policies.describe(host.lines).values()
+    return ([one for one in found if isinstance(one, InstanceDescription)],
+            [*host.problems, *(str(one) for one in found if isinstance(one, PolicyUnusable))])
+
+
 def _descriptions(options: argparse.Namespace) -> list[InstanceDescription]:
-    """Return the description of every instance; raises PolicyUnusable when one has none."""
-    host = policies.read_instances(options.config_dir)
-    if host.problems:
-        raise SetupFailed("; ".join(host.problems))
-    described = policies.describe(host.lines)
-    for result in described.values():
-        if isinstance(result, PolicyUnusable):
-            raise result
-    return list(described.values())
+    """Return what may come into force of every instance, its doubts said; raises SetupFailed when one has none."""
+    descriptions, problems = _policies(options)
+    if problems:
+        raise SetupFailed("; ".join(problems))
+    for finding in preflight.port_findings(descriptions):
+        print(finding, file=sys.stderr)
+    return list(map(until_it_runs, descriptions))
 
 
 def commands_of(plan: Plan, site: Site) -> str:
