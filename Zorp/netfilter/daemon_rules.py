@@ -52,7 +52,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from Zorp.Log import log
 from Zorp.netfilter import preflight
 from Zorp.netfilter.backend import BackendError, open_backend
-from Zorp.netfilter.caution import closed, opening
+from Zorp.netfilter.caution import closed, lacks_port, opening, until_it_runs
 from Zorp.netfilter.compiler import CompileError, IndexState, compile_plan
 from Zorp.netfilter.evaluator import Evaluator
 from Zorp.netfilter.instance_zones import Zoned, described, zoned
@@ -64,7 +64,6 @@ from Zorp.netfilter.store import Entry, State, Store, StoreError
 from Zorp.rules.description import (
     DescriptionError,
     InstanceDescription,
-    ProxyData,
     ZoneData,
     check,
 )
@@ -152,7 +151,8 @@ class PacketRules:
         if entry is None:
             return
         if self._site.on_stop != "flush":
-            self._put_in_force(self.state.with_entry(dataclasses.replace(entry, handed_over=False)))
+            if entry.handed_over:
+                self._put_in_force(self.state.with_entry(dataclasses.replace(entry, handed_over=False)))
             return
         if is_trusted:
             self.remove(instance)
@@ -371,21 +371,12 @@ class PacketRules:
         return True
 
 
-def _lacks_port(description: InstanceDescription) -> bool:
-    """True when rules lead to a listener whose port is not known yet."""
-    proxied = {service.name for service in description.services if isinstance(service, ProxyData)}
-    return (any(rule.service in proxied for rule in description.rules)
-            and any(not listener.port for listener in description.listeners))
-
-
 def _of_file(description: InstanceDescription) -> InstanceDescription:
-    """Return what a policy file says; listeners whose port is not known are left out: packets for them are dropped."""
-    if not _lacks_port(description):
-        return description
-    log(None, "core.info", 3, "Instance has never run, packets for its proxies are dropped until it starts; "
-        "instance='%s'", (description.instance,))
-    return dataclasses.replace(description, listeners=tuple(
-        listener for listener in description.listeners if listener.port))
+    """Return what comes into force of a policy file: its proxies may have no ports yet."""
+    if lacks_port(description):
+        log(None, "core.info", 3, "Instance has never run, packets for its proxies are dropped until it starts; "
+            "instance='%s'", (description.instance,))
+    return until_it_runs(description)
 
 
 def _with_zones(description: InstanceDescription, zones: tuple[ZoneData, ...]) -> InstanceDescription:

@@ -27,6 +27,7 @@ import time
 from collections.abc import Iterator
 
 _FILE_MODE = 0o600
+_DIRECTORY_MODE = 0o755
 _PID_FILE = "kzorpd.pid"
 _PID_BYTES = 32
 _LOCK_PATIENCE_S = 1.0
@@ -41,8 +42,13 @@ class NotOurs(OSError):
 
 
 def prepare_directory(path: str) -> None:
-    """Make a directory if it is missing.  Raises OSError, NotOurs when somebody else could write there."""
-    os.makedirs(path, mode=0o755, exist_ok=True)
+    """Make a directory if it is missing, for everybody to enter.
+
+    Raises OSError, NotOurs when somebody else could write there.
+    """
+    if not os.path.isdir(path):
+        os.makedirs(path, exist_ok=True)
+        os.chmod(path, _DIRECTORY_MODE)          # whatever the umask: instances have to reach the socket
     check_directory(path)
 
 

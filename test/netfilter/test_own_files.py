@@ -12,7 +12,7 @@ from test.support.kzorpd import kzorpd
 from test.support.leaks import connected
 from test.support.net import SERVER, net, policy
 from test.support.unprivileged import NOBODY, let_everybody_in, run_unprivileged
-from Zorp.netfilter.own_files import NotOurs, check_directory, only_kzorpd, opened, running_kzorpd
+from Zorp.netfilter.own_files import NotOurs, check_directory, only_kzorpd, opened, prepare_directory, running_kzorpd
 from Zorp.netfilter.policies import describe, read_instances
 from Zorp.netfilter.store import FILE_NAME, LOCK_NAME, Store
 from Zorp.rules.description import to_json
@@ -63,6 +63,15 @@ def test_below_a_sticky_directory_nobody_moves_ours(tmp_path):
     directory.mkdir(parents=True)
     directory.parent.chmod(0o1777)
     check_directory(str(directory))
+
+
+def test_a_directory_that_is_missing_is_made_for_everybody_to_enter_and_ours_to_write(tmp_path):
+    mask = os.umask(0o077)
+    try:
+        prepare_directory(str(tmp_path / "above" / "itself"))
+    finally:
+        os.umask(mask)
+    assert (tmp_path / "above" / "itself").stat().st_mode & 0o7777 == 0o755
 
 
 @pytest.mark.timeout(20)
