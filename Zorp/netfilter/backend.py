@@ -206,15 +206,17 @@ class Backend:
 
     def drift(self, plan: Plan) -> list[str]:
         """Return what of the kernel's state is not as planned, a text each; none: it holds the plan."""
-        with self._errors():
-            return self._drift(plan)
+        return self.survey(plan)[0]
 
     def is_unloaded(self) -> bool:
         """Return whether the kernel holds nothing of ours."""
         return not self.drift(_EMPTY)
 
-    def _drift(self, plan: Plan) -> list[str]:
-        return self._tables_drift(plan, self._read()) + self._other_drift(plan)
+    def survey(self, plan: Plan) -> tuple[list[str], dict[tuple[int, str], Present]]:
+        """Return what drift() and foreign() say, from one reading."""
+        with self._errors():
+            present = self._read()
+            return self._tables_drift(plan, present) + self._other_drift(plan), self._of_families(present)
 
     def _tables_drift(self, plan: Plan, present: dict[tuple[int, str], Present]) -> list[str]:
         return [text for table in (*plan.tables, *_unwanted(plan, present))
@@ -251,7 +253,10 @@ class Backend:
     def foreign(self) -> dict[tuple[int, str], Present]:
         """Return what the tables of the families in use hold, ours and others', for the preflight checks."""
         with self._errors():
-            return {key: held for key, held in self._read().items() if key[0] in self._site.families}
+            return self._of_families(self._read())
+
+    def _of_families(self, present: dict[tuple[int, str], Present]) -> dict[tuple[int, str], Present]:
+        return {key: held for key, held in present.items() if key[0] in self._site.families}
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:

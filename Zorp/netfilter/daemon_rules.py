@@ -13,7 +13,8 @@ Theory of operation
     connection tracking is the end of it: the next check tries again.
 
     look_for_drift() compares the kernel with the plan; what others have changed is reported, and
-    put right if the site wants that.  A reload looks, too: it succeeds over rules in force only.
+    put right if the site wants that.  Rules of the site that stand before ours are reported only.
+    A reload looks, too: it succeeds over rules in force only.
 
     In mode "listeners" the descriptions are kept and shown, and the kernel is left alone.
 
@@ -58,6 +59,7 @@ from Zorp.netfilter.evaluator import Evaluator
 from Zorp.netfilter.instance_zones import Zoned, described, zoned
 from Zorp.netfilter.known_addresses import KnownAddresses
 from Zorp.netfilter.plan import Plan, RuleIndex
+from Zorp.netfilter.render import Present
 from Zorp.netfilter.sessions import begin_anew, settle
 from Zorp.netfilter.site import Site
 from Zorp.netfilter.store import Entry, State, Store, StoreError
@@ -90,6 +92,7 @@ class PacketRules:
         self._former: dict[int, RuleIndex] = {}          # rules that connections may have until they are settled
         self._zone_conditions: dict[tuple[str, int], tuple[bool, bool]] = {}
         self._reported: frozenset[preflight.Finding] = frozenset()
+        self._overtaken: frozenset[preflight.Finding] = frozenset()      # those of the last look at what others do
         self._unread: frozenset[str] = frozenset()
         self.state = State()
         self.plan = _EMPTY
@@ -345,10 +348,11 @@ class PacketRules:
         if not self.is_active or self._backend is None:
             return None
         try:
-            differences = self._backend.drift(self.plan)
+            differences, present = self._backend.survey(self.plan)
         except BackendError as problem:
             log(None, "core.error", 1, "Packet rules cannot be read back; error='%s'", (problem,))
             return f"packet rules cannot be read back: {problem}"
+        self._look_before_us(present)
         if not differences:
             return self._settle_sessions()
         repaired = self._site.on_drift == "repair" and self._repair()
@@ -358,6 +362,14 @@ class PacketRules:
             return self._settle_sessions()               # what began meanwhile need not be permitted
         why = "on_drift is report" if self._site.on_drift == "report" else "the log says why they cannot be restored"
         return f"packet rules were changed by another program and stay so ({why}): {differences[0]}"
+
+    def _look_before_us(self, present: Mapping[tuple[int, str], Present]) -> None:
+        """Report what the site has put before our rules meanwhile."""
+        found = frozenset(preflight.overtaken(self._site, self.plan, present, self._backend.name))
+        for finding in found - self._reported:
+            log(None, "core.error", 2, "%s", (finding,))
+        self._reported = (self._reported - self._overtaken) | found
+        self._overtaken = found
 
     def _repair(self) -> bool:
         try:

@@ -9,12 +9,12 @@ import contextlib
 import dataclasses
 import pathlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from Zorp.netfilter import probes
 from Zorp.netfilter.caution import lacks_port
-from Zorp.netfilter.plan import Plan
+from Zorp.netfilter.plan import Hook, Plan, Table
 from Zorp.netfilter.render import Present
 from Zorp.netfilter.site import Site
 from Zorp.netfilter.tables import TableError, read_tables
@@ -45,8 +45,53 @@ def adapted(site: Site) -> Site:
 
 def findings(site: Site, plan: Plan, present: dict[tuple[int, str], Present], backend: str) -> list[Finding]:
     """Return everything that is wrong with this host for this plan, errors first."""
-    found = [*_kernel(site, plan), *_routing(site), *_tables(site, present, backend), *_other_tables(site, backend)]
+    found = [*_kernel(site, plan), *_routing(site), *_tables(site, present, backend), *_other_tables(site, backend),
+             *overtaken(site, plan, present, backend)]
     return sorted(found, key=lambda finding: not finding.is_error)
+
+
+def overtaken(site: Site, plan: Plan, present: Mapping[tuple[int, str], Present], backend: str) -> list[Finding]:
+    """Return what decides about packets before our rules do, on a host that wants our jumps first.
+
+    The rules are the site's and stay; one finding for each built-in chain, about its first such rule.
+    """
+    if site.hooks != "first":
+        return []
+    return [finding for table in plan.tables if table.name != "nat"
+            and (held := present.get((table.family, table.name))) is not None
+            for hook in table.hooks for finding in _before(hook, table, held, backend)]
+
+
+def _before(hook: Hook, table: Table, held: Present, backend: str) -> Iterator[Finding]:
+    lines = held.builtin.get(hook.builtin, ())
+    ours = next((at for at, line in enumerate(lines) if line.split()[2:] == ["-j", hook.chain]), 0)
+    accepting = _accepting(held.foreign) if ours else set()
+    for line in lines[:ours]:
+        _, target = _chain_and_target(line)
+        if target in accepting or (target == "RETURN" and held.policies.get(hook.builtin) == "ACCEPT"):
+            program = f"{'iptables' if table.family == 4 else 'ip6tables'}-{'nft' if backend == 'nft' else 'legacy'}"
+            command = f"{program} -t {table.name}"
+            yield Finding(False, f"a rule of the site lets packets pass before our rules see them; "
+                          f"family='{table.family}', table='{table.name}', rule='{line}'",
+                          f"{command} -I {hook.builtin} -j {hook.chain} && {command} -D {hook.builtin} {ours + 2}; "
+                          "or set hooks: last in kzorp.yml if it shall be so")
+            return
+
+
+def _accepting(lines: Iterable[str]) -> set[str]:
+    """Return the targets that may let a packet pass: the chains of the site that come to such a target, too."""
+    found, before = {"ACCEPT", "QUEUE", "NFQUEUE"}, 0
+    while len(found) > before:
+        before = len(found)
+        found |= {chain for chain, target in map(_chain_and_target, lines) if target in found}
+    return found
+
+
+def _chain_and_target(line: str) -> tuple[str, str]:
+    """Return the chain of a rule as iptables-save shows it, and what the rule leads to; empty: nowhere."""
+    words = line.split()
+    at = next((at for at, word in enumerate(words) if word in ("-j", "-g", "--jump", "--goto")), len(words))
+    return words[1], words[at + 1] if at + 1 < len(words) else ""
 
 
 def named_findings(descriptions: Iterable[InstanceDescription]) -> list[Finding]:

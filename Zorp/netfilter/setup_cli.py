@@ -221,8 +221,9 @@ def _status(options: argparse.Namespace) -> int:
     if not state.entries and backend.is_unloaded():
         print("not loaded")
         return EXIT_FAILED
-    drift = backend.drift(_plan(site, state.descriptions, state.indexes))
-    for text in drift:
+    plan = _plan(site, state.descriptions, state.indexes)
+    drift, present = backend.survey(plan)
+    for text in (*drift, *preflight.overtaken(site, plan, present, backend.name)):
         print(text)
     is_due = not (state.is_settled or site.keep_sessions)
     if is_due and not state.entries and not drift:

@@ -66,6 +66,36 @@ def ended(gateway):
 
 # ---------------------------------------------------------------- forwarded
 
+def test_a_forwarded_connection_outlives_that_the_name_it_is_permitted_by_moves_but_not_a_change_of_its_rule(gateway):
+    # given a connection that is permitted by the address of a host name
+    rule = 'Rule(rule_id=1, service="fwd", proto=6, dst_port={0}, dst_zone="friend")'
+    zone = 'Zone("friend", hostnames=("friend.test",))'
+    gateway.write_policy(zone, rule.format(700))
+    dns = gateway.name_server()
+    dns.set("friend.test", "A", SERVER, ttl=1)
+    gateway.start()
+    gateway.wait_for_members("zorp.4.friend", SERVER)
+    server = gateway.net.server.listen(SERVER, 700)
+    with gateway.net.client.connect(SERVER, 700) as client:
+        connection, _ = server.accept()
+        # when the name moves, and kzorpd reloads
+        dns.set("friend.test", "A", "10.2.0.99", ttl=1)
+        gateway.wait_for_members("zorp.4.friend", "10.2.0.99")
+        assert gateway.say(b"RELOAD\n") == b"OK"
+        # then the connection goes on, as kzorp.yml(5) says, and another one is refused
+        client.sendall(b"still here")
+        assert connection.recv(100) == b"still here"
+        with pytest.raises(TimeoutError):
+            gateway.net.client.connect(SERVER, 700, timeout_s=0.3)
+        # and with a change of its rule it ends
+        gateway.write_policy(zone, rule.format("(700, 701)"))
+        assert gateway.say(b"RELOAD\n") == b"OK"
+        client.sendall(b"gone")
+        connection.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            connection.recv(100)
+
+
 def test_scenario_12_an_ended_forwarded_session_is_logged_with_its_bytes(gateway):
     # given a forwarding rule, and the summary wanted
     gateway.configure("log_session_verdict: true")

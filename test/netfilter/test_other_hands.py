@@ -1,7 +1,10 @@
 """A host that is not as it should be: two back ends in turn, full disks, foreign rules that name our chains."""
 
+import contextlib
+
 import pytest
 
+from test.support.kzorpd import Kzorpd
 from test.support.net import SERVER, net, policy
 
 __all__ = ["net"]
@@ -76,6 +79,50 @@ def test_a_foreign_rule_that_names_a_chain_which_has_to_go_is_named_and_changes_
     # and without the site's rule it works
     net.firewall.iptables("-F", "SITE", "-t", "mangle")
     assert net.firewall.setup("load").stdout.startswith("loaded")
+
+
+OVERTAKEN = [("filter", "FORWARD", "ZORP_FORWARD", ["-j", "ACCEPT"]), ("mangle", "PREROUTING", "ZORP", ["-j", "SITE"])]
+
+
+@pytest.mark.parametrize(("table", "builtin", "ours", "rule"), OVERTAKEN, ids=["a rule", "a chain"])
+def test_a_rule_of_the_site_before_ours_is_named_with_the_command_that_puts_ours_first(
+        net, backend, table, builtin, ours, rule):
+    # given rules in force, in front of which the site lets packets pass, by a rule or by a chain of its own
+    net.firewall.start_zorp(OLD)
+    net.firewall.iptables("-N", "SITE", "-t", table)
+    net.firewall.iptables("-A", "SITE", "-t", table, "-p", "tcp", "-m", "comment", "--comment", "ours", "-j", "ACCEPT")
+    assert "before our rules" not in net.firewall.setup("check").stdout
+    net.firewall.iptables("-I", builtin, "-t", table, *rule)
+    rules = saved(net)
+    # when it is checked, loaded, or asked about, then each says so
+    said = [net.firewall.setup(*command).stdout for command in (["check"], ["status"])]
+    said.append(net.firewall.setup("load").stderr)
+    for text in said:
+        warning, = (line for line in text.splitlines() if "before our rules" in line)
+        assert f"table='{table}', rule='-A {builtin} {' '.join(rule)}'" in warning
+    # and nothing of the site's is changed
+    assert saved(net) == rules
+    # and the command that the warning names repairs it, without a moment in which our jump is missing
+    assert f" -I {builtin} -j {ours} && " in warning
+    net.firewall.run("sh", "-c", warning.partition("repair: ")[2].partition(";")[0])
+    assert net.firewall.setup("status").stdout == "in force\n"
+
+
+def test_kzorpd_names_a_rule_of_the_site_before_ours_once(net, backend):
+    # given kzorpd with rules in force
+    kzorpd = Kzorpd(net.firewall.directory, net.firewall)
+    kzorpd.configure(f"backend: {backend}")
+    with contextlib.ExitStack() as stack:
+        stack.callback(kzorpd.end)
+        kzorpd.start("--drift-check", "1")
+        # when the site puts a rule before ours
+        net.firewall.iptables("-I", "FORWARD", "-j", "ACCEPT")
+        # then that is in the log, as often as it is found to have happened
+        said = "warning: a rule of the site lets packets pass before our rules see them"
+        kzorpd.log.wait_for("core.error", 2, said)
+        for _ in range(2):
+            assert kzorpd.command("--reload").returncode == 0
+        assert len(kzorpd.log.find("core.error", 2, said)) == 1
 
 
 def test_a_host_without_any_rule_of_a_policy_forwards_nothing(net, backend):
