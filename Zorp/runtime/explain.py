@@ -12,7 +12,8 @@ Theory of operation
 
     Rules are judged by the engine that judges connections.  Sites' own getService() is asked as
     a reload with revocation asks it (Zorp.runtime.decision).  Nothing is resolved, nothing is
-    connected to: names of zones that come from DNS are not known here, and that is said.
+    connected to: addresses of zones' host names are not known here, so a policy with such zones gets
+    its answer under a condition, and where the real one is found (kzorp --evaluate).
 """
 
 from __future__ import annotations
@@ -102,7 +103,8 @@ def explain(question: Arrival | str) -> dict:
     answer = {"client": list(question.client), "server": list(question.destination), "interface": question.iface,
               "protocol": "UDP" if question.protocol == ZD_PROTO_UDP else "TCP",
               "client_zone": _zone(question.client), "destination_zone": _zone(question.destination),
-              "listener": None, "rule": None, "service": None, "refused": None}
+              "listener": None, "rule": None, "service": None, "refused": None,
+              "unresolved_zones": sorted(name for name, zone in Globals.zones.items() if zone.hostnames)}
     question = question._replace(listener=_own_listener(question))
     try:
         dispatcher = dispatcher_for(question)
@@ -322,19 +324,32 @@ def _lines(answer: dict) -> Iterator[str]:
         yield from _service_lines(answer["service"])
     for rule in answer.get("rules", []):
         yield f"used by: {_rule_words(rule)}; {_conditions_words(rule)}"
+    doubt = _doubt(answer)
+    if doubt:
+        yield doubt
+    unless = ", unless a host name has one of these addresses" if doubt else ""
     if answer.get("refused"):
-        yield f"REFUSED: {answer['refused']}"
+        yield f"REFUSED: {answer['refused']}{unless}"
     elif answer["service"] is not None and "client" in answer:
-        yield from _outcome(answer["service"])
+        yield _outcome(answer["service"]) + unless
 
 
-def _outcome(service: dict) -> Iterator[str]:
+def _doubt(answer: dict) -> str:
+    """Return what makes the answer uncertain; empty: nothing."""
+    zones = answer.get("unresolved_zones")
+    if not zones:
+        return ""
+    shown = ", ".join(zones[:MOST_RULES]) + (", ..." if len(zones) > MOST_RULES else "")
+    return (f"UNCERTAIN: host names are not resolved here; zones that have some: {shown}; kzorp "
+            "--evaluate knows their addresses")
+
+
+def _outcome(service: dict) -> str:
     if service["kind"] == "refuses":
-        yield "REFUSED: the service denies"
-    elif service["servers"] and all(server["refused"] for server in service["servers"]):
-        yield f"REFUSED when it connects: {service['servers'][0]['refused']}"
-    else:
-        yield f"PERMITTED by service {service['name']}"
+        return "REFUSED: the service denies"
+    if service["servers"] and all(server["refused"] for server in service["servers"]):
+        return f"REFUSED when it connects: {service['servers'][0]['refused']}"
+    return f"PERMITTED by service {service['name']}"
 
 
 def _rule_lines(answer: dict) -> Iterator[str]:

@@ -88,10 +88,11 @@ class PacketRules:
             Globals.kzorp_available, Globals.kzorp_version = False, (0, 0)
         if not self._kzorpd_answers:
             if self.wanted:
-                log(None, "core.error", 2, "Nobody puts the packet rules of this instance in force, no traffic comes "
-                    "to its rules; rules='%d', error='%s'; start kzorpd (systemctl enable --now kzorp-setup kzorpd), "
-                    "or say who sees to them: --packet-rules administrator (kzorp-setup load), or none (listeners "
-                    "only)", (len(Globals.rules), self._absence))
+                log(None, "core.error", 2, "Nobody puts the packet rules of this instance in force, traffic comes "
+                    "only by those that were loaded before, if any; rules='%d', error='%s'; start kzorpd "
+                    "(systemctl enable --now kzorp-setup kzorpd), or say who sees to them: --packet-rules "
+                    "administrator (kzorp-setup load), or none (listeners only)",
+                    (len(Globals.rules), self._absence))
             return
         try:
             if not config.options.kzorp_enabled:

@@ -47,7 +47,8 @@ def explain(path, name: str, question: str) -> str:
         [sys.executable, str(tree.ROOT / "sbin/zorp"), "--as", name, "--policy", str(path), "--user", str(os.getuid()),
          "--explain", question], capture_output=True, text=True, timeout=30, check=False)
     assert result.returncode == 0, result.stderr
-    return result.stdout.splitlines()[-1]
+    # the zone of partners has a host name, whose addresses nobody knows without resolving it
+    return result.stdout.splitlines()[-1].removesuffix(", unless a host name has one of these addresses")
 
 
 @pytest.mark.parametrize(("name", "question", "answer"),

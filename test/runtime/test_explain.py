@@ -80,6 +80,21 @@ PERMITTED by service web
 """
 
 
+def test_an_answer_that_host_names_can_change_says_so(explain):
+    # given zones of host names beside the others
+    explain.path.write_text(explain.path.read_text().replace(
+        'Zone("dmz"', 'Zone("partner", hostnames="gateway.partner.example")\nZone("dmz"'))
+    # then every answer about a connection is conditional, and says who knows more
+    permitted = explain("tcp 10.1.0.2 203.0.113.80:80 eth1")
+    *_, doubt, last = permitted.stdout.splitlines()
+    assert doubt.startswith("UNCERTAIN: host names are not resolved here; zones that have some: partner; ")
+    assert "kzorp --evaluate" in doubt
+    assert last == "PERMITTED by service web, unless a host name has one of these addresses"
+    refused = explain("tcp 10.3.0.1 203.0.113.80:443").stdout.splitlines()
+    assert refused[-1] == "REFUSED: no rule matches, unless a host name has one of these addresses"
+    assert json.loads(explain("tcp 10.1.0.2 203.0.113.80:80", "--json").stdout)["unresolved_zones"] == ["partner"]
+
+
 def test_what_the_server_sees_and_how_long_we_wait_is_explained(explain):
     # given a dispatcher whose service forges addresses and has times of its own
     explain.path.write_text(explain.path.read_text().replace(
