@@ -122,7 +122,8 @@ class AbstractService:
             raise PolicyError(f"Invalid service name; service='{name}'",
                               remedy="give the service a name of 1 to 1023 bytes")
         if name in Globals.services:
-            raise PolicyError(f"Duplicate service: {name}", remedy="give each service its own name")
+            raise PolicyError(f"Duplicate service: {name}", remedy="give each service its own name, the first one is "
+                              f"at {getattr(Globals.services[name], 'place', 'another place')}")
         self.name = name
         self.place = policy_caller()             # for explanations
         Globals.services[name] = self

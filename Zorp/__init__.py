@@ -25,7 +25,7 @@ class _UnbuiltModules(importlib.abc.MetaPathFinder):
         package, _, module = fullname.partition(".")
         if package == __name__ and module in UNBUILT:
             raise ModuleNotFoundError(
-                f"{fullname} is not built yet; this release has no {module} module, take its use out of the policy",
+                f"{fullname} is not built yet; this release has no {module} module",
                 name=fullname)
 
 

@@ -329,7 +329,8 @@ def main(arguments: list[str] | None = None) -> int:
         return EXIT_OK
     if split == len(arguments):
         unknown = next((word for word in rest if not word.startswith("-")), None)
-        general.error(f"invalid choice: '{unknown}'" if unknown else "a command is required")
+        general.error(f"invalid choice: '{unknown}'" if unknown else
+                      f"unknown option: '{rest[0]}'" if rest else "a command is required")
     try:
         return _run(_command(arguments[split]), arguments[split + 1:], options.config)
     except BrokenPipeError:                          # `zorpctl szig | head`

@@ -15,15 +15,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from Zorp.Log import DEFAULT_SPEC, unrecorded
+from Zorp.Log import DEFAULT_SPEC, BadLogSpec, parse_spec, unrecorded
 from zorpctl.processes import Process
 from zorpctl.report import Result, failed
 from zorpctl.szig import SzigClient, SzigError, components
 
 MISSING = "missing"
 UNATTENDED = "unattended"
-RULES_REMEDY = ("kzorpd does not run (systemctl enable --now kzorp-setup kzorpd; who does without it says "
-                "--packet-rules administrator or none)")
+RULES_REMEDY = ("kzorpd does not run, at most what was loaded before is in force, see kzorp-setup status (systemctl enable "
+                "--now kzorp-setup kzorpd; who does without it says --packet-rules administrator or none)")
 _KZORPD_TIMEOUT_S = 2.0
 LOG_LEVEL_RANGE = (0, 10)
 _GUI_COLUMNS = ("process", "processnum", "status", "pid", "running threads", "total threads",
@@ -80,7 +80,7 @@ def status(process: Process, verbose: bool) -> Result:
              *([f"{state['draining_sessions']} sessions of older policies"] if state["draining_sessions"] else []),
              *([f"policy being loaded since {_clock(state['policy_load_started'])}"]
                if state["policy_load_started"] else []),
-             *([f"packet rules NOT in force: {RULES_REMEDY}"] if state["packet_rules"] == UNATTENDED else []),
+             *([f"packet rules NOT attended: {RULES_REMEDY}"] if state["packet_rules"] == UNATTENDED else []),
              f"pid {state['pid']}"]
     lines = [", ".join(parts)]
     if verbose:
@@ -96,7 +96,7 @@ def status(process: Process, verbose: bool) -> Result:
 
 
 def rules_warning(process: Process) -> Result | None:
-    """Return a warning when the rules of a running process lead no traffic to it; None: all well, or no answer."""
+    """Return a warning when nobody sees to the packet rules of a running process; None: all well, or no answer."""
     try:
         with SzigClient(process.socket_path) as szig:
             state = _packet_rules(process, szig.value("info.policy.packet_rules"))
@@ -104,7 +104,7 @@ def rules_warning(process: Process) -> Result | None:
         return None
     if state != UNATTENDED:
         return None
-    return Result(process.name, f"warning: packet rules are NOT in force, {RULES_REMEDY}", warning=True)
+    return Result(process.name, f"warning: packet rules are NOT attended, {RULES_REMEDY}", warning=True)
 
 
 def _packet_rules(process: Process, keeper: str) -> str:
@@ -161,20 +161,29 @@ def change_log(process: Process, *, level: int | None = None, step: int = 0,
         if level is not None or step:
             wanted = level if level is not None else int(szig.order("LOGGING VGET")) + step
             if not LOG_LEVEL_RANGE[0] <= wanted <= LOG_LEVEL_RANGE[1]:
-                yield failed(process.name, "Log level is out of range")
+                yield failed(process.name, f"Log level is out of range, {LOG_LEVEL_RANGE[0]} to {LOG_LEVEL_RANGE[1]}")
             else:
                 yield Result(process.name, f"New verbose_level={szig.order(f'LOGGING VSET {wanted}')}")
         if spec is not None:
             try:
                 yield Result(process.name, f"New logspec='{szig.order(f'LOGGING SETSPEC {spec}')}'")
             except SzigError:
-                yield failed(process.name, "Log specification has not been set.")
+                yield failed(process.name, "Log specification has not been set. It is a list of category:level, as "
+                             f"'{DEFAULT_SPEC}'{_what_is_wrong_with(spec)}")
                 return
             missing = unrecorded(spec)
             if missing:
                 yield Result(process.name, f"warning: this specification does not name {', '.join(missing)}: below "
                              f"verbosity 4 they are not logged; to keep them: zorpctl log -S '{_with_records(spec)}'",
                              warning=True)
+
+
+def _what_is_wrong_with(spec: str) -> str:
+    try:
+        parse_spec(spec)
+    except BadLogSpec as problem:
+        return f"; {problem}"
+    return ""
 
 
 def _with_records(spec: str) -> str:
@@ -234,7 +243,10 @@ def stop_session(process: Process, session_id: str) -> Result:
 def authorize(process: Process, verdict: str, session_id: str, description: str) -> Result:
     """Accept or reject a session that waits for an administrator."""
     with SzigClient(process.socket_path) as szig:
-        return Result(process.name, szig.order(f"AUTHORIZE {verdict} {session_id} {description}"))
+        try:
+            return Result(process.name, szig.order(f"AUTHORIZE {verdict} {session_id} {description}"))
+        except SzigError as refusal:
+            return failed(process.name, f"{refusal}; no proxy of this release waits for an administrator")
 
 
 def deadlock_check(process: Process, change: str | None) -> Result:

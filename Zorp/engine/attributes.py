@@ -278,7 +278,7 @@ _WITHOUT_VALUE = (METHOD, CUSTOM, ALIAS, OBSOLETE)
 def check_number(value: Any, attribute: Attr) -> int:
     """Return the number if it fits the attribute's kind; raises TypeError or ValueError."""
     if not isinstance(value, int):
-        raise TypeError(f"an integer is required, not {type(value).__name__}")
+        raise TypeError(f"an integer is required for {attribute.name}, not {type(value).__name__}")
     least, most = _RANGES[attribute.kind]
     if not least <= value <= most:
         raise ValueError(f"number out of range; value='{value}', min='{least}', max='{most}'")
@@ -290,7 +290,7 @@ def _text(value: Any, attribute: Attr) -> str:
     if isinstance(value, (bytes, bytearray)):
         value = value.decode("latin-1")
     elif not isinstance(value, str):
-        raise TypeError(f"a string is required, not {type(value).__name__}")
+        raise TypeError(f"a string is required for {attribute.name}, not {type(value).__name__}")
     try:
         value.encode("latin-1")
     except UnicodeEncodeError:

@@ -188,7 +188,7 @@ def _session_id(text: str) -> str | None:
 
 def _number(text: str) -> int:
     """A number as C reads it: what is not one is 0."""
-    found = re.match(r"[+-]?\d{1,9}", text)
+    found = re.match(r"[+-]?[0-9]{1,9}", text)
     return int(found[0]) if found else 0
 
 

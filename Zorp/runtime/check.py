@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Callable
 
@@ -62,8 +63,10 @@ def _in_child(options: Options, work: Callable[[Options, Loader], Result]) -> in
               f"os._exit() or close descriptors; policy_file='{options.policy}', error='the process {problem}'",
               file=sys.stderr)
         return EXIT_POLICY
-    if text:
-        print(text)
+    try:
+        print(text, end="\n" if text else "", flush=True)
+    except BrokenPipeError:                          # `zorp --describe | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return status
 
 

@@ -213,8 +213,7 @@ class Loader:
             return Complaint(f"{getattr(problem, 'place', None) or place}: {problem}")
         if isinstance(problem, SyntaxError):
             shown = tuple(_lines(traceback.format_exception_only(problem)))
-            return Complaint(f"{place}: {problem.msg}; correct this line, policies are Python 3 "
-                             "and those of Python 2 are not translated", shown, shown)
+            return Complaint(f"{place}: {problem.msg}; correct this line{_about_python_2(problem)}", shown, shown)
         text = _text_of(problem)
         return Complaint(f"{place}: {type(problem).__name__}: {text}; {_remedy(problem)}",
                          tuple(self._traceback(problem)), self._way(problem))
@@ -248,6 +247,7 @@ class Loader:
         return any(os.path.dirname(filename) == directory for directory in self._directories)
 
 
+_WRONG_EVER = re.compile("expected|unexpected indent|unindent|unterminated|unmatched|.*(never closed|does not match)")
 _OWN_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
@@ -273,14 +273,25 @@ def _remedy(problem: BaseException) -> str:
     if isinstance(problem, AttributeError):
         return "write a name that this object has, or define it"
     if isinstance(problem, ImportError):
+        if (problem.name or "").startswith("Zorp."):
+            return "take its use out of the policy"
         return "put the module beside the policy, or take the import out"
     if isinstance(problem, TypeError):
         return _arguments_of(problem)
     return "correct what this line does"
 
 
+def _about_python_2(problem: SyntaxError) -> str:
+    """Say more about a line that Python 2 may have taken."""
+    if _WRONG_EVER.match(problem.msg or ""):
+        return ""
+    return ", policies are Python 3 and those of Python 2 are not translated"
+
+
 def _arguments_of(problem: TypeError) -> str:
     """Say what a class of ours takes, if it is one that was called wrongly."""
+    if " is required for " in _text_of(problem):             # Zorp.engine.attributes
+        return "give the attribute such a value; attributes.md has those of every proxy"
     called = re.match(r"(\w+)\.__init__\(\)", _text_of(problem))
     cls = getattr(Core, called[1], None) if called is not None else None
     if not isinstance(cls, type):

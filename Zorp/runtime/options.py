@@ -325,8 +325,8 @@ class _Parser:
         if option.value is not None:
             low, high = option.value
             if not low <= number <= high:
-                self._warnings.append(f"Value of {shown} must be {low} to {high}; value='{number}'")
-                number = min(max(number, low), high)
+                given, number = number, min(max(number, low), high)
+                self._warnings.append(f"Value of {shown} must be {low} to {high}; value='{given}', used='{number}'")
         self._found[option.field] = number
 
     def _take_alias(self, option: Option, shown: str, value: str) -> None:

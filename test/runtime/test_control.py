@@ -158,6 +158,7 @@ def test_logging_orders(zorp):
     daemon = zorp(ECHO, verbosity=3)
     with daemon.control() as control:
         assert control.ask("LOGGING VGET") == "OK 3"
+        assert control.ask("LOGGING VSET \u0663") == "OK 0"      # a digit elsewhere, none of C
         assert control.ask("LOGGING VSET 7") == "OK 7"
         assert control.ask("LOGGING VSET 99") == "OK 10"
         assert control.ask("LOGGING VDEC 20") == "OK 0"

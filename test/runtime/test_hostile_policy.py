@@ -160,3 +160,35 @@ def test_what_nobody_catches_while_a_policy_is_checked_is_lines_of_the_log(tmp_p
     assert checked.returncode == 0
     assert "core.error(2): (nightly<07>): Traceback: ValueError: in a\n" in checked.stderr
     assert not [line for line in checked.stderr.splitlines() if line.startswith(BARE)]
+
+
+# ---------------------------------------------------------------- what an honest mistake is told
+
+MISTAKES = {
+    "a colon": ("def intra()\n    pass\n", "policy.py:1: expected ':'; correct this line\n"),
+    "a quote": ("word = 'x\n", "; correct this line\n"),
+    "Python 2": ("print 'x'\n", "; correct this line, policies are Python 3 and those of Python 2 are not translated"),
+    "not built": ("from Zorp.Http import *\n", "this release has no Http module; take its use out of the policy\n"),
+    "a service twice": ('from Zorp.Core import *\nfrom Zorp.Plug import *\nfor number in range(2):\n'
+                        '    Service("s", PlugProxy)\n' + GOOD_END,
+                        "policy.py:4: Duplicate service: s; give each service its own name, the first one is at "),
+}
+
+
+@pytest.mark.parametrize(("text", "answer"), MISTAKES.values(), ids=MISTAKES)
+def test_the_remedy_fits_the_mistake(tmp_path, text, answer):
+    checked = check(tmp_path, text)
+    assert checked.returncode == 2
+    assert answer in checked.stderr
+
+
+def test_who_reads_no_more_of_a_description_gets_no_traceback(tmp_path):
+    # given a reader that has gone
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    (tmp_path / "policy.py").write_text(GOOD_END)
+    described = subprocess.run(
+        [sys.executable, str(ROOT / "sbin/zorp"), "--as", "intra", "--policy", str(tmp_path / "policy.py"), "--user",
+         str(os.getuid()), "--describe"], stdout=write_end, stderr=subprocess.PIPE, text=True, timeout=30, check=False)
+    os.close(write_end)
+    assert (described.returncode, described.stderr) == (0, "")

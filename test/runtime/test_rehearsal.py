@@ -42,7 +42,8 @@ def check(tmp_path):
 
 WRONG = {
     "undefined name": ('self.request["VRFY"] = SMTP_REQ_ACEPT', 10, "name 'SMTP_REQ_ACEPT' is not defined"),
-    "text for a number": ('self.max_message_size = "10MB"', 10, "an integer is required"),
+    "text for a number": ('self.max_message_size = "10MB"', 10,
+                          "an integer is required for max_message_size, not str; give the attribute such a value"),
     "out of range": ("self.timeout = -(2 ** 40)", 10, "out of range"),
     "no such action": ('self.request["VRFY"] = 99', 10, "unknown number 99"),
     "no action at all": ('self.response["RCPT", "250"] = "accept"', 10, "an action is an int or a tuple, not str"),

@@ -59,14 +59,16 @@ def test_log_level_is_set_and_shown(intra):
     assert "intra#0: New verbose_level=8" in intra.zorpctl("inclog", "intra").out
     assert "intra#0: New verbose_level=7" in intra.zorpctl("declog").out
     refused = intra.zorpctl("log", "intra", "-s", "11")
-    assert (refused.status, "Log level is out of range" in refused.err) == (1, True)
+    assert (refused.status, "Log level is out of range, 0 to 10" in refused.err) == (1, True)
 
 
 def test_log_spec_is_set_and_shown(intra):
     assert "intra#0: New logspec='plug.*:6'" in intra.zorpctl("log", "--logspec", "plug.*:6", "intra").out
     assert "logspec='plug.*:6'" in intra.zorpctl("log").out
     refused = intra.zorpctl("log", "-S", "a_b:3")
-    assert (refused.status, "Log specification has not been set." in refused.err) == (1, True)
+    assert refused.status == 1
+    assert "Log specification has not been set. It is a list of category:level, as '*.summary:4," in refused.err
+    assert "; pattern:number expected at 'a_b:3'" in refused.err
 
 
 def test_a_spec_that_drops_the_audit_trail_is_warned_about(intra):
@@ -180,6 +182,7 @@ def test_a_command_with_leading_dashes(host):
     (["authorize", "-a", "x", "-r", "y", "-d", "why"], "both reject and accept cannot be used"),
     (["authorize", "-a", "svc/x:1"], "description is not specified"),
     (["authorize", "-a", "-d", "why"], "proxy instance is not specified"),
+    (["authorize", "-a", "svc/x:1", "-d", "why"], "No such command; no proxy of this release waits"),
 ])
 def test_misuse_of_authorize(intra, arguments, text):
     outcome = intra.zorpctl(*arguments)
@@ -188,6 +191,7 @@ def test_misuse_of_authorize(intra, arguments, text):
 
 def test_an_unknown_command_is_the_one_named(host):
     assert "invalid choice: 'nonsense'" in host.zorpctl("nonsense").err
+    assert "unknown option: '--nonsense'" in host.zorpctl("--nonsense").err
 
 
 def test_a_directory_stands_for_the_files_in_it(host):
