@@ -22,8 +22,9 @@ from zorpctl.szig import SzigClient, SzigError, components
 
 MISSING = "missing"
 UNATTENDED = "unattended"
-RULES_REMEDY = ("kzorpd does not run, at most what was loaded before is in force, see kzorp-setup status (systemctl enable "
-                "--now kzorp-setup kzorpd; who does without it says --packet-rules administrator or none)")
+RULES_REMEDY = ("kzorpd does not run, at most what was loaded before is in force, see kzorp-setup status "
+                "(systemctl enable --now kzorp-setup kzorpd; who does without it says --packet-rules administrator or "
+                "none)")
 _KZORPD_TIMEOUT_S = 2.0
 LOG_LEVEL_RANGE = (0, 10)
 _GUI_COLUMNS = ("process", "processnum", "status", "pid", "running threads", "total threads",

@@ -20,7 +20,7 @@ def $name():
     Service("plug", PlugProxy, router=TransparentRouter())
     Rule(dst_port=80, service="plug")
 """
-UNATTENDED = "packet rules NOT in force: kzorpd does not run (systemctl enable --now kzorp-setup kzorpd"
+UNATTENDED = "packet rules NOT attended: kzorpd does not run, at most what was loaded before is in force, see "
 
 
 @pytest.fixture
@@ -40,8 +40,9 @@ def test_rules_without_kzorpd_are_no_green_start(host, started):
     outcome = started()
     # then start warns with the remedy, and succeeds, for dispatchers may serve
     assert outcome.err == (
-        "intra#0: warning: packet rules are NOT in force, kzorpd does not run (systemctl enable --now kzorp-setup "
-        "kzorpd; who does without it says --packet-rules administrator or none)\n")
+        "intra#0: warning: packet rules are NOT attended, kzorpd does not run, at most what was loaded before is in "
+        "force, see kzorp-setup status (systemctl enable --now kzorp-setup kzorpd; who does without it says "
+        "--packet-rules administrator or none)\n")
     # and so does the status, until kzorpd runs
     assert UNATTENDED in host.zorpctl("status").out
     assert json.loads(host.zorpctl("status", "--json").out)[0]["packet_rules"] == "unattended"
@@ -55,13 +56,13 @@ def test_rules_without_kzorpd_are_no_green_start(host, started):
     ("--packet-rules administrator", "TRUE"), ("--packet-rules none", "TRUE"), ("", "FALSE")])
 def test_who_has_said_that_there_is_no_kzorpd_hears_nothing(host, started, arguments, enabled):
     assert started(arguments, enabled).err == ""
-    assert "NOT in force" not in host.zorpctl("status").out
+    assert "NOT attended" not in host.zorpctl("status").out
 
 
 def test_dispatchers_need_no_packet_rules(host):
     host.instance("intra")
     assert host.zorpctl("start").err == ""
-    assert "NOT in force" not in host.zorpctl("status").out
+    assert "NOT attended" not in host.zorpctl("status").out
 
 
 def test_kzorpd_hears_from_user_0_that_an_instance_was_stopped_and_not_of_a_restart(host, started):
