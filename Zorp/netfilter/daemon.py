@@ -62,7 +62,7 @@ from Zorp.netfilter.site import Site, SiteError
 from Zorp.process.logsinks import Formatter, StderrSink, SyslogSink
 from Zorp.process.notify import BadWatchdogTime, Notifier
 from Zorp.process.signals import SignalPipe
-from Zorp.process.timers import Timers
+from Zorp.process.timers import Timer, Timers
 from Zorp.ResolverCache import DNSResolver
 from Zorp.rules.description import (
     MAX_ZONES,
@@ -157,7 +157,7 @@ class Kzorpd:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._names = HostNames(lambda: os.eventfd_write(self._wake, 1), config.options.zone_dns_grace,
                                 DNSResolver(options.name_server), options.least_ttl)
-        self._names_due = False
+        self._names_timer: Timer | None = None           # until addresses of host names are taken
         self._drift_check_s = options.drift_check
         marks = site.marks
         self._sessions = SessionLog(site, self._rules, lambda: connections(marks.forward, marks.class_mask))
@@ -323,15 +323,17 @@ class Kzorpd:
         self._update_names_after(_NAMES_PAUSE_S)
 
     def _update_names_after(self, pause_s: float) -> None:
-        if not self._names_due:
-            self._names_due = True
-            self._timers.after(pause_s, self._update_names)
+        if self._names_timer is not None:
+            if self._names_timer.due_s <= self._timers.now() + pause_s:
+                return
+            self._names_timer.cancel()                   # a change does not wait until a failed one is tried again
+        self._names_timer = self._timers.after(pause_s, self._update_names)
 
     def _update_names(self) -> None:
         def take() -> None:
             self._rules.take_addresses(self._names.addresses())
 
-        self._names_due = False
+        self._names_timer = None
         if (error := _error_of(take)) is not None:
             log(None, "core.error", 1, "Unable to update addresses in zones, keep existing ones; error='%s'", (error,))
             self._update_names_after(_NAMES_RETRY_S)

@@ -191,6 +191,20 @@ def test_a_defect_costs_its_own_connection_only(world):
     assert good.recv(100) == b"fine\n"
 
 
+def test_a_defect_that_waited_behind_a_late_answer_ends_its_connection_and_harms_nobody_who_answers(world):
+    # given a request under way, and one behind it that will meet a defect
+    client = world.client()
+    client.sendall(b"later\ndefect\n")
+    world.turn()
+    echo, = world.server._clients
+    # when the first is answered, by whoever has the answer
+    echo.answer(b"at last\n")
+    # then nothing comes back to him, and the client is not left to wait
+    world.turn()
+    assert echo.is_closed
+    assert client.recv(100) == b""
+
+
 def test_beyond_the_limit_the_longest_unused_makes_room(world):
     first, *others = (world.client() for _ in range(4))
     others[0].sendall(b"later\n")
