@@ -374,7 +374,7 @@ def test_an_ipv4_address_in_ipv6_form_is_no_address_of_a_host(server, logged):
 @pytest.mark.parametrize("answer", [
     (None, ["192.0.2.9"], []), (math.nan, ["192.0.2.9"], []), (math.inf, ["192.0.2.9"], []), (30, 7, []),
     (30, ["192.0.2.9"], [None]), (30, ["192.0.2.9"]), None, (10 ** 400, [], []), RuntimeError("broken")],
-    ids=["no time", "not a number", "for ever", "no list", "no text", "no IPv6", "nothing", "a huge time", "an exception"])
+    ids=["no time", "not a number", "for ever", "no list", "no text", "no IPv6", "nothing", "a huge time", "a fault"])
 def test_an_answer_that_is_none_changes_nothing_but_when_to_ask_again(answer):
     own = Scripted(a=(30, ["192.0.2.1"], ["2001:db8::1"]), b=(30, ["192.0.2.1"], []))
     cache = ResolverCache(own)

@@ -110,3 +110,23 @@ def test_without_names_there_is_nothing_to_wait_for(dns):
     Zone("plain", "10.0.0.0/8")
     assert names(dns).refresh() == 3600
     assert dns.queries == []
+
+
+def test_a_name_that_cannot_be_handed_over_keeps_no_other_name_from_its_zone(dns, monkeypatch):
+    # given two names, and a defect of ours that one of them meets on its way to its zone
+    Zone("bad", hostnames="bad.example")
+    Zone("partner", hostnames="h.example")
+    dns.set("bad.example", "A", "198.51.100.4", ttl=120)
+    dns.set("h.example", "A", "198.51.100.5", ttl=120)
+    table = Zone.zone_subnet_tree
+    feed = table.feed
+
+    def failing(answers):
+        if "bad.example" in answers:
+            raise KeyError("a defect")
+        return feed(answers)
+
+    monkeypatch.setattr(table, "feed", failing)
+    # when the names are looked up, then the other one arrives, and both have had their turn
+    assert 110 < names(dns).refresh() <= 120
+    assert zone_name("198.51.100.5") == "partner"
