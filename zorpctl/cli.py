@@ -375,6 +375,9 @@ def _carry_out(command: Command, host: Host, selection: Selection, options: argp
         host.refuse_unsafe_configuration()
     if command.banner:
         print(command.banner.format(host.conf.product_name), flush=True)
+    if command.everything is Everything.CONFIGURED and not (
+            host.instances or selection.processes or selection.problems):
+        print(f"There is no instance; name one in {host.conf.zorp_sysconfdir}/instances.conf", file=sys.stderr)
     if command.touches_daemons:
         for result in reload_zone_daemon():
             print(result, file=sys.stderr)

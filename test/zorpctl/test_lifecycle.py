@@ -417,3 +417,9 @@ def test_an_instance_without_pid_file_is_seen_reloaded_and_stopped(host):
     assert "verbose_level=" in host.zorpctl("log").out
     assert "intra#0: Stopped" in host.zorpctl("stop").out
     assert program.wait(10) == 0
+
+
+def test_who_starts_a_host_without_instances_is_told_so(host):
+    outcome = host.zorpctl("start")
+    assert (outcome.status, outcome.out) == (0, "Starting Zorp:\n")
+    assert outcome.err == f"There is no instance; name one in {host.etc}/instances.conf\n"
