@@ -436,7 +436,10 @@ def test_index_that_nat_does_not_know_is_not_forwarded(net, backend):
     # the mangle table gives an index away that the nat table has not heard of
     net.firewall.start_zorp(policy("PFService('fwd', router=DirectedRouter(SockAddrInet('10.2.0.2', 7000)))\n"
                                    "Rule(dst_port=700, service='fwd')"))
-    net.firewall.iptables("-t", "mangle", "-R", "ZORP_R1", "2", "-j", "CONNMARK", "--set-xmark", "0x40009/0xfffff")
+    rules = [line for line in net.firewall.iptables("-t", "mangle", "-S", "ZORP_R1").splitlines() if line.startswith("-A")]
+    number = next(number for number, rule in enumerate(rules, 1) if "CONNMARK" in rule)
+    net.firewall.iptables("-t", "mangle", "-R", "ZORP_R1", str(number),
+                          "-j", "CONNMARK", "--set-xmark", "0x40009/0xfffff")
     server = net.server.listen(SERVER, 700)
     # then a client does not get through to where it asked for
     assert is_silent(net.client, SERVER, 700)
