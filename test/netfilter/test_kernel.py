@@ -436,7 +436,7 @@ def test_index_that_nat_does_not_know_is_not_forwarded(net, backend):
     # the mangle table gives an index away that the nat table has not heard of
     net.firewall.start_zorp(policy("PFService('fwd', router=DirectedRouter(SockAddrInet('10.2.0.2', 7000)))\n"
                                    "Rule(dst_port=700, service='fwd')"))
-    rules = [line for line in net.firewall.iptables("-t", "mangle", "-S", "ZORP_R1").splitlines() if line.startswith("-A")]
+    _head, *rules = net.firewall.iptables("-t", "mangle", "-S", "ZORP_R1").splitlines()
     number = next(number for number, rule in enumerate(rules, 1) if "CONNMARK" in rule)
     net.firewall.iptables("-t", "mangle", "-R", "ZORP_R1", str(number),
                           "-j", "CONNMARK", "--set-xmark", "0x40009/0xfffff")
