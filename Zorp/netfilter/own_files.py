@@ -31,7 +31,7 @@ _DIRECTORY_MODE = 0o755
 _PID_FILE = "kzorpd.pid"
 _PID_BYTES = 32
 _LOCK_PATIENCE_S = 1.0
-_LOCK_POLL_S = 0.05
+_LOCK_POLL_S = 0.02
 
 
 class NotOurs(OSError):
@@ -111,7 +111,9 @@ def only_kzorpd(directory: str) -> Iterator[None]:
     descriptor = opened(path, os.O_RDWR | os.O_CREAT)
     try:
         os.fchmod(descriptor, _FILE_MODE)
-        _lock(descriptor, path)
+        # (who looks whether there is a kzorpd holds the lock for a moment, too)
+        if not locked(descriptor, _LOCK_PATIENCE_S):
+            raise OSError(errno.EEXIST, "kzorpd is running already", path)
         os.ftruncate(descriptor, 0)
         os.write(descriptor, b"%d\n" % os.getpid())
         yield
@@ -120,16 +122,16 @@ def only_kzorpd(directory: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, path: str) -> None:
-    """Take the lock of the only kzorpd; who looks whether there is one holds it for a moment, too."""
-    deadline = time.monotonic() + _LOCK_PATIENCE_S
+def locked(descriptor: int, patience_s: float) -> bool:
+    """Take the lock of a file; return False when another process held it all the time."""
+    deadline = time.monotonic() + patience_s
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
+            return True
         except BlockingIOError:
             if time.monotonic() > deadline:
-                raise OSError(errno.EEXIST, "kzorpd is running already", path) from None
+                return False
             time.sleep(_LOCK_POLL_S)
 
 

@@ -29,17 +29,15 @@ The lock is between processes.  Inside kzorpd only the main thread writes.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from Zorp.Log import log
 from Zorp.netfilter.caution import closed
 from Zorp.netfilter.compiler import IndexState
-from Zorp.netfilter.own_files import opened, prepare_directory
+from Zorp.netfilter.own_files import locked, opened, prepare_directory
 from Zorp.rules.description import InstanceDescription, from_json, to_json
 
 FILE_NAME = "packet-rules.json"
@@ -47,7 +45,6 @@ LOCK_NAME = "packet-rules.lock"
 LOCK_DEADLINE_S = 30.0
 MAX_BYTES = 64 << 20             # of the file
 _VERSION = 1
-_POLL_S = 0.02
 
 
 class StoreError(Exception):
@@ -115,21 +112,12 @@ class Store:
             raise StoreError(f"Cannot lock the state of the packet rules; file='{self._lock_path}', "
                              f"error='{problem.strerror}'") from None
         try:
-            self._take(descriptor, time.monotonic() + deadline_s)
+            if not locked(descriptor, deadline_s):
+                raise StoreError("Another program is changing the packet rules and does not end; "
+                                 f"lock='{self._lock_path}'")
             yield
         finally:
             os.close(descriptor)
-
-    def _take(self, descriptor: int, deadline: float) -> None:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise StoreError("Another program is changing the packet rules and does not end; "
-                                     f"lock='{self._lock_path}'") from None
-                time.sleep(_POLL_S)
 
     def read(self) -> State:
         """Return the state; an empty one when there is none that can be used."""
