@@ -52,6 +52,10 @@ _WITH_PORTS = (TCP, UDP, DCCP, SCTP)
 _LINEAR = 6                      # as many rules are found by asking for one after the other
 _WIDTH = {4: 32, 6: 128}
 
+FORWARD_CHAIN = "ZORP_FORWARD"
+LOG_PREFIX = "zorp:"
+NO_RULE = 0                      # indexes of rules begin at 1
+
 ACCEPT, DROP, RETURN, MASQUERADE = (Target(what) for what in ("accept", "drop", "return", "masquerade"))
 
 _REJECT = {
@@ -77,11 +81,6 @@ def jump(chain: str) -> Target:
 def undecided(marks: Marks) -> Target:
     """Return the target for connections that belong to no rule and must not be forwarded."""
     return Target("connmark", (marks.undecided, marks.connection_mask))
-
-
-LOG_PREFIX = "zorp:"
-FORWARD_CHAIN = "ZORP_FORWARD"
-NO_RULE = 0                      # indexes of rules begin at 1
 
 
 class Actions:
