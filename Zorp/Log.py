@@ -241,20 +241,22 @@ def _formatted(msg: str, args) -> str:
             text = msg % args
         except (TypeError, ValueError):          # bytes for %d and the like
             return _clean(_formatted_one_by_one(msg, args))
-        if text.isascii() and text.isprintable() and len(text) <= VALUE_BYTES:
-            quotes = _quotes_in.get(msg)
-            if text.count("'") == (_count_quotes(msg) if quotes is None else quotes):
+        if text.isascii() and len(text) <= VALUE_BYTES:
+            own = _quotes_of.get(msg)
+            if text.encode().translate(None, _HARMLESS) == (_own_quotes(msg) if own is None else own):
                 return text
     return _clean(_formatted_one_by_one(msg, args))
 
 
-_quotes_in: dict[str, int] = {}          # text of a message: its quotes
+_HARMLESS = bytes(set(range(0x20, 0x7F)) - {ord("'")})      # what may stand in a line wherever it comes from
+_quotes_of: dict[str, bytes] = {}        # text of a message: its quotes, all that may be left when these are taken out
 
 
-def _count_quotes(msg: str) -> int:
-    if len(_quotes_in) < _MAX_KNOWN_TEXTS and len(msg) <= VALUE_BYTES:
-        _quotes_in[msg] = msg.count("'")
-    return msg.count("'")
+def _own_quotes(msg: str) -> bytes:
+    own = b"'" * msg.count("'")
+    if len(_quotes_of) < _MAX_KNOWN_TEXTS and len(msg) <= VALUE_BYTES:
+        _quotes_of[msg] = own
+    return own
 
 
 def _formatted_one_by_one(msg: str, args) -> str:
