@@ -27,6 +27,7 @@ import re
 from Zorp.wire.errors import WireError
 
 _END = b"\r\n.\r\n"
+_CR, _LF, _NUL = b"\r\n\0"       # numbers: `in` first takes b"\n" for one that is wrong, and makes an exception
 _BEGUN_END = re.compile(rb"\r(?:\n(?:\.\r?)?)?\Z")
 # require_crlf off: a LF without CR, with the "." that follows it; a "." line that such a LF ends
 _LONE_LF = re.compile(rb"(?<!\r)\n(\.?)|(?<=\r\n)(\.)(?=\n)")
@@ -71,7 +72,8 @@ class BodyReader:
         if not self._require_crlf and block:
             block = self._convert(block)
         passed = block + _END if self.finished else block
-        passed, self._not_ours = passed[self._not_ours:], max(self._not_ours - len(passed), 0)
+        if self._not_ours:
+            passed, self._not_ours = passed[self._not_ours:], max(self._not_ours - len(passed), 0)
         return passed
 
     def _hold(self, data: bytes) -> bytes:
@@ -91,11 +93,11 @@ class BodyReader:
 
     def _check(self, block: bytes) -> None:
         single = block.replace(b"\r\n", b"")
-        if b"\r" in single:
+        if _CR in single:
             raise BodyError("Invalid mail body, CR without LF;")
-        if self._require_crlf and b"\n" in single:
+        if self._require_crlf and _LF in single:
             raise BodyError("Invalid mail body, LF without CR;")
-        if not self._permit_nul and b"\0" in block:
+        if not self._permit_nul and _NUL in block:
             raise BodyError("Invalid mail body, embedded NUL character;")
         if self._line_limit:
             self._check_line_lengths(block)

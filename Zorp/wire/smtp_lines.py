@@ -18,7 +18,7 @@ from __future__ import annotations
 from Zorp.wire.errors import WireError
 from Zorp.wire.text import to_policy
 
-_CR = 13
+_CR, _LF = b"\r\n"                # numbers: `in` first takes b"\n" for one that is wrong, and makes an exception
 
 
 class LineError(WireError):
@@ -71,7 +71,7 @@ class LineReader:
         Nearly always the bytes are one line and nothing waits: then they are not even kept.
         """
         line, end, rest = data.partition(b"\r\n")
-        if end and not rest and b"\n" not in line and len(data) <= limit_bytes and not self.buffered:
+        if end and not rest and _LF not in line and len(data) <= limit_bytes and not self.buffered:
             return line
         if data:
             self.feed(data)

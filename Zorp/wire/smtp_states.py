@@ -70,25 +70,29 @@ RULES = {
 _NEXT = {(verb, code): state for verb, rule in RULES.items() for code in range(200, 600)
          if (state := rule.next_state(code)) is not None}
 _INITIAL = State.INITIAL
+_ALLOWED_IN = {verb: rule.allowed_in for verb, rule in RULES.items()}
 GREETINGS = frozenset({"HELO", "EHLO"})
-_OTHER = Rule(_NOT_IN_DIALOGUE, {})
 
 
 class SessionState:
     """The state of one session; for one thread."""
 
-    state = State.INITIAL
+    __slots__ = ("state",)
+
+    def __init__(self) -> None:
+        self.state = _INITIAL
 
     def check(self, verb: str) -> None:
         """Raise OutOfSequence when the verb is not allowed now."""
-        if self.state not in RULES.get(verb, _OTHER).allowed_in:
+        if self.state not in _ALLOWED_IN.get(verb, _NOT_IN_DIALOGUE):
             raise OutOfSequence("Command not permitted in this state; request='%s', state='%d'", verb, int(self.state))
 
     def replied(self, verb: str, code: int) -> None:
         """Move to the state that the server's reply to the verb means."""
-        if self.state is _INITIAL and verb not in GREETINGS and verb != "QUIT":
+        state = self.state
+        if state is _INITIAL and verb not in GREETINGS and verb != "QUIT":
             return                                  # RSET before any greeting: still not greeted
-        self.state = _NEXT.get((verb, code), self.state)
+        self.state = _NEXT.get((verb, code), state)
 
     def ungreeted(self) -> None:
         """Forget the greeting: the other side and we do not agree about it any more."""
