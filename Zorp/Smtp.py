@@ -295,7 +295,8 @@ class AbstractSmtpProxy(Proxy):
             raise ValueError("Invalid arguments")
         try:
             text = to_wire(arguments[0])
-            return to_policy((common_path(text) or parse_path(text, self._path_rules())).address)
+            address, _ = common_path(text) or parse_path(text, self._path_rules())
+            return to_policy(address)
         except TextError:
             raise ValueError("Invalid arguments") from None
         except WireError:

@@ -14,7 +14,6 @@ from typing import NoReturn
 from Zorp.smtp_engine.decisions import Decisions
 from Zorp.smtp_engine.session import Refusal, SmtpSession, Transaction
 from Zorp.wire.smtp_addresses import (
-    Path,
     PathError,
     PathRules,
     common_path,
@@ -24,7 +23,7 @@ from Zorp.wire.smtp_addresses import (
 )
 from Zorp.wire.smtp_commands import CommandError, is_etrn_argument, parse_auth
 from Zorp.wire.smtp_extensions import NEEDS, bits_of, ehlo_keyword, keep_mechanisms, lower_limits, lower_size
-from Zorp.wire.smtp_parameters import ParameterError, Parameters, check_parameters
+from Zorp.wire.smtp_parameters import NO_PARAMETERS, ParameterError, Parameters, check_parameters
 from Zorp.wire.smtp_replies import Reply
 from Zorp.wire.text import to_policy
 
@@ -44,7 +43,7 @@ class Commands:
         self._vars = session.vars
         self._log = session.log
         self._compat = session.vars.address_syntax == "compat"
-        self._mechanisms = frozenset(name.upper() for name in session.vars.auth_mechanisms)
+        self._mechanisms = frozenset([name.upper() for name in session.vars.auth_mechanisms])
         self._asked: tuple[str, str] | None = None      # sender and recipient of a MAIL or RCPT without answer
 
     # greeting
@@ -116,16 +115,16 @@ class Commands:
     def do_MAIL(self, parameter: bytes) -> bytes:
         session = self._session
         self._asked = to_policy(parameter), ""
-        path, parameters = self._path("MAIL", b"FROM:", parameter)
-        self._asked = to_policy(path.address), ""
+        address, parameters = self._path("MAIL", b"FROM:", parameter)
+        self._asked = to_policy(address), ""
         if session.limits.message_bytes and parameters.size > session.limits.message_bytes:
             raise Refusal("552", "Message size exceeds fixed limit")
-        if not path.address.isascii() and not parameters.utf8:
+        if not address.isascii() and not parameters.utf8:
             raise Refusal("553", "Address needs SMTPUTF8")
         session.transaction = transaction = Transaction()
         transaction.utf8, transaction.binary = parameters.utf8, parameters.binary
         self._vars.sender = self._asked[0]
-        return _argument(b"From:", path, parameters)
+        return _argument(b"From:", address, parameters)
 
     def done_MAIL(self, reply: Reply) -> Reply:
         self._report_envelope(reply, "sender", self._vars.sender)
@@ -136,13 +135,13 @@ class Commands:
     def do_RCPT(self, parameter: bytes) -> bytes:
         session, sender = self._session, self._vars.sender
         self._asked = sender, to_policy(parameter)
-        path, parameters = self._path("RCPT", b"TO:", parameter)
-        self._asked = sender, to_policy(path.address)
-        if not path.address.isascii() and not session.transaction.utf8:
+        address, parameters = self._path("RCPT", b"TO:", parameter)
+        self._asked = sender, to_policy(address)
+        if not address.isascii() and not session.transaction.utf8:
             raise Refusal("553", "Address needs SMTPUTF8")
         if session.transaction.recipients >= (session.limits.recipients or _MOST_RECIPIENTS):
             raise Refusal("452", "Too many recipients")
-        return _argument(b"To:", path, parameters)
+        return _argument(b"To:", address, parameters)
 
     def done_RCPT(self, reply: Reply) -> Reply:
         recipient = self._asked[1]
@@ -163,15 +162,15 @@ class Commands:
                   " response_param='%s'", (self._session.proxy.session.client_address, sender, recipient, code, info))
         self._session.account(sender, recipient, code, info, success=False)
 
-    def _path(self, verb: str, keyword: bytes, parameter: bytes) -> tuple[Path, Parameters]:
-        """Return what stands in a MAIL or RCPT argument; logs and raises Refusal when it does not fit."""
+    def _path(self, verb: str, keyword: bytes, parameter: bytes) -> tuple[bytes, Parameters]:
+        """Return address and parameters of a MAIL or RCPT argument; logs and raises Refusal when it does not fit."""
         active = self._session.active
         if parameter[:len(keyword)].upper() != keyword:
             self._invalid(verb, parameter)
         text = parameter[len(keyword):]
         try:
-            path = common_path(text) or parse_path(text, self._rules(verb))
-            return path, check_parameters(verb, path.rest, active)
+            address, rest = common_path(text) or parse_path(text, self._rules(verb))
+            return address, check_parameters(verb, rest, active) if rest else NO_PARAMETERS
         except PathError as problem:
             for text, fields in problem.problems:
                 self._log("smtp.violation", 2, text, fields)
@@ -264,7 +263,7 @@ CHECKS = {name[3:]: method for name, method in vars(Commands).items() if name.st
 FINISHES = {name[5:]: method for name, method in vars(Commands).items() if name.startswith("done_")}
 
 
-def _argument(keyword: bytes, path: Path, parameters: Parameters) -> bytes:
-    argument = keyword + b"<" + path.address + b">"
+def _argument(keyword: bytes, address: bytes, parameters: Parameters) -> bytes:
+    argument = b"%b<%b>" % (keyword, address)
     return argument + b" " + parameters.wire if parameters.wire else argument
 

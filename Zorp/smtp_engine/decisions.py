@@ -54,9 +54,13 @@ class Decisions:
     def request(self, command: Command) -> Command:
         """Return the request that the policy lets pass; raises Refusal or SessionOver."""
         verb, parameter = command
-        entry = self._request_entry(verb, parameter)
+        entry = self._vars.request.search(verb)
+        if entry is None or verb not in _DECIDED_BY_ENTRY:
+            entry = self._entry_or_default(verb, parameter, entry)
         if type(entry) is int and entry == ACCEPT:
             return command
+        if _is_function_entry(entry):
+            return self._ask_about_request(command, entry[1])
         try:
             action = parse_action(entry)
         except ActionError:
@@ -64,7 +68,7 @@ class Decisions:
         if action.verdict == ACCEPT:
             return command
         if action.verdict == POLICY:
-            return self._ask_about_request(command, action)
+            return self._ask_about_request(command, self._function_of(action, verb))
         if action.verdict == REJECT:
             self._set_error(action, "Error in request policy; request='%s'", verb)
             self._refuse_request(verb, REJECT)
@@ -74,7 +78,7 @@ class Decisions:
 
     def request_without_callbacks(self, verb: str, parameter: bytes) -> None:
         """The same while there is no server: whatever the policy would have to be asked about passes."""
-        entry = self._request_entry(verb, parameter)
+        entry = self._entry_or_default(verb, parameter, self._vars.request.search(verb))
         try:
             action = parse_action(entry)
         except ActionError:
@@ -84,9 +88,9 @@ class Decisions:
         if action.verdict not in (ACCEPT, POLICY):
             self._refuse_request(verb, action.verdict)
 
-    def _request_entry(self, verb: str, parameter: bytes):
+    def _entry_or_default(self, verb: str, parameter: bytes, entry):
+        """Return what decides about a request, given what the table has for it, None for nothing."""
         table = self._vars.request
-        entry = table.search(verb)
         if entry is not None and verb in _DECIDED_BY_ENTRY:
             return entry
         if verb in NAMED_ONLY and verb not in table:
@@ -101,14 +105,16 @@ class Decisions:
             return ACCEPT
         return REJECT
 
-    def _ask_about_request(self, command: Command, action) -> Command:
-        variables, (verb, _) = self._vars, command
+    def _function_of(self, action, verb: str):
         try:
-            callback = parse_policy_action(action)
+            return parse_policy_action(action)
         except ActionError:
             raise self._unusable("Error in request policy; request='%s'", verb) from None
+
+    def _ask_about_request(self, command: Command, callback) -> Command:
+        variables, (verb, _) = self._vars, command
         before = variables.request_cmd, variables.request_param
-        verdict = self._call(callback, *before)
+        verdict = self._call(callback, before)
         if not isinstance(verdict, int):
             raise self._no_verdict("The verdict returned by the policy is not an int; request='%s'", verb)
         if verdict != ACCEPT:
@@ -187,7 +193,7 @@ class Decisions:
             raise self._unusable("Error in response policy; request='%s', response='%s'",
                                  verb, reply.digits) from None
         before = variables.response_code, variables.response_param
-        verdict = self._call(callback, verb, to_policy(parameter), *before)
+        verdict = self._call(callback, (verb, to_policy(parameter), *before))
         if not isinstance(verdict, int):
             raise self._no_verdict("The verdict returned by the policy is not an int; request='%s', response='%s'",
                                    verb, before[0])
@@ -235,7 +241,7 @@ class Decisions:
 
     # endings
 
-    def _call(self, callback, *arguments):
+    def _call(self, callback, arguments: tuple):
         try:
             return self._session.proxy._call_policy(callback, *arguments)
         except PolicyCallFailed as problem:         # logged, and the policy was told
@@ -264,3 +270,9 @@ class Decisions:
         """Return the end of the session that the policy wants."""
         self._session.proxy._closed_by_abort()
         return SessionOver()
+
+
+def _is_function_entry(entry) -> bool:
+    """Tell whether an entry is (POLICY, function), as nearly every entry with a function is."""
+    return (type(entry) is tuple and len(entry) == 2 and type(entry[0]) is int and entry[0] == POLICY
+            and callable(entry[1]))

@@ -72,7 +72,8 @@ class Dialogue:
                 raise SessionOver
             else:
                 session.answer(str(variables.unconnected_response_code), NO_SERVER)
-            while session.state.state is not _QUIT:
+            state = session.state
+            while state.state is not _QUIT:
                 self._step()
         except SessionOver as over:
             self._say_goodbye(over)
@@ -84,7 +85,8 @@ class Dialogue:
         except PolicyCallFailed:
             self._say_goodbye(SessionOver())
             raise
-        self._log("smtp.debug", 6, "Exiting SMTP loop;")
+        if Log.loudest >= 6:
+            self._trace("Exiting SMTP loop;")
 
     def protocol_keyword(self) -> str:
         """Return what a Received line says behind "with"."""
@@ -147,18 +149,19 @@ class Dialogue:
         session = self._session
         if Log.loudest >= 6:
             self._trace("Fetching request;")
-        line = session.client.read_line()
+        client = session.client
+        line = client.read_line()
         if not line:
             raise Refusal
         try:
-            command = parse_command(line, utf8="SMTPUTF8" in session.active)
+            command = parse_command(line, "SMTPUTF8" in session.active)
         except CommandError as problem:
             raise self._no_command(line, problem) from problem
         verb, parameter = command
-        if session.client.expects_secret:
+        if client.expects_secret:
             self._refuse_late_secret(line, verb)
         if verb == "AUTH":
-            session.client.expects_secret = True
+            client.expects_secret = True
         if len(line) > self._limits.command_bytes:
             self._check_length(verb, len(line))
         if Log.loudest >= 7:
@@ -243,7 +246,7 @@ class Dialogue:
         checked = self._checked(verb, parameter)
         if checked is not parameter:
             command = verb, checked
-            self._vars.request_param = to_policy(checked)
+            self._vars.request_param = checked.decode("latin-1")
         return self._decisions.request(command)
 
     def _checked(self, verb: str, parameter: bytes) -> bytes:
@@ -274,7 +277,7 @@ class Dialogue:
             self._log("smtp.error", 3, "Error sending request; request='%s', param='%s'",
                       (request_verb, self._shown(verb, parameter)))
             raise
-        reply = session.read_reply(hide=verb == "AUTH")
+        reply = session.read_reply(verb == "AUTH")
         if 300 <= reply.code < 400 and (verb, reply.code) not in (("DATA", 354), ("AUTH", 334)):
             raise self._out_of_step(verb, reply)
         return reply
@@ -283,9 +286,8 @@ class Dialogue:
         """Decide about a reply, move the state, tell the client; return what it was told."""
         try:
             accepted = self._decisions.reply(request[0], request[1], reply)
-            finish = FINISHES.get(verb)
-            if finish is not None:
-                accepted = finish(self._commands, accepted)
+            if verb in FINISHES:
+                accepted = FINISHES[verb](self._commands, accepted)
         except Refusal as refusal:
             self._told_no(verb, reply.code)
             if verb == "DATA" and reply.code == 354:

@@ -113,7 +113,7 @@ class SmtpSession:
         """Log one step at smtp.debug(6)."""
         self.log("smtp.debug", 6, text)
 
-    def read_reply(self, *, hide: bool = False) -> Reply:
+    def read_reply(self, hide: bool = False) -> Reply:
         """Return the server's next reply; raises SideLost or WireError.  hide: its text is a secret."""
         if Log.loudest < 6:
             return self.server.read_reply()

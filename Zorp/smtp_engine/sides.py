@@ -44,10 +44,9 @@ class SideLost(Exception):
 class _Side:
     """What both sides have."""
 
-    def __init__(self, stream: Stream, limits: SmtpLimits, *, require_crlf: bool) -> None:
-        self._limits = limits
-        self._lines = LineReader(require_crlf=require_crlf)
-        self.use(stream)
+    _limits: SmtpLimits
+    _lines: LineReader
+    _stream: Stream
 
     def fileno(self) -> int:
         """Return the descriptor that becomes readable when the peer sends."""
@@ -94,12 +93,13 @@ class ClientSide(_Side):
     we still have to say goes out (SmtpProxy._wake).
     """
 
-    long_auth = False
-    expects_secret = False
-
     def __init__(self, stream: Stream, limits: SmtpLimits, *, require_crlf: bool, proxy) -> None:
-        super().__init__(stream, limits, require_crlf=require_crlf)
+        self._limits = limits
+        self._lines = LineReader(require_crlf=require_crlf)
         self._proxy = proxy
+        self.long_auth = False
+        self.expects_secret = False
+        self.use(stream)
 
     def _recv(self, limit_bytes: int, deadline: float | None = None) -> bytes:
         if self._proxy._stop_requested:
@@ -179,8 +179,10 @@ class ServerSide(_Side):
 
     def __init__(self, stream: Stream, limits: SmtpLimits, *, require_crlf: bool,
                  on_cut: Callable[[int], None] | None) -> None:
-        super().__init__(stream, limits, require_crlf=require_crlf)
+        self._limits = limits
+        self._lines = LineReader(require_crlf=require_crlf)
         self._replies = ReplyReader(self._lines, limits, on_cut=on_cut)
+        self.use(stream)
 
     def use(self, stream: Stream) -> None:
         super().use(stream)

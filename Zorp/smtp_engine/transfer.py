@@ -21,6 +21,7 @@ from __future__ import annotations
 import time
 from typing import NoReturn
 
+from Zorp import Log
 from Zorp.Log import enabled
 from Zorp.smtp_engine.decisions import Decisions
 from Zorp.smtp_engine.received import header_for
@@ -67,7 +68,7 @@ class MessageTransfer:
         self._decisions = decisions
         self._vars = session.vars
         self._log = session.log
-        self._pace: _Pace
+        self._pace: _Pace | None = None        # of the body that comes in; None: as slow as it likes
 
     def stack_form(self):
         """Ask the policy what is to look at the message, before DATA or the first BDAT; None: nothing."""
@@ -76,12 +77,14 @@ class MessageTransfer:
 
     def begin_body(self) -> None:
         """The client begins to send a message or a chunk: its pace counts from now."""
-        self._pace = _Pace(self._vars.min_data_rate)
+        rate = self._vars.min_data_rate
+        self._pace = _Pace(rate) if rate else None
 
     def read_block(self) -> bytes:
         """Return what the client has sent of a body; raises SideLost, also when it is too slow."""
         block = self._session.client.read_block()
-        self._pace.check(len(block))
+        if self._pace is not None:
+            self._pace.check(len(block))
         return block
 
     # DATA
@@ -302,7 +305,8 @@ class MessageTransfer:
 
     def _read_octets(self, count: int) -> bytes:
         octets = self._session.client.read_octets(count)
-        self._pace.check(len(octets))
+        if self._pace is not None:
+            self._pace.check(len(octets))
         return octets
 
     def _drop_octets(self, count: int) -> None:
@@ -361,7 +365,8 @@ class MessageTransfer:
         return reply
 
     def _copy_acknowledgement(self, reply: Reply) -> None:
-        self._session.trace("Copying response to client;")
+        if Log.loudest >= 6:
+            self._session.trace("Copying response to client;")
         try:
             self._session.client.send(reply.wire)
         except SideLost:
@@ -381,17 +386,15 @@ class MessageTransfer:
 
 
 class _Pace:
-    """The slowest that a client may be: bytes per second over the whole body; 0: as slow as it likes."""
+    """The slowest that a client may be: bytes per second over the whole body."""
 
     def __init__(self, bytes_per_second: int) -> None:
         self._rate = bytes_per_second
-        self._began = time.monotonic() if bytes_per_second else 0.0
+        self._began = time.monotonic()
         self._bytes = 0
 
     def check(self, count: int) -> None:
         """Count more bytes; raises SideLost when the client is too slow."""
-        if not self._rate:
-            return
         self._bytes += count
         elapsed = time.monotonic() - self._began
         if elapsed > _PACE_GRACE_SECONDS and self._bytes < self._rate * elapsed:

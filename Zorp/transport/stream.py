@@ -26,6 +26,7 @@ Errors
 from __future__ import annotations
 
 import contextlib
+import functools
 import select
 import socket
 import struct
@@ -52,6 +53,7 @@ def ms_until(due_s: float) -> float:
     return min(max((due_s - time.monotonic()) * 1000, 0.0), _LONGEST_WAIT_MS)
 
 
+@functools.lru_cache(maxsize=64)           # the bounds that policies set are few
 def _timeval(milliseconds: int | None) -> bytes:
     if milliseconds is None:
         return _TIMEVAL.pack(0, 0)

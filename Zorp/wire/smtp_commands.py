@@ -54,7 +54,7 @@ def is_utf8_text(data: bytes) -> bool:
     return _C1_AND_SEPARATORS.search(text) is None
 
 
-def parse_command(line: bytes, *, utf8: bool = False) -> Command:
+def parse_command(line: bytes, utf8: bool = False) -> Command:
     """Return the verb and parameter of a line; raises CommandError."""
     verb, _, parameter = line.partition(b" ")
     printable = line.decode("ascii").isprintable() if line.isascii() else utf8 and _is_printable_utf8(line)
