@@ -214,6 +214,12 @@ class Firewall(Namespace):
             self.setup("load")
         return daemon
 
+    def load_policy(self, policy: str) -> Daemon:
+        """Load packet rules of an instance that does not run: for what the kernel does without it."""
+        daemon = self.add_zorp(policy)
+        self.setup("load")
+        return daemon
+
     def add_zorp(self, policy: str, instance: str = "intra", arguments=(), **values) -> Daemon:
         """Return an instance of this host, not started."""
         directory = self.directory / instance

@@ -27,12 +27,7 @@ def texts():
             yield path.relative_to(ROOT), data.decode("utf-8")
 
 
-@functools.cache
-def python_files(*directories):
-    """Return {relative path: syntax tree} of the Python files below some directories, all by default."""
-    found = {}
-    for path in tracked():
-        relative = path.relative_to(ROOT)
-        if relative.suffix == ".py" and (not directories or relative.parts[0] in directories):
-            found[relative] = ast.parse(path.read_text("utf-8"), str(relative))
-    return found
+def python_files():
+    """Return {relative path: syntax tree} of the Python files: many megabytes, not to be kept for long."""
+    paths = (path.relative_to(ROOT) for path in tracked() if path.suffix == ".py")
+    return {path: ast.parse((ROOT / path).read_text("utf-8"), str(path)) for path in paths}
