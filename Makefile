@@ -5,7 +5,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-JOBS   ?= 3
+# workers of `make test`: two more than processors, for about half of what tests do is waiting
+JOBS   ?= $(shell n=$$(nproc); echo $$((n < 6 ? n + 2 : 8)))
 
 PREFIX ?= /usr
 # for packages: make install DESTDIR=/tmp/root PIP_FLAGS='--no-deps --no-build-isolation'
