@@ -1,10 +1,10 @@
 """Addresses of sockets: what a policy connects to, binds to, and learns about a peer.
 
 Theory of operation
-    An address object holds its IP address as an integer in host byte order (`ip_int`) and its
-    port; text and the integers that policies see are made from these when somebody asks.
-    from_sockaddr() makes an address from what the kernel gave us; it lies on the way of every
-    connection and does nothing else than fill the three slots.
+    An address object holds its IP address twice, as an integer in host byte order (`ip_int`) and
+    as canonical text, and its port; every way to change the address changes both forms.  The
+    integers that policies see are made when somebody asks.  from_sockaddr() makes an address from
+    what the kernel gave us; it lies on the way of every connection and only fills the three slots.
 
     `ip` of an IPv4 address is the network-order address read as an integer of this host, the
     form in which old policies compute (0x04030201 for 1.2.3.4 on a little-endian host); the
@@ -193,9 +193,19 @@ class _Internet(SockAddr):
     def _set_port(self, value):
         self._port = checked_port(value)
 
+    def _set_ip_s(self, value):
+        if not isinstance(value, str):
+            raise PolicyError("Invalid parameter", remedy=f"ip_s is text, not {value!r}")
+        self._set_ip_int(self._int_of(value))
+
+    def _set_ip_int(self, value):
+        self.ip_int = value
+        self._text = self._text_of(value)
+
     # attrgetter: read several times per connection, and so without a call of Python code
     port = property(attrgetter("_port"), _set_port, doc="The port, 0 to 65535.")
     family = property(attrgetter("_family"), doc="AF_INET or AF_INET6.")
+    ip_s = property(attrgetter("_text"), _set_ip_s, doc="The address as canonical text.")
 
 
 class SockAddrInet(_Internet):
@@ -208,14 +218,14 @@ class SockAddrInet(_Internet):
 
     __slots__ = ()
     _family = AF_INET
+    _int_of, _text_of = staticmethod(ipv4_from_text), staticmethod(ipv4_text)
 
     def __init__(self, ip=None, port=None, ip_addr=None):
         ip = ip_addr if ip is None else ip
-        self._text = None
         if isinstance(ip, str):
-            self.ip_int = ipv4_from_text(ip)
+            self._set_ip_int(ipv4_from_text(ip))
         elif isinstance(ip, int) and 0 <= ip <= 0xffffffff:
-            self.ip_int = int(ip)
+            self._set_ip_int(int(ip))
         else:
             raise PolicyError("Invalid parameter", remedy=f"give the address as dotted text, not {ip!r}")
         self._port = checked_port(port)
@@ -229,32 +239,17 @@ class SockAddrInet(_Internet):
     def ip(self, value):
         if not isinstance(value, int):
             raise PolicyError("Invalid parameter", remedy=f"ip is a number; assign text such as {value!r} to ip_s")
-        self.ip_int = from_native_word(value)
-        self._text = None
-
-    @property
-    def ip_s(self):
-        """The address as dotted text."""
-        if self._text is None:
-            self._text = ipv4_text(self.ip_int)
-        return self._text
-
-    @ip_s.setter
-    def ip_s(self, value):
-        if not isinstance(value, str):
-            raise PolicyError("Invalid parameter", remedy=f"ip_s is dotted text, not {value!r}")
-        self.ip_int = ipv4_from_text(value)
-        self._text = None
+        self._set_ip_int(from_native_word(value))
 
     def __str__(self):
-        return f"AF_INET({self._text or self.ip_s}:{self._port})"
+        return f"AF_INET({self._text}:{self._port})"
 
     def _identity(self):
         return (AF_INET, self.ip_int, self._port)
 
     def to_sockaddr(self):
         """Return the tuple that socket calls take."""
-        return (self.ip_s, self._port)
+        return (self._text, self._port)
 
     def pack(self):
         """Return the address as four octets in network order."""
@@ -264,7 +259,7 @@ class SockAddrInet(_Internet):
         """Return an independent copy; its port is 0 when `wildcard` is true."""
         copy = _new(SockAddrInet)
         copy.ip_int = self.ip_int
-        copy._text = self._text or self.ip_s
+        copy._text = self._text
         copy._port = 0 if wildcard else self._port
         return copy
 
@@ -324,13 +319,13 @@ class SockAddrInet6(_Internet):
 
     __slots__ = ("scope_id",)
     _family = AF_INET6
+    _int_of, _text_of = staticmethod(ipv6_from_text), staticmethod(ipv6_text)
 
     def __init__(self, ip=None, port=None, ip_addr=None):
         ip = ip_addr if ip is None else ip
         if not isinstance(ip, str):
             raise PolicyError("Invalid parameter", remedy=f"give the address as text, not {ip!r}")
-        self._text = None
-        self.ip_int = ipv6_from_text(ip)
+        self._set_ip_int(ipv6_from_text(ip))
         self._port = checked_port(port)
         self.scope_id = 0
 
@@ -341,32 +336,17 @@ class SockAddrInet6(_Internet):
 
     @ip.setter
     def ip(self, value):
-        self.ip_int = from_native_halves(value)
-        self._text = None
-
-    @property
-    def ip_s(self):
-        """The address as canonical text."""
-        if self._text is None:
-            self._text = ipv6_text(self.ip_int)
-        return self._text
-
-    @ip_s.setter
-    def ip_s(self, value):
-        if not isinstance(value, str):
-            raise PolicyError("Invalid parameter", remedy=f"ip_s is text, not {value!r}")
-        self.ip_int = ipv6_from_text(value)
-        self._text = None
+        self._set_ip_int(from_native_halves(value))
 
     def __str__(self):
-        return f"AF_INET6({self.ip_s}:{self._port})"
+        return f"AF_INET6({self._text}:{self._port})"
 
     def _identity(self):
         return (AF_INET6, self.ip_int, self._port)
 
     def to_sockaddr(self):
         """Return the tuple that socket calls take."""
-        return (self.ip_s, self._port, 0, self.scope_id)
+        return (self._text, self._port, 0, self.scope_id)
 
     def pack(self):
         """Return the address as 16 octets in network order."""
@@ -474,8 +454,7 @@ def from_sockaddr(family, address):
 def from_ip_int(family, value, port):
     """Return the SockAddr of an integer in host byte order; `family` is AF_INET or AF_INET6."""
     made = _new(SockAddrInet if family == AF_INET else SockAddrInet6)
-    made.ip_int = value
-    made._text = None
+    made._set_ip_int(value)
     made._port = port
     if family == AF_INET6:
         made.scope_id = 0
