@@ -44,7 +44,7 @@ from Zorp.Constants import (
     Z_SZIG_TYPE_CONNECTION_PROPS,
     ZD_PROTO_UDP,
 )
-from Zorp.engine.builtin_proxy import BuiltinProxy
+from Zorp.engine.builtin_proxy import BuiltinProxy, does_nothing
 from Zorp.Exceptions import AAException, DACException, InternalException, PolicyError
 from Zorp.Log import enabled, log
 from Zorp.ProxyGroup import ProxyGroup
@@ -131,12 +131,15 @@ class Proxy(BuiltinProxy):
             self.language = config.options.language
         self.encryption_policy = None
 
+    @does_nothing
     def config(self):
         """Set the attributes of the protocol; policies override this."""
 
+    @does_nothing
     def __post_config__(self):
         """Last event of the family; where TLS is built, it chooses the encryption here."""
 
+    @does_nothing
     def __pre_startup__(self):
         """First event of its family; where authentication is built, it hands the provider to the engine."""
 

@@ -98,6 +98,12 @@ _FAMILY_NAMES = {family: frozenset((*members, *filter(None, map(_OLD_NAMES.get, 
                  for family, members in _FAMILIES.items()}
 
 
+def does_nothing(method):
+    """Mark an event of a base class that is there to be overridden: nobody needs to call it."""
+    method.does_nothing = True
+    return method
+
+
 class PolicyCallFailed(Exception):
     """Policy code raised or gave a value that cannot be used; already logged, the session must end."""
 
@@ -401,10 +407,10 @@ class BuiltinProxy:
     # events
 
     def _events_of(self, family: str) -> dict[str, str]:
-        """Return the events of the family that this object has: {name of the event: name of the method}."""
+        """Return the events of the family for which this object does something: {name of the event: method's name}."""
         if self.__dict__.keys().isdisjoint(_FAMILY_NAMES[family]):
             return (self._events or _find_events(type(self)))[family]
-        return _present(_FAMILIES[family], lambda name: getattr(self, name, None) is not None)
+        return _present(_FAMILIES[family], lambda name: _does_something(getattr(self, name, None)))
 
     def _run_events(self, family: str, call=None) -> None:
         """Call the events of a family in their order, each announced in the log, also those that do not exist.
@@ -413,12 +419,12 @@ class BuiltinProxy:
         """
         call = call or self._call_event
         methods = self._events_of(family)
-        debug = Log.loudest >= 7 and enabled(CORE_DEBUG, 7)
-        if not methods and not debug:
+        if Log.loudest < 7 or not enabled(CORE_DEBUG, 7):
+            for name in methods.values():
+                call(name)
             return
-        for event in _FAMILIES[family] if debug else methods:
-            if debug:
-                log(self._session_id, CORE_DEBUG, 7, "calling event; %s()", (event,))
+        for event in _FAMILIES[family]:
+            log(self._session_id, CORE_DEBUG, 7, "calling event; %s()", (event,))
             if event in methods:
                 call(methods[event])
 
@@ -653,9 +659,13 @@ def _nothing() -> None:
 
 def _find_events(cls: type) -> dict[str, dict[str, str]]:
     """Return what _events_of() says for objects of the class, by family, and keep it with the class."""
-    cls._events = {family: _present(members, lambda name: getattr(cls, name, None) is not None)
+    cls._events = {family: _present(members, lambda name: _does_something(getattr(cls, name, None)))
                    for family, members in _FAMILIES.items()}
     return cls._events
+
+
+def _does_something(method) -> bool:
+    return method is not None and not getattr(method, "does_nothing", False)
 
 
 def _present(members, has) -> dict[str, str]:
