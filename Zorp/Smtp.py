@@ -114,6 +114,7 @@ _VERDICTS = {
 _GOODBYE_MS = 500                   # for the last reply after a stop request
 _MOST_ITEMS = 2                     # after the number: code and text, or a function
 _NEEDS_TLS = ("tls_passthrough", "client_tls_required", "server_tls_required")
+_TLS_WISHES_OF = operator.attrgetter(*_NEEDS_TLS)
 _UTF8_FLAG = SMTP_EXT_SMTPUTF8
 
 
@@ -238,10 +239,10 @@ class AbstractSmtpProxy(Proxy):
 
     def _check_config(self):
         super()._check_config()
-        for name in _NEEDS_TLS:
-            if getattr(self._vars, name):
-                raise PolicyError(f"TLS is not built in this release, session refused; attribute='{name}'",
-                                  remedy=f"take {name} out of the policy")
+        if any(_TLS_WISHES_OF(self._vars)):
+            name = next(name for name in _NEEDS_TLS if getattr(self._vars, name))
+            raise PolicyError(f"TLS is not built in this release, session refused; attribute='{name}'",
+                              remedy=f"take {name} out of the policy")
 
     def _engine_config(self):
         settings = self._vars

@@ -1,6 +1,6 @@
 """What each verb needs: checks and rewriting before the policy is asked, bookkeeping after the reply.
 
-    do_VERB(parameter) -> parameter     before; raises Refusal
+    do_VERB(parameter) -> parameter     before; raises Refusal.  vars.request_param is the same as text
     done_VERB(reply) -> reply           after, for replies that the policy accepted
 
 Methods are found by name; a verb without them is passed on as it is.  Where the original let
@@ -55,7 +55,7 @@ class Commands:
         return self._greeting("EHLO", "ESMTP", parameter)
 
     def _greeting(self, verb: str, protocol: str, parameter: bytes) -> bytes:
-        self._vars.helo_string, self._vars.protocol = to_policy(parameter), protocol
+        self._vars.helo_string, self._vars.protocol = self._vars.request_param, protocol
         if not is_helo_argument(parameter, compat=self._compat):
             self._invalid(verb, parameter)
         return parameter
@@ -114,8 +114,8 @@ class Commands:
 
     def do_MAIL(self, parameter: bytes) -> bytes:
         session = self._session
-        self._asked = to_policy(parameter), ""
-        address, parameters = self._path("MAIL", b"FROM:", parameter)
+        self._asked = self._vars.request_param, ""
+        address, parameters = self._path("MAIL", b"FROM", parameter)
         self._asked = to_policy(address), ""
         if session.limits.message_bytes and parameters.size > session.limits.message_bytes:
             raise Refusal("552", "Message size exceeds fixed limit")
@@ -134,8 +134,8 @@ class Commands:
 
     def do_RCPT(self, parameter: bytes) -> bytes:
         session, sender = self._session, self._vars.sender
-        self._asked = sender, to_policy(parameter)
-        address, parameters = self._path("RCPT", b"TO:", parameter)
+        self._asked = sender, self._vars.request_param
+        address, parameters = self._path("RCPT", b"TO", parameter)
         self._asked = sender, to_policy(address)
         if not address.isascii() and not session.transaction.utf8:
             raise Refusal("553", "Address needs SMTPUTF8")
@@ -165,9 +165,9 @@ class Commands:
     def _path(self, verb: str, keyword: bytes, parameter: bytes) -> tuple[bytes, Parameters]:
         """Return address and parameters of a MAIL or RCPT argument; logs and raises Refusal when it does not fit."""
         active = self._session.active
-        if parameter[:len(keyword)].upper() != keyword:
+        found, colon, text = parameter.partition(b":")
+        if not colon or found.upper() != keyword:
             self._invalid(verb, parameter)
-        text = parameter[len(keyword):]
         try:
             address, rest = common_path(text) or parse_path(text, self._rules(verb))
             return address, check_parameters(verb, rest, active) if rest else NO_PARAMETERS

@@ -228,7 +228,7 @@ def split_address(address: str) -> tuple[str, str]:
     Without such an "@" the domain is empty.
     """
     local, mark, domain = address.rpartition("@")
-    if not mark or domain.endswith('"'):            # the "@" stands inside a quoted local part
+    if not mark or domain[-1:] == '"':              # the "@" stands inside a quoted local part
         return address, ""
     return local, domain
 

@@ -57,7 +57,10 @@ def is_utf8_text(data: bytes) -> bool:
 def parse_command(line: bytes, utf8: bool = False) -> Command:
     """Return the verb and parameter of a line; raises CommandError."""
     verb, _, parameter = line.partition(b" ")
-    printable = line.decode("ascii").isprintable() if line.isascii() else utf8 and _is_printable_utf8(line)
+    try:
+        printable = line.decode("ascii").isprintable()
+    except UnicodeDecodeError:
+        printable = utf8 and _is_printable_utf8(line)
     if not printable:
         raise CommandError("Invalid byte in request; line='%s'", to_policy(line))
     name = _COMMON_VERBS.get(verb)

@@ -7,9 +7,7 @@ line on the wire.  Both refuse.
 
 from __future__ import annotations
 
-import re
-
-_LINE_ENDS_AND_NUL = re.compile(rb"[\r\n\0]")
+_CR, _LF, _NUL = b"\r\n\0"
 
 
 class TextError(ValueError):
@@ -36,6 +34,6 @@ def to_wire(value: str | bytes, *, one_line: bool = True) -> bytes:
         data = bytes(value)
     else:
         raise TextError(f"{type(value).__name__} instead of text")
-    if one_line and _LINE_ENDS_AND_NUL.search(data):
+    if one_line and (_CR in data or _LF in data or _NUL in data):
         raise TextError("CR, LF or NUL inside")
     return data
