@@ -309,7 +309,7 @@ def test_peer_that_does_not_take_the_rest_is_not_waited_for(serve, monkeypatch):
     with serve(PlugProxy) as session:
         # given a client that reads nothing, until the proxy holds bytes for it
         exchange(session)
-        session.server.settimeout(0.3)
+        session.server.settimeout(1)
         flood(session.server)
         # when it closes its own direction
         session.client.shutdown(socket.SHUT_WR)
@@ -452,7 +452,7 @@ def test_a_session_whose_peers_do_not_read_is_stopped_at_once(serve, sides):
         exchange(session)
         for side in sides:
             sock = getattr(session, side)
-            sock.settimeout(0.3)
+            sock.settimeout(1)
             flood(sock)
             sock.settimeout(10)
         # when an administrator stops it, then it ends

@@ -7,6 +7,7 @@ import socket
 
 import pytest
 
+from test.support.ports import free_port
 from Zorp.acceptance.binds import DBIface, DBIfaceGroup, DBSockAddr
 from Zorp.acceptance.dispatch_table import Chain, DispatchParams
 from Zorp.Constants import ZD_PROTO_TCP, ZD_PROTO_UDP
@@ -170,10 +171,11 @@ def test_binds_that_the_kernel_lets_stand_side_by_side_are_let_alone():
 
 
 def test_ipv6_listeners_leave_ipv4_alone():
-    with open_listener(ListenSpec(protocol=ZD_PROTO_TCP, family=socket.AF_INET6, address="::", port=0)) as six:
-        port = six.getsockname()[1]
-        with open_listener(ListenSpec(protocol=ZD_PROTO_TCP, family=socket.AF_INET, address="0.0.0.0", port=port)):
-            pass
+    port = free_port()
+    six, four = (ListenSpec(protocol=ZD_PROTO_TCP, family=family, address=address, port=port)
+                 for family, address in ((socket.AF_INET6, "::"), (socket.AF_INET, "0.0.0.0")))
+    with open_listener(six), open_listener(four):
+        pass
 
 
 def test_addresses_are_followed(monkeypatch):
@@ -181,8 +183,7 @@ def test_addresses_are_followed(monkeypatch):
     states = [Snapshot({"x0": 0}, {"x0": frozenset({(socket.AF_INET, number)})}) for number in (0x7F000001, 0x7F000002)]
     states.append(Snapshot({}, {}))
     monkeypatch.setattr("Zorp.runtime.binding.take_snapshot", lambda: states.pop(0))
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     binding, acceptor = Binding(Master().ask), Acceptor()
     chain = chain_of(DBIface("x0", port, protocol=ZD_PROTO_TCP))
     binding.bind([chain])

@@ -9,6 +9,7 @@ import pytest
 
 from test.smtp.play import CLOSING
 from test.support.daemon import wait_until
+from test.support.ports import free_port
 from Zorp.engine.session_time import SessionTimes
 
 POLICY = """
@@ -56,18 +57,10 @@ def server():
         yield listener.getsockname()[1]
 
 
-def ports(count: int) -> list[int]:
-    """Free ports, no two alike."""
-    with contextlib.ExitStack() as held:
-        probes = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [probe.getsockname()[1] for probe in probes]
-
-
 @pytest.fixture
 def daemon(zorp, server):
     """An instance whose services `short` and `mail` allow ALLOWED_MS."""
-    mail_port, long_port = ports(2)
-    return zorp(POLICY, server_port=server, allowed_ms=ALLOWED_MS, mail_port=mail_port, long_port=long_port)
+    return zorp(POLICY, server_port=server, allowed_ms=ALLOWED_MS, mail_port=free_port(), long_port=free_port())
 
 
 def test_a_session_that_is_never_silent_ends_when_its_time_is_up(daemon):
@@ -101,8 +94,7 @@ def test_a_mail_client_is_told(daemon):
 
 
 def test_a_negative_time_is_refused(zorp, server):
-    mail_port, long_port = ports(2)
-    daemon = zorp(POLICY, server_port=server, allowed_ms=-1, mail_port=mail_port, long_port=long_port)
+    daemon = zorp(POLICY, server_port=server, allowed_ms=-1, mail_port=free_port(), long_port=free_port())
     with daemon.connect() as client:
         assert client.recv(100) == b""
     daemon.log.wait_for("core.policy", 1, "Policy cannot be used",

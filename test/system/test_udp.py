@@ -216,9 +216,8 @@ def test_tcp_server_of_a_udp_service(receiver):
 def test_client_with_too_many_sessions_loses_its_oldest_idle_one(receiver, server):
     daemon = receiver(per_client=2)
     with client() as first, client() as second, client() as third, client("127.0.0.2") as other:
-        ask(first, b"x", daemon.port)
-        ask(second, b"x", daemon.port)
-        ask(other, b"x", daemon.port)
+        for sock in (other, first, second):
+            ask(sock, b"x", daemon.port)
         # when a third comes from the same address, it is dropped while both others are fresh
         # and served once one of them was idle for a second; that one has ended
         wait_until_served(third, daemon.port)
@@ -371,7 +370,7 @@ def test_a_session_is_stopped(receiver):
 
 
 def test_instances_of_a_service_are_limited(receiver):
-    daemon = receiver("self.timeout = 500", chainer=", max_instances=1")
+    daemon = receiver("self.timeout = 1500", chainer=", max_instances=1")
     with client() as first, client() as second:
         ask(first, b"x", daemon.port)
         second.sendto(b"x", ("127.0.0.1", daemon.port))
@@ -408,7 +407,7 @@ def test_out_of_descriptors(receiver, monkeypatch):
 
 
 def test_sessions_of_one_target_may_share_a_proxy(receiver, server):
-    daemon = receiver("self.secondary_mask = 0xC; self.timeout = 500")
+    daemon = receiver("self.secondary_mask = 0xC; self.timeout = 2000")
     with client() as one, client("127.0.0.2") as other:
         assert ask(one, b"a", daemon.port)[0] == b"A"
         assert ask(other, b"b", daemon.port)[0] == b"B"
