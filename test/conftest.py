@@ -19,7 +19,7 @@ __all__ = ["zorp"]
 
 _ROOT = Path(__file__).resolve().parents[1]
 _COMPUTE = ("netfilter",)
-_START_PROGRAMS = ("zorpctl", "system", "runtime", "plugins", "service", "doc")
+_WAIT = ("zorpctl", "system", "runtime", "plugins", "service", "doc")      # those of the longest tests first
 
 
 def pytest_configure(config) -> None:
@@ -34,13 +34,13 @@ def pytest_configure(config) -> None:
 
 def pytest_collection_modifyitems(items) -> None:
     """Put the files in the order of the module's text; tests keep their order within a file."""
-    files = [list(tests) for _, tests in groupby(items, key=lambda item: item.path)]
-    groups: list[list] = [[], [], []]
-    for tests in files:
-        directory = tests[0].path.relative_to(_ROOT / "test").parts[0]
-        groups[0 if directory in _COMPUTE else 1 if directory in _START_PROGRAMS else 2].append(tests)
-    computing, starting, quick = groups
-    mixed = sorted((Fraction(number, len(group)), which, number)
-                   for which, group in enumerate((computing, starting)) for number in range(len(group)))
-    ordered = [(computing, starting)[which][number] for _, which, number in mixed] + quick
-    items[:] = [item for tests in ordered for item in tests]
+    computing, waiting, quick = [], [], []
+    for path, tests in groupby(items, key=lambda item: item.path):
+        directory = path.relative_to(_ROOT / "test").parts[0]
+        group = computing if directory in _COMPUTE else waiting if directory in _WAIT else quick
+        group.append((directory, list(tests)))
+    waiting.sort(key=lambda file: _WAIT.index(file[0]))
+    mixed = [(Fraction(number, len(group)), tests)
+             for group in (computing, waiting) for number, (_, tests) in enumerate(group)]
+    mixed.sort(key=lambda entry: entry[0])
+    items[:] = [item for _, tests in (*mixed, *quick) for item in tests]

@@ -46,9 +46,9 @@ def test_a_connection_appears_and_disappears(zorp, server):
         # and how much each side has sent so far
         client.sendall(b"four")
         assert client.recv(4, socket.MSG_WAITALL) == b"four"
-        moved = [control.ask(f"GETVALUE conns.plug.0.0.0.{side}_bytes_{way}")
-                 for side in ("client", "server") for way in ("recvd", "sent")]
-        assert moved == ["5"] * 4
+        wait_until(lambda: [control.ask(f"GETVALUE conns.plug.0.0.0.{side}_bytes_{way}")
+                            for side in ("client", "server") for way in ("recvd", "sent")] == ["5"] * 4,
+                   "the bytes in the tree")         # what was sent is counted when the client has it already
         # and when it is closed, the node goes and the service stays
         client.close()
         wait_until(lambda: control.ask("GETVALUE conns.plug.0.0.0.client_address") == "None", "the end of the node")
