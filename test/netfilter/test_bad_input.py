@@ -7,9 +7,8 @@ import sys
 import pytest
 
 from test.support.daemon import ROOT
-from test.support.net import net, policy
+from test.support.net import network, policy
 
-__all__ = ["net"]
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(120)]
 
 GOOD = """
@@ -21,14 +20,25 @@ GOOD = """
 LISTENERS = "config.options.rule_listen_port = 50080\n"
 
 
+@pytest.fixture(scope="module")
+def in_use(tmp_path_factory):
+    """A firewall with rules in force, which no test may change, and a second instance whose policy says the same."""
+    with network(tmp_path_factory.mktemp("firewall")) as net:
+        net.firewall.configure("nft")
+        for name in ("intra", "inter"):
+            net.firewall.add_zorp(policy(GOOD, LISTENERS, instance=name), name)
+        net.firewall.setup("load")
+        yield net.firewall, in_force(net.firewall)
+
+
 @pytest.fixture
-def firewall(net):
-    """The firewall with rules in force, and a second instance whose policy says the same."""
-    net.firewall.configure("nft")
-    for name in ("intra", "inter"):
-        net.firewall.add_zorp(policy(GOOD, LISTENERS, instance=name), name)
-    net.firewall.setup("load")
-    return net.firewall
+def firewall(in_use):
+    """The firewall as it is in use, with the files that it was loaded from."""
+    firewall, loaded = in_use
+    firewall.daemons[1].write_policy(policy(GOOD, LISTENERS, instance="inter"))
+    firewall.write_settings()
+    assert in_force(firewall) == loaded
+    return firewall
 
 
 def rule(text: str):
@@ -109,5 +119,6 @@ def test_a_refusal_by_netlink_names_the_set_and_nothing_changes(firewall):
     firewall.run("ipset", "create", name, "hash:net", "family", "inet6")
     # when the rules are loaded
     problem, = refused(firewall)
+    firewall.run("ipset", "destroy", name)
     # then the set is named
     assert name in problem

@@ -13,7 +13,7 @@ import pytest
 
 from test.support.daemon import DEADLINE_S, wait_until
 from test.support.dns_server import SERVFAIL, SILENCE
-from test.support.kzorpd import RULES, ZONES, kzorpd
+from test.support.kzorpd import RULES, ZONES, kzorpd, lasting
 from test.support.unprivileged import NOBODY, let_everybody_in, run_unprivileged
 from Zorp.netfilter import daemon_policies
 from Zorp.netfilter.policies import HostInstances
@@ -31,7 +31,7 @@ from Zorp.rules.description import (
 from Zorp.rules.engine import RuleData
 from Zorp.transport.kzorpd import KzorpdAway, KzorpdError, ask
 
-__all__ = ["kzorpd"]
+__all__ = ["kzorpd", "lasting"]
 
 NAMED = ZONES + '\nZone("partners", addrs=("198.51.100.0/24",), hostnames=("a.test",))'
 RULE_FOR_PARTNERS = 'Rule(rule_id=2, service="web", proto=6, dst_port=80, src_zone="partners")'
@@ -305,12 +305,11 @@ def test_a_zone_that_a_running_instance_needs_cannot_vanish(kzorpd):
     to_json(description()).replace('"port":50081', '"port":0'),
     to_json(description()).replace('"lab"]', '"nosuch"]'),
     to_json(description()).replace("127.0.0.1", "192.0.2.1")])
-def test_a_description_that_cannot_be_used_is_refused_and_changes_nothing(kzorpd, text):
-    kzorpd.start()
-    before = kzorpd.sets(), kzorpd.rules(), kzorpd.ask("dump")
+def test_a_description_that_cannot_be_used_is_refused_and_changes_nothing(lasting, text):
+    before = lasting.sets(), lasting.rules(), lasting.ask("dump")
     with pytest.raises(KzorpdError):
-        kzorpd.ask("instance", description=text)
-    assert (kzorpd.sets(), kzorpd.rules(), kzorpd.ask("dump")) == before
+        lasting.ask("instance", description=text)
+    assert (lasting.sets(), lasting.rules(), lasting.ask("dump")) == before
 
 
 @pytest.fixture
@@ -441,21 +440,19 @@ def test_upload_that_takes_a_needed_zone_away_is_refused_with_1(kzorpd):
 @pytest.mark.parametrize("line", [b"\n", b"HELLO\n", b"{}\n", b'{"request": "quit"}\n', b'{"request": []}\n',
                                   b"\xff\xfe\n", b'{"request": "zones", "zones": [1]}\n', b"[" * 5000 + b"\n",
                                   b'{"request": "flush", "what": "everything"}\n', b'{"request": "remove"}\n'])
-def test_a_request_that_makes_no_sense_is_refused(kzorpd, line):
-    kzorpd.start()
-    answer = json.loads(kzorpd.say(line))
+def test_a_request_that_makes_no_sense_is_refused(lasting, line):
+    answer = json.loads(lasting.say(line))
     assert answer["ok"] is False
     assert answer["error"]
-    assert kzorpd.ask("hello")
+    assert lasting.ask("hello")
 
 
-def test_mere_connects_change_nothing(kzorpd):
-    kzorpd.start()
-    mark = kzorpd.log.mark()
+def test_mere_connects_change_nothing(lasting):
+    mark = lasting.log.mark()
     for _ in range(200):
-        kzorpd.connect().close()
-    assert kzorpd.ask("hello")["ok"]
-    assert kzorpd.log.lines()[mark:] == []
+        lasting.connect().close()
+    assert lasting.ask("hello")["ok"]
+    assert lasting.log.lines()[mark:] == []
 
 
 def test_connections_beyond_the_limit_are_closed_and_the_others_served(kzorpd):

@@ -13,6 +13,7 @@ Python text that kzorpd runs before its main(), to make something fail that does
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import secrets
@@ -156,15 +157,31 @@ class Kzorpd:
         wait_until(lambda: self.sets().get(name) == set(members), f"set {name} with {members}")
 
 
-@pytest.fixture
-def kzorpd(tmp_path):
-    """A kzorpd that has not been started, alone in a namespace; skipped where none can be made."""
+@contextlib.contextmanager
+def alone(directory: pathlib.Path):
+    """Make a kzorpd that has not been started, alone in a namespace; skips the test where none can be made."""
     if os.geteuid() != 0:
         pytest.skip("network namespaces need root")
     namespace = Namespace(f"zorp-{secrets.token_hex(4)}-k")
     subprocess.run(["ip", "netns", "add", namespace.name], check=True, capture_output=True)
     namespace.run("ip", "link", "set", "lo", "up")
-    made = Kzorpd(tmp_path, namespace)
-    yield made
-    made.end()
-    subprocess.run(["ip", "netns", "del", namespace.name], capture_output=True, check=False)
+    made = Kzorpd(directory, namespace)
+    try:
+        yield made
+    finally:
+        made.end()
+        subprocess.run(["ip", "netns", "del", namespace.name], capture_output=True, check=False)
+
+
+@pytest.fixture
+def kzorpd(tmp_path):
+    """A kzorpd that has not been started, for one test."""
+    with alone(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def lasting(tmp_path_factory):
+    """A kzorpd that runs, for the tests of a module that change nothing of it, and say so."""
+    with alone(tmp_path_factory.mktemp("kzorpd")) as made:
+        yield made.start()
