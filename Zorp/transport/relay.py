@@ -23,6 +23,9 @@ Theory of operation
     and no flag of the call, so both sockets are non-blocking from then on until the relay ends.
     Where there is no pipe to be had, or a socket cannot do it, the direction copies.
 
+    A source that is as fast as we are wakes us only when a pipe can be filled
+    (Zorp.transport.moderation); what stays below that is looked after in time by _Clocks.
+
 Threads
     run() in one thread.  Any other thread may call stop(), or abort() the streams, which tells
     their peers of an end: run() returns End.STOPPED.
@@ -36,6 +39,7 @@ import abc
 import contextlib
 import enum
 import errno
+import math
 import os
 import select
 import socket
@@ -44,6 +48,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from Zorp.transport.cpus import home
+from Zorp.transport.moderation import Moderation
 from Zorp.transport.pipes import PIPE_BYTES, Pipe, pipes
 from Zorp.transport.stream import SocketStream, ms_until
 
@@ -101,7 +106,7 @@ class _Direction:
     """
 
     __slots__ = ("_copies", "_in_pipe", "_pipe", "_read_bytes", "_splices", "_unsent", "at_eof", "bytes", "is_long",
-                 "reads", "sink", "sink_failed", "source", "source_failed", "waiting")
+                 "moderation", "reads", "sink", "sink_failed", "source", "source_failed", "waiting")
 
     def __init__(self, source: SocketStream, sink: SocketStream, failures: tuple[End, End], copies: bool,
                  read_bytes: int) -> None:
@@ -112,6 +117,7 @@ class _Direction:
         self._unsent: bytes | memoryview = b""
         self.waiting = False
         self.is_long = False             # use_pipes() was called
+        self.moderation: Moderation | None = None      # of a long one
         self._splices = False            # pipes are used; false again when a socket cannot do that
         self._pipe: Pipe | None = None   # the one that is not empty
         self._in_pipe = 0
@@ -124,9 +130,15 @@ class _Direction:
         """True when nothing more will go this way."""
         return self.at_eof and not self.waiting
 
+    @property
+    def mark_due_s(self) -> float:
+        """When bytes below a raised mark of a long direction have waited for long enough; infinite where none wait."""
+        return math.inf if self.waiting else self.moderation.due_s
+
     def use_pipes(self) -> None:
         """Move bytes inside the kernel from now on; both sockets must be non-blocking."""
         self.is_long = True
+        self.moderation = Moderation(self.source.sock)
         plain = type(self.source.sock) is type(self.sink.sock) is socket.socket      # others want to see the bytes
         self._splices = self._copies and plain and _SPLICE_FLAGS != 0
 
@@ -211,6 +223,7 @@ class _Direction:
             return
         pipes.give_back(self._pipe)
         self._pipe, self.waiting = None, False
+        self.moderation.carried(self.bytes)
 
     def _read_pipe(self) -> bytes:
         """Take everything out of the pipe."""
@@ -317,6 +330,8 @@ class Relay(AbstractRelay):
         self._mask = 0
         self._reads_at_stats = 0
         self._after_pipes: contextlib.ExitStack | None = None      # None: all is copied
+        self._long_ways: list[_Direction] = []
+        self._clocks: _Clocks | None = None          # None: there is only idle_ms to look after
 
     def run(self) -> End:
         """As every relay; the sockets are in blocking mode again afterwards."""
@@ -327,10 +342,12 @@ class Relay(AbstractRelay):
                 self._after_pipes.close()
 
     def _loop(self) -> End:
-        clocks = _Clocks(self.settings) if self.settings.stats_ms > 0 else None
         idle_ms, stats_reads, poll, serve = self.settings.idle_ms, self.settings.stats_reads, self._poll, self._serve
+        if self.settings.stats_ms > 0:
+            self._clocks = _Clocks(self.settings, self._long_ways)
         self._watch()
         while True:
+            clocks = self._clocks
             events = poll.poll(idle_ms if clocks is None else clocks.next_ms())
             if not events and (clocks is None or clocks.idle_is_over()):
                 return End.TIMED_OUT
@@ -343,6 +360,7 @@ class Relay(AbstractRelay):
                 if clocks.stats_are_due() and not self._stats_allow():
                     return End.REFUSED
                 clocks.traffic(bool(events))
+                clocks.lower_late_marks()
             if self._stopped is not None:
                 return End.STOPPED
             if changed:
@@ -371,6 +389,8 @@ class Relay(AbstractRelay):
 
     def _use_pipes(self, direction: _Direction) -> None:
         """Let a direction that has proved long move its bytes inside the kernel."""
+        if self._clocks is None:
+            self._clocks = _Clocks(self.settings, self._long_ways)
         if self._after_pipes is None:
             self._after_pipes = after = contextlib.ExitStack()
             after.enter_context(home.away())
@@ -379,6 +399,8 @@ class Relay(AbstractRelay):
                 after.callback(os.set_blocking, each.source.fileno(), True)
                 after.callback(each.close)
         direction.use_pipes()
+        self._after_pipes.callback(direction.moderation.lower)
+        self._long_ways.append(direction)
 
     def _watch(self) -> None:
         """Tell poll() what each side is waited for."""
@@ -443,20 +465,23 @@ class Relay(AbstractRelay):
 
 
 class _Clocks:
-    """The two clocks of a relay that reports at intervals: idleness and the interval."""
+    """What a relay must not sleep through: the end of its idle time, a report, bytes below a raised mark.
 
-    def __init__(self, settings: RelaySettings) -> None:
-        self._idle_s = None if settings.idle_ms is None else settings.idle_ms / 1000
-        self._interval_s = settings.stats_ms / 1000
+    Arguments:
+        long_ways: the directions that may raise a mark; the relay adds to it.
+    """
+
+    def __init__(self, settings: RelaySettings, long_ways: Sequence[_Direction]) -> None:
+        self._idle_s = math.inf if settings.idle_ms is None else settings.idle_ms / 1000
+        self._interval_s = settings.stats_ms / 1000 if settings.stats_ms > 0 else math.inf
+        self._long_ways = long_ways
         self._last_traffic_s = time.monotonic()
         self._stats_due_s = self._last_traffic_s + self._interval_s
 
     def next_ms(self) -> float:
         """Return how long poll() may wait."""
-        until_s = self._stats_due_s
-        if self._idle_s is not None:
-            until_s = min(until_s, self._last_traffic_s + self._idle_s)
-        return ms_until(until_s)
+        return ms_until(min(self._stats_due_s, self._last_traffic_s + self._idle_s,
+                            *[way.mark_due_s for way in self._long_ways]))
 
     def traffic(self, there_was_some: bool) -> None:
         """Take note that something was sent or received."""
@@ -465,7 +490,7 @@ class _Clocks:
 
     def idle_is_over(self) -> bool:
         """True when neither side sent anything for too long."""
-        return self._idle_s is not None and time.monotonic() >= self._last_traffic_s + self._idle_s
+        return time.monotonic() >= self._last_traffic_s + self._idle_s
 
     def stats_are_due(self) -> bool:
         """True once per interval."""
@@ -474,3 +499,10 @@ class _Clocks:
             return False
         self._stats_due_s = now_s + self._interval_s
         return True
+
+    def lower_late_marks(self) -> None:
+        """Have poll() tell of bytes that have waited below a raised mark for long enough."""
+        now_s = time.monotonic()
+        for way in self._long_ways:
+            if way.mark_due_s <= now_s:
+                way.moderation.lower()

@@ -3,49 +3,13 @@
 from __future__ import annotations
 
 import socket
-import threading
-import time
 
 import pytest
 
 from test.support.ends import flood
+from test.support.relays import Running
 from Zorp.transport.pipes import PIPE_BYTES
-from Zorp.transport.relay import End, Relay, RelaySettings
-from Zorp.transport.stream import SocketStream
-
-PATIENCE_S = 10.0
-
-
-class Running:
-    """A relay in a thread between two pairs of local sockets; `client` and `server` are the far ends."""
-
-    def __init__(self, settings, **callbacks):
-        self.client, near_client = socket.socketpair()
-        self.server, near_server = socket.socketpair()
-        for end in (self.client, self.server):
-            end.settimeout(PATIENCE_S)
-        self.near = SocketStream(near_client), SocketStream(near_server)
-        self.relay = Relay(*self.near, settings, **callbacks)
-        self.end = self.cpu_s = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self):
-        self.end = self.relay.run()
-        self.cpu_s = time.thread_time()
-
-    def result(self):
-        """Wait for the end and return it."""
-        self._thread.join(PATIENCE_S)
-        assert self.end is not None, "the relay does not end"
-        return self.end
-
-    def close(self):
-        """Close everything; the relay's own streams when its thread has let go of them."""
-        self.relay.stop()
-        self._thread.join(PATIENCE_S)
-        for end in (self.client, self.server, *self.near):
-            end.close()
+from Zorp.transport.relay import End, RelaySettings
 
 
 @pytest.fixture

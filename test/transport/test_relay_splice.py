@@ -12,65 +12,13 @@ import time
 import pytest
 
 from test.support.ends import reset, tcp_pair
+from test.support.relays import PATIENCE_S, Running, received
 from Zorp.transport import pipes as pipes_module
 from Zorp.transport import relay as relay_module
 from Zorp.transport.pipes import PipePool
-from Zorp.transport.relay import LONG_BYTES, End, Relay, RelaySettings
-from Zorp.transport.stream import SocketStream
+from Zorp.transport.relay import End, RelaySettings
 
-PATIENCE_S = 20.0
-BEGINNING = bytes(4 * LONG_BYTES)        # makes a direction long
 DATA = random.Random(1).randbytes(6_000_000)
-
-
-class Running:
-    """A relay in a thread; `client` and `server` are the far ends."""
-
-    def __init__(self, settings, pair):
-        self.client, near_client = pair()
-        self.server, near_server = pair()
-        for end in (self.client, self.server):
-            end.settimeout(PATIENCE_S)
-        self.near = SocketStream(near_client), SocketStream(near_server)
-        self.relay = Relay(*self.near, settings)
-        self.end = None
-        self.cpu_s = 0.0
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self):
-        began_s = time.thread_time()
-        self.end = self.relay.run()
-        self.cpu_s = time.thread_time() - began_s
-
-    def result(self):
-        self._thread.join(PATIENCE_S)
-        assert self.end is not None, "the relay does not end"
-        return self.end
-
-    def make_long(self):
-        """Carry so much towards the server that the rest goes through pipes."""
-        sender = threading.Thread(target=self.client.sendall, args=(BEGINNING,))
-        sender.start()
-        assert received(self.server, len(BEGINNING)) == BEGINNING
-        sender.join(PATIENCE_S)
-        assert self.relay.to_server.is_long
-
-    def close(self):
-        for near in self.near:
-            near.abort()
-        self._thread.join(PATIENCE_S)
-        for end in (self.client, self.server, *self.near):
-            end.close()
-
-
-def received(sock, count):
-    """Return that many bytes, fewer at end of file."""
-    parts = []
-    while count and (part := sock.recv(min(count, 1 << 16))):
-        parts.append(part)
-        count -= len(part)
-    return b"".join(parts)
 
 
 def fill(sock):
@@ -157,7 +105,7 @@ def test_bytes_in_the_pipe_wait_for_the_sink_without_turning_in_circles(relay):
     running.make_long()
     sent = fill(running.client)
     # when time passes
-    clock = time.pthread_getcpuclockid(running._thread.ident)
+    clock = time.pthread_getcpuclockid(running.thread.ident)
     cpu_s = time.clock_gettime(clock)
     time.sleep(0.5)
     # then it does not work, and what was read and not sent is one pipe at most
