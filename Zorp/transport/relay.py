@@ -330,7 +330,6 @@ class Relay(AbstractRelay):
         self._mask = 0
         self._reads_at_stats = 0
         self._after_pipes: contextlib.ExitStack | None = None      # None: all is copied
-        self._long_ways: list[_Direction] = []
         self._clocks: _Clocks | None = None          # None: there is only idle_ms to look after
 
     def run(self) -> End:
@@ -344,7 +343,7 @@ class Relay(AbstractRelay):
     def _loop(self) -> End:
         idle_ms, stats_reads, poll, serve = self.settings.idle_ms, self.settings.stats_reads, self._poll, self._serve
         if self.settings.stats_ms > 0:
-            self._clocks = _Clocks(self.settings, self._long_ways)
+            self._clocks = _Clocks(self.settings)
         self._watch()
         while True:
             clocks = self._clocks
@@ -390,7 +389,7 @@ class Relay(AbstractRelay):
     def _use_pipes(self, direction: _Direction) -> None:
         """Let a direction that has proved long move its bytes inside the kernel."""
         if self._clocks is None:
-            self._clocks = _Clocks(self.settings, self._long_ways)
+            self._clocks = _Clocks(self.settings)
         if self._after_pipes is None:
             self._after_pipes = after = contextlib.ExitStack()
             after.enter_context(home.away())
@@ -400,7 +399,7 @@ class Relay(AbstractRelay):
                 after.callback(each.close)
         direction.use_pipes()
         self._after_pipes.callback(direction.moderation.lower)
-        self._long_ways.append(direction)
+        self._clocks.long_ways.append(direction)
 
     def _watch(self) -> None:
         """Tell poll() what each side is waited for."""
@@ -465,23 +464,19 @@ class Relay(AbstractRelay):
 
 
 class _Clocks:
-    """What a relay must not sleep through: the end of its idle time, a report, bytes below a raised mark.
+    """What a relay must not sleep through: the end of its idle time, a report, bytes below a raised mark."""
 
-    Arguments:
-        long_ways: the directions that may raise a mark; the relay adds to it.
-    """
-
-    def __init__(self, settings: RelaySettings, long_ways: Sequence[_Direction]) -> None:
+    def __init__(self, settings: RelaySettings) -> None:
         self._idle_s = math.inf if settings.idle_ms is None else settings.idle_ms / 1000
         self._interval_s = settings.stats_ms / 1000 if settings.stats_ms > 0 else math.inf
-        self._long_ways = long_ways
+        self.long_ways: list[_Direction] = []        # those that may raise a mark
         self._last_traffic_s = time.monotonic()
         self._stats_due_s = self._last_traffic_s + self._interval_s
 
     def next_ms(self) -> float:
         """Return how long poll() may wait."""
         return ms_until(min(self._stats_due_s, self._last_traffic_s + self._idle_s,
-                            *[way.mark_due_s for way in self._long_ways]))
+                            *[way.mark_due_s for way in self.long_ways]))
 
     def traffic(self, there_was_some: bool) -> None:
         """Take note that something was sent or received."""
@@ -503,6 +498,6 @@ class _Clocks:
     def lower_late_marks(self) -> None:
         """Have poll() tell of bytes that have waited below a raised mark for long enough."""
         now_s = time.monotonic()
-        for way in self._long_ways:
+        for way in self.long_ways:
             if way.mark_due_s <= now_s:
                 way.moderation.lower()
