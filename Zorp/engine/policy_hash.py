@@ -103,9 +103,8 @@ class _Table(abc.ABC):
 
     __slots__ = ("_entries", "_is_shared")
 
-    def __init__(self) -> None:
-        self._entries: dict = _NO_ENTRIES
-        self._is_shared = True           # not ours alone: to be copied before it is changed
+    _entries: dict
+    _is_shared: bool                     # not ours alone: to be copied before it is changed
 
     def _own(self) -> dict:
         """Return the entries for somebody who changes them."""
@@ -204,7 +203,8 @@ class PolicyHash(_Table):
     __slots__ = ("_fold",)
 
     def __init__(self, entries: Mapping | None = None, *, ignore_case: bool = False) -> None:
-        super().__init__()
+        self._entries = _NO_ENTRIES
+        self._is_shared = True
         self._fold = ignore_case
         if entries:
             self.update(entries)
@@ -258,7 +258,8 @@ class DimHash(_Table):
     __slots__ = ("_flags", "_least_parts", "_longest", "_remembered")
 
     def __init__(self, *flags: str, least_parts: int = 1, entries: Mapping | None = None) -> None:
-        super().__init__()
+        self._entries = _NO_ENTRIES
+        self._is_shared = True
         self._flags = flags
         self._least_parts = least_parts
         self._longest = 0

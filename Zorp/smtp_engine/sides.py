@@ -27,7 +27,8 @@ from Zorp.wire.smtp_lines import LineError, LineReader
 from Zorp.wire.smtp_replies import Reply, ReplyReader
 from Zorp.wire.text import to_wire
 
-_LINE_RECV_BYTES = 8192
+_LINE_RECV_BYTES = 464           # nearly all lines and replies; as much as fits the interpreter's own small blocks
+_MORE_RECV_BYTES = 8192          # when it was not all
 _BLOCK_BYTES = 65536
 _LINE_END_BYTES = 2
 HIDDEN = "(hidden)"              # in place of what may be a secret
@@ -123,7 +124,7 @@ class ClientSide(_Side):
             if line is None:                        # a part of it, or end of file
                 deadline = self._deadline()
                 while line is None:
-                    line = lines.line_in(self._recv(_LINE_RECV_BYTES, deadline), limit_bytes)
+                    line = lines.line_in(self._recv(_MORE_RECV_BYTES, deadline), limit_bytes)
         except LineError as problem:
             self._report(self._without_secret(problem))
             raise SideLost from problem
@@ -206,7 +207,7 @@ class ServerSide(_Side):
             if reply is None:                       # a part of it, or end of file
                 deadline = self._deadline()
                 while reply is None:
-                    reply = replies.reply_in(self._recv(_LINE_RECV_BYTES, deadline))
+                    reply = replies.reply_in(self._recv(_MORE_RECV_BYTES, deadline))
         except LineError as problem:
             self._report(problem)
             raise SideLost from problem
@@ -222,7 +223,7 @@ class ServerSide(_Side):
         """Return the reply that nobody asked for, None when what came is no complete reply.  Raises SideLost."""
         try:
             if (reply := self._replies.next_reply()) is None and self._poll.poll(0):
-                reply = self._replies.reply_in(self._recv(_LINE_RECV_BYTES))
+                reply = self._replies.reply_in(self._recv(_MORE_RECV_BYTES))
         except WireError as problem:
             self._report(problem)
             return None
