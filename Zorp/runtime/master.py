@@ -315,6 +315,9 @@ class Master:
                            max(self._options.reload_patience, 1), self._reloaded)
             else:
                 self._reloads.ended(Outcome(True))
+        for handle in list(self._serving()):
+            if handle.early_end is not None:
+                self._gone(handle, handle.early_end)
         self._tell_info()
         self._next_reload()
 
@@ -334,10 +337,7 @@ class Master:
         slot.serving, slot.successor = new, None
         slot.phase = Phase.SERVING
         new.state = State.SERVING
-        if new.text is not None:
-            if slot.text is not None:
-                os.close(slot.text)
-            slot.text, new.text = new.text, None
+        self._accept_text(slot, new)
         try:
             slot.pid_file.write(new.pid)
         except OSError as problem:
@@ -353,6 +353,14 @@ class Master:
             self._listeners.release(slot.crashed.serial)
             slot.crashed = None
         self._questions.put_waiting(slot)
+
+    @staticmethod
+    def _accept_text(slot: Slot, new: Handle) -> None:
+        """From now on replacements of this slot load the text that this worker has loaded."""
+        if new.text is not None:
+            if slot.text is not None:
+                os.close(slot.text)
+            slot.text, new.text = new.text, None
 
     def _started(self) -> None:
         self._has_started = True
@@ -403,16 +411,16 @@ class Master:
         self._reloads.begun()
         log(None, "core.info", 0, "Reloading policy; policy_file='%s', instance_name='%s'",
             (self._options.policy, self._options.instance))
+        for slot in self._slots:                 # begun anew if the reload fails, for whatever reason
+            if slot.restart_timer is not None:
+                slot.restart_timer.cancel()
+                slot.restart_timer = None
         replaced = replaced_program()
         if replaced is not None:
             log(None, "core.error", 0, "%s", (replaced,))
             self._reload_failed(replaced)
             return
         self._notifier.send("RELOADING=1")
-        for slot in self._slots:
-            if slot.restart_timer is not None:
-                slot.restart_timer.cancel()
-                slot.restart_timer = None
         self._begin_load(Purpose.RELOAD, self._slots)
 
     def _tell_info(self) -> None:
@@ -466,6 +474,10 @@ class Master:
             self._workers.end(handle, 0 if urgent else self._options.shutdown_grace)
 
     def _gone(self, handle: Handle, status: int) -> None:
+        """A worker has ended.
+
+        There is no way back from a switch: a successor that ends in it has crashed when the switch is done.
+        """
         slot = handle.slot
         load = self._load_of(handle)
         if slot.serving is handle and not self._stopping:
@@ -474,6 +486,10 @@ class Master:
                 self._crashed(handle, status)
             elif slot.phase is Phase.HANDING_OVER:       # it cannot any more
                 self._has_handed_over(slot)
+        elif load is not None and slot.successor is handle and load.is_switching:
+            handle.early_end = status
+            self._accept_text(slot, handle)
+            return
         elif load is not None and slot.successor is handle:
             slot.successor = None
             self._load_died(load, _how_it_ended(status))

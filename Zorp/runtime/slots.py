@@ -12,7 +12,8 @@ The phases of a virtual process; what the end of the worker that served it means
     SERVING         a crash -> CRASHED      a switch begins -> HANDING_OVER
     HANDING_OVER    -> HANDED_OVER, with    its answer comes -> HANDED_OVER;  the switch does not
                     nothing to hand over    wait any longer -> SERVING (the successor)
-    HANDED_OVER     as it should            every slot of the load is here -> SERVING (the successor)
+    HANDED_OVER     as it should            every slot of the load is here -> SERVING (the successor, which has
+                                            crashed there if it ended before)
     CRASHED         -                       its successor is ready -> SERVING;  too many crashes -> GIVEN_UP
     GIVEN_UP        -                       a reload succeeds -> SERVING
 """
@@ -58,6 +59,7 @@ class Handle:
     unanswered: dict[int, Callable[[str | None], None]] = dataclasses.field(default_factory=dict)
     pinged: bool = False         # a ping is out and not answered
     hung: bool = False           # found not to answer; being killed
+    early_end: int | None = None    # wait status of one that ended in the switch that was to bring it into service
 
 
 class Phase(enum.Enum):
@@ -126,6 +128,11 @@ class Load:
     def is_handing_over(self) -> bool:
         """True while a predecessor has not answered the order to hand over."""
         return any(slot.phase is Phase.HANDING_OVER for slot in self.slots)
+
+    @property
+    def is_switching(self) -> bool:
+        """True from the order to hand over until the successors serve."""
+        return any(slot.phase in (Phase.HANDING_OVER, Phase.HANDED_OVER) for slot in self.slots)
 
     def cancel_timers(self) -> None:
         for timer in (self.deadline, self.abandon_timer):

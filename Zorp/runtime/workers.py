@@ -218,9 +218,9 @@ class Workers:
         _log_last_words(handle, status)
         if handle.kill_timer is not None:
             handle.kill_timer.cancel()
-        if handle.text is not None:
-            os.close(handle.text)
         self._gone(handle, status)
+        if handle.text is not None:          # not accepted
+            os.close(handle.text)
 
 
 def _log_last_words(handle: Handle, status: int) -> None:
