@@ -129,13 +129,16 @@ class Loader:
                 remedy="start threads from a proxy, or not at all: loading must end where it began"))
 
     def call_if_defined(self, function: str, *arguments) -> None:
-        """Call deinit() or cleanup() of the policy with as many arguments as it takes; log what it raises."""
+        """Call deinit() or cleanup() of the policy with as many arguments as it takes; log what it raises.
+
+        sys.exit() ends the function and nothing else: sessions may be running.
+        """
         found = getattr(self._main, function, None)
         if found is None:
             return
         try:
             found(*arguments[:_positional_count(found, len(arguments))])
-        except Exception as problem:
+        except BaseException as problem:
             for line in self._traceback(problem):
                 log(None, "core.error", 0, "Traceback: %s", (line,))
 

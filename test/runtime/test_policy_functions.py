@@ -4,6 +4,7 @@ import collections
 import os
 import signal
 
+from test.runtime.policies import ECHO
 from test.support.daemon import wait_until
 
 POLICY = '''
@@ -73,3 +74,30 @@ def test_of_several_generations_the_one_in_force_cleans_up(zorp):
     daemon.reload(POLICY, generation="second")
     assert daemon.stop() == 0
     assert calls(daemon) == {"first": ["deinit intra", "init intra"], "second": ["cleanup intra", "init intra"]}
+
+
+LEAVING = ECHO + """
+import sys
+
+def deinit(names, virtual_name):
+    sys.exit(5)
+
+def cleanup(names, virtual_name, is_master):
+    sys.exit(5)
+"""
+
+
+def test_a_function_that_exits_ends_itself_and_no_session(zorp):
+    # given a session under a policy whose deinit() and cleanup() call sys.exit()
+    daemon = zorp(LEAVING)
+    with daemon.connect() as client:
+        assert client.recv(100)
+        # when another policy replaces it, then the session goes on
+        daemon.reload(LEAVING)
+        daemon.log.wait_for("core.error", 0, "Traceback: SystemExit: 5")
+        client.sendall(b"hello")
+        assert client.recv(100) == b"hello"
+    # and when the instance stops, then its worker ends as it should
+    assert daemon.stop() == 0
+    assert len(daemon.log.find("core.error", 0, "Traceback: SystemExit: 5")) == 2
+    assert "_become_worker" not in daemon.log.text()
