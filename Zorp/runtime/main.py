@@ -122,16 +122,23 @@ def _open_directory(options: Options, wanted: privileges.Privileges) -> Director
     try:
         return Directory(options.pid_dir, wanted.uid, wanted.gid)
     except OSError as problem:
-        raise SetupError("Cannot use the directory of pid files, create it or give --pid-dir; "
-                         f"dir='{options.pid_dir}', error='{problem.strerror}'") from None
+        raise _unusable_directory("--pid-dir", options.pid_dir, problem) from None
+
+
+def _unusable_directory(option: str, path: str, problem: OSError) -> SetupError:
+    return SetupError(f"Cannot use the directory of pid files, create it or give {option}; "
+                      f"dir='{path}', error='{problem.strerror}'")
 
 
 def _slots(options: Options, directory: Directory) -> list[Slot]:
     """One slot per virtual process, each with its lock taken.  Raises SetupError."""
     slots = []
     for index, name in enumerate(options.process_names):
-        pid_file = directory.pid_file(options.pid_file if options.pid_file and not options.processes
-                                      else f"zorp-{name}.pid", kept=options.mode is not Mode.SYSTEMD_NOTIFY)
+        file = options.pid_file if options.pid_file and not options.processes else f"zorp-{name}.pid"
+        try:
+            pid_file = directory.pid_file(file, kept=options.mode is not Mode.SYSTEMD_NOTIFY)
+        except OSError as problem:
+            raise _unusable_directory("another --pidfile", os.path.dirname(file), problem) from None
         is_master = index == 0 if options.processes else options.is_master
         try:
             pid_file.acquire()

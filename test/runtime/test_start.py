@@ -146,6 +146,13 @@ def test_pidfile_option(zorp, tmp_path):
     assert not (tmp_path / "x.pid").exists()
 
 
+def test_a_pidfile_where_no_directory_can_be_is_told_in_one_line(zorp):
+    daemon = zorp(ECHO, start=False, arguments=["--pidfile", "/proc/nowhere/here/x.pid"])
+    assert daemon.run() == 1
+    assert "Cannot use the directory of pid files, create it or give another --pidfile" in daemon.log.text()
+    assert "Traceback" not in daemon.log.text()
+
+
 def test_obsolete_options_start_with_one_warning_each(zorp):
     daemon = zorp(ECHO, arguments=["--autobind-ip", "1.2.3.4", "-v3"])
     daemon.log.wait_for("core.error", 2, "Obsolete command line option ignored", option="--autobind-ip")
