@@ -4,7 +4,8 @@ Theory of operation
     A channel is one end of an AF_UNIX SOCK_SEQPACKET pair made before the fork.  A message is a
     JSON object with its kind under "is"; one longer than a packet travels in parts.  Descriptors
     ride on the last part of their message.  Both ends run the same program version, so a
-    malformed packet is a bug of ours and ends the channel, which ends the worker.
+    malformed packet is a bug of ours and ends the channel, which ends the worker; so does one
+    whose descriptors the receiver has no room for.
 
     The worker's end blocks: a worker has nothing better to do than to be heard.  The master's
     end never blocks: what a slow or stopped worker does not take waits in _waiting, and the
@@ -21,8 +22,11 @@ import collections
 import dataclasses
 import json
 import os
+import resource
 import socket
 import threading
+
+from Zorp.Log import log
 
 _PART_BYTES = 60_000         # well below the smallest send buffer that Linux gives a socket
 _MAX_DESCRIPTORS = 16
@@ -107,13 +111,15 @@ class Channel:
         """
         while True:
             try:
-                part, descriptors, _flags, _sender = socket.recv_fds(self._sock, _PART_BYTES + 1, _MAX_DESCRIPTORS)
+                part, descriptors, flags, _sender = socket.recv_fds(self._sock, _PART_BYTES + 1, _MAX_DESCRIPTORS)
             except BlockingIOError:
                 return None
             except ConnectionResetError:             # it has closed without reading all; what it said is still there
                 continue
             except OSError as problem:
                 raise ChannelClosed(str(problem)) from problem
+            if flags & socket.MSG_CTRUNC:
+                self._lose(descriptors)
             for one in descriptors:
                 os.set_inheritable(one, False)       # recv_fds() forgets its flags before Python 3.13
             if not part:
@@ -123,6 +129,15 @@ class Channel:
                 fields = json.loads(b"".join(self._parts))
                 self._parts = []
                 return Message(fields.pop("is"), fields, descriptors)
+
+    @staticmethod
+    def _lose(descriptors: list[int]) -> None:
+        """Some of a message's descriptors found no room: without them it would mean something else."""
+        for one in descriptors:
+            os.close(one)
+        log(None, "core.error", 1, "No room for a descriptor from another process of the instance; limit='%d'",
+            (resource.getrlimit(resource.RLIMIT_NOFILE)[0],))
+        raise ChannelClosed("descriptors were lost")
 
     def close(self) -> None:
         """Close this end; queued descriptors too.  Idempotent."""

@@ -55,7 +55,7 @@ class Questions:
         counts: list[int] = []
 
         def count(text: str | None) -> None:
-            counts.append(int(text or 0))
+            counts.append(int(text) if text is not None and text.isdigit() else 0)
             if len(counts) == len(asked):
                 done(f"OK Session stop requested; proxies='{sum(counts)}'" if any(counts)
                      else "FAIL No such session")

@@ -105,7 +105,7 @@ class FailureHook:
         self._last_s = now
         options = self._options
         details = "" if detail is None else f"{detail}; supressed_notifications={suppressed}"
-        arguments = [process_name, options.chroot, os.path.dirname(pid_file), pid_file, os.getcwd(),
+        arguments = [process_name, options.chroot, os.path.dirname(pid_file), pid_file, _working_directory(),
                      None if options.no_caps else options.caps, reason, details,
                      "restarting" if restarting else "not-restarting"]
         # The shell leaves its child behind at once: the hook is nobody's business afterwards.
@@ -117,3 +117,11 @@ class FailureHook:
                 (self._path, problem.strerror))
             return False
         return True
+
+
+def _working_directory() -> str | None:
+    """Where we are; None when that has been removed."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return None

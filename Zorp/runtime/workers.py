@@ -134,12 +134,14 @@ class Workers:
         """Tell a worker something; nothing happens when it does not listen any more."""
         if handle.channel.closed:
             return
+        has_timer = handle.channel.has_waiting
         try:
             handle.channel.send(kind, **fields)
         except ChannelClosed:                    # later: whoever calls this expects no message now
             self._timers.after(0, lambda: self._hear_out(handle))
             return
-        self._flush_later(handle)
+        if not has_timer:
+            self._flush_later(handle)
 
     def _flush_later(self, handle: Handle) -> None:
         if handle.channel.has_waiting:

@@ -1,6 +1,7 @@
 """Small parts of the runtime: channel, timers, signals, restart budget, failure hook, reloads, process title."""
 
 import os
+import resource
 import selectors
 import signal
 import socket
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from test.support.daemon import wait_until
 from Zorp.process.signals import SignalPipe
 from Zorp.process.timers import Timers
 from Zorp.runtime import channel as channels
@@ -67,6 +69,26 @@ def test_descriptors_travel_with_their_message(ends):
             assert not os.get_inheritable(copy.fileno())
 
 
+def test_descriptors_that_get_lost_on_the_way_are_missed(ends):
+    # given an end that has room for one more descriptor, and is sent two
+    master, worker = ends
+    with open(os.devnull) as first, open(os.devnull) as second:
+        worker.send("loaded", descriptors=(first.fileno(), second.fileno()))
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        free = os.dup(first.fileno())
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, limits[1]))
+        # when it receives, then it does not take a part for the whole, and keeps nothing of it
+        try:
+            with pytest.raises(ChannelClosed):
+                master.receive()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        again = os.dup(first.fileno())
+        os.close(again)
+        assert again == free
+
+
 def test_a_worker_that_does_not_read_never_blocks_the_master(ends):
     master, worker = ends
     for number in range(2000):
@@ -114,6 +136,33 @@ def test_whoever_tells_a_worker_that_has_ended_something_misses_nothing_that_it_
     # then it has heard the last words, and nobody waits for an answer
     assert (taken, answers) == (["handover"], [None])
     assert handle.channel.closed
+
+
+def test_what_a_worker_does_not_take_is_offered_again_by_one_timer_however_much_it_is():
+    # given a worker that does not read, and a master that has more to say than fits
+    clock = Clock()
+    timers = Timers(clock)
+    workers = Workers(Options(), selectors.DefaultSelector(), timers, None, None, None, None)
+    ours, theirs = channels.pair()
+    handle = Handle(1, 1, None, 1, ours, -1)
+    for number in range(2000):
+        workers.send(handle, "note", number=number, padding="x" * 1000)
+    offers, flush = [], ours.flush
+    ours.flush = lambda: offers.append(flush())
+    # when time passes, then each turn offers it once
+    for _turn in range(3):
+        clock.now_s += 1
+        timers.run_due()
+    assert offers == [False] * 3
+    # and when the worker reads, then it gets everything in order
+    ours.flush = flush
+    for number in range(2000):
+        assert theirs.receive()["number"] == number
+        clock.now_s += 1
+        timers.run_due()
+    assert not ours.has_waiting
+    ours.close()
+    theirs.close()
 
 
 def test_timers_run_in_order_and_only_when_due():
@@ -179,6 +228,20 @@ def test_the_failure_hook_runs_at_most_once_per_interval(tmp_path):
     clock.now_s += 601
     assert runner.run("intra", "/p", "deadlock detected", None, False)
     assert not FailureHook(Options(failure_hook=str(told))).run("intra", "/p", "signalled", 11, True)
+
+
+def test_a_working_directory_that_was_removed_is_no_reason_to_lose_the_hook(tmp_path, monkeypatch):
+    # given a hook that notes its fifth argument, and a process whose directory has gone
+    told, hook, place = tmp_path / "told", tmp_path / "hook", tmp_path / "place"
+    hook.write_text(f'#!/bin/sh\nprintf %s "$5" > {told}.new && mv {told}.new {told}\n')
+    hook.chmod(0o755)
+    place.mkdir()
+    monkeypatch.chdir(place)
+    place.rmdir()
+    # when a worker fails, then the hook runs all the same
+    assert FailureHook(Options(failure_hook=str(hook))).run("intra", "/p", "signalled", 11, True)
+    wait_until(told.exists, "the hook")
+    assert told.read_text() == "(null)"
 
 
 def test_before_any_reload_the_result_is_a_failure():

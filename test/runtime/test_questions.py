@@ -60,3 +60,14 @@ def test_whoever_has_hung_up_answers_nothing_at_once():
     questions.ask(slot, "GETVALUE info.pid", told.append)
     assert told == [None]
     assert workers.asked == []
+
+
+def test_a_worker_that_cannot_count_its_sessions_stops_none_and_costs_nothing_else():
+    # given two generations that are asked to stop a session
+    _, _, slot, workers, questions = given()
+    told = []
+    questions.stop_session(slot, "svc/intra/plug:1", told.append)
+    # when one has had a defect, then the other's answer counts
+    for (handle, _, fields), text in zip(workers.asked, ("FAIL Internal error", "1"), strict=True):
+        questions.answered(handle, fields["number"], text)
+    assert told == ["OK Session stop requested; proxies='1'"]
