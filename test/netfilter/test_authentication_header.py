@@ -22,7 +22,6 @@ ADDRESSES = [int(ipaddress.ip_address(address)) for address in (CLIENT6, SERVER6
 
 
 @pytest.mark.netns
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("backend", ["nft", "legacy-restore"])
 def test_what_a_proxy_gets_does_not_pass_behind_a_header(net, backend):
     # given a policy that forwards everything but port 80

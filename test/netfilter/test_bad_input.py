@@ -9,7 +9,7 @@ import pytest
 from test.support.daemon import ROOT
 from test.support.net import network, policy
 
-pytestmark = [pytest.mark.netns, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.netns
 
 GOOD = """
     Service("web", PlugProxy)

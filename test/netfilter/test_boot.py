@@ -19,7 +19,7 @@ from test.support.net import SERVER, SERVER6, Namespace, net
 from Zorp.netfilter import policies
 
 __all__ = ["net"]
-pytestmark = [pytest.mark.netns, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.netns
 
 UNIT = ROOT / "systemd" / "kzorp-setup.service"
 POLICY = """

@@ -10,7 +10,7 @@ from test.support.leaks import Capture, connected
 from test.support.net import SERVER, SERVER6, net, policy
 
 __all__ = ["net"]
-pytestmark = [pytest.mark.netns, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.netns
 
 RULES = policy("""
     Service("web", PlugProxy)

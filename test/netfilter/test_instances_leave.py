@@ -9,7 +9,7 @@ from test.support.leaks import connected
 from test.support.net import SERVER, net
 
 __all__ = ["net"]
-pytestmark = [pytest.mark.netns, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.netns
 
 RULES = """
     Rule(rule_id=1, service="web", proto=6, dst_port=80)

@@ -14,7 +14,7 @@ from test.support.net import CLIENT, FIREWALL_OUTSIDE, FIREWALL_OUTSIDE6, SERVER
 from Zorp.transport.connect import IP_TRANSPARENT
 
 __all__ = ["backend", "net"]
-pytestmark = [pytest.mark.netns, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.netns
 
 PLUG_PORT_80 = policy("""
     Service("web", PlugProxy)

@@ -9,7 +9,7 @@ from test.support.kernel import SILENCE_S, backend, echo, errors_of_connect, is_
 from test.support.net import CLIENT, FIREWALL_OUTSIDE, FIREWALL_OUTSIDE6, SERVER, SERVER6, net, policy
 
 __all__ = ["backend", "net"]
-pytestmark = [pytest.mark.netns, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.netns
 
 IPV4_ERRORS = {
     "DROP": None, "TCP_RESET": errno.ECONNREFUSED, "ICMP_NET_UNREACHABLE": errno.ENETUNREACH,

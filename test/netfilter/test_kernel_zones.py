@@ -11,7 +11,7 @@ from test.support.kernel import backend, echo, errors_of_connect, is_silent
 from test.support.net import CLIENT6, SERVER, SERVER6, net, policy
 
 __all__ = ["backend", "net"]
-pytestmark = [pytest.mark.netns, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.netns
 
 ZONES = "Zone('internet', ['0.0.0.0/0', '::/0'])\nZone('office', '10.1.0.0/24')\nZone('lab', '10.1.0.64/26'{})"
 

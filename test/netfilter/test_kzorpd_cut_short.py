@@ -11,7 +11,7 @@ from test.support.net import net
 from Zorp.transport.kzorpd import KzorpdError
 
 __all__ = ["net"]
-pytestmark = [pytest.mark.netns, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.netns
 
 RULE = 'Rule(rule_id={0}, service="fwd", proto=6, dst_port={0})'
 NO_SETTLING = """

@@ -17,7 +17,7 @@ from test.support.net import (
     policy,
 )
 
-pytestmark = [pytest.mark.netns, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.netns
 
 # legacy.md 3.2: chainers, and listeners by name; then the bindings to interfaces of later releases
 POLICY = policy("""

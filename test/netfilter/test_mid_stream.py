@@ -17,7 +17,7 @@ from pyroute2 import NFCTSocket
 from test.support.net import CLIENT, CLIENT6, SERVER, SERVER6, net, policy
 
 __all__ = ["net"]
-pytestmark = [pytest.mark.netns, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.netns
 
 OUTWARDS = """
 config.options.rule_listen_port = 50080

@@ -8,7 +8,7 @@ from test.support.kzorpd import Kzorpd
 from test.support.net import SERVER, net, policy
 
 __all__ = ["net"]
-pytestmark = [pytest.mark.netns, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.netns
 
 OLD, NEW = (policy(f"Service('web', PlugProxy)\nRule(proto=6, dst_port={port}, service='web')") for port in (80, 81))
 

@@ -19,7 +19,7 @@ from test.support.leaks import Capture, connected
 from test.support.net import SERVER, SERVER6, net
 
 __all__ = ["net"]
-pytestmark = [pytest.mark.netns, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.netns
 
 POLICY = """
 from Zorp.Core import *

@@ -28,7 +28,7 @@ from Zorp.netfilter.site import Site
 from Zorp.netfilter.tables import RestoreWriter
 
 __all__ = ["net"]
-pytestmark = [pytest.mark.netns, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.netns
 
 IFACES = ("eth0", "eth1", "eth2", "dmz", "other")
 POLICIES, NAMED_POLICIES, PACKETS_PER_POLICY = range(5), (4, 21, 22, 25, 34), 60        # seeds

@@ -16,7 +16,7 @@ from test.support.net import net
 from test.support.postfix import Postfix
 
 __all__ = ["net"]
-pytestmark = [pytest.mark.netns, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.netns
 
 EXCERPT = """\
 from Zorp.Smtp import *

@@ -30,7 +30,7 @@ from test.support.net import (
 )
 
 __all__ = ["net"]
-pytestmark = [pytest.mark.netns, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.netns
 
 POLICY = policy("""
     def service(name, port, router, **more):

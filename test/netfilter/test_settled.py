@@ -11,7 +11,7 @@ import pytest
 from test.support.net import CLIENT, SERVER, net, policy
 
 __all__ = ["net"]
-pytestmark = [pytest.mark.netns, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.netns
 
 FORWARD = "PFService('fwd')\nRule(proto=6, dst_port={}, service='fwd')\n"
 DIES = {"before connections are settled": ("setup_cli", "_settle_sessions", "os.kill(os.getpid(), 9)"),

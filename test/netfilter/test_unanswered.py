@@ -18,7 +18,7 @@ from test.support.leaks import Capture
 from test.support.net import CLIENT, CLIENT6, FIREWALL_OUTSIDE, FIREWALL_OUTSIDE6, SERVER, SERVER6, net, policy
 
 __all__ = ["net"]
-pytestmark = [pytest.mark.netns, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.netns
 
 _TRANSPARENT, _TRANSPARENT6 = (socket.SOL_IP, 19), (socket.IPPROTO_IPV6, 75)
 LISTENERS = "config.options.rule_listen_port = 50080\n"

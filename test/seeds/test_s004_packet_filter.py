@@ -20,7 +20,7 @@ from test.support.net import (
 )
 from Zorp.netfilter.conntrack import connections
 
-pytestmark = [pytest.mark.netns, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.netns
 
 POLICY = policy("""
     Service("web", PlugProxy)

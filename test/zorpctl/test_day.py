@@ -134,7 +134,6 @@ def in_the_evening(host, loads) -> None:
     assert not list(host.pid_dir.glob("zorpctl.*"))
 
 
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize("days", [1, soak(3)])
 def test_a_day(day, days):
     host, loads = day
