@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 import select
 import socket
@@ -212,26 +211,41 @@ def test_silence_after_the_mark_costs_nothing(moderated, patience, monkeypatch, 
     assert marks == [MARK_BYTES, 1]
 
 
-def test_a_sink_that_takes_nothing_wears_out_no_patience(moderated, patience, monkeypatch):
-    # given a moderated relay whose server does not read
-    patience(SHORT_S)
+def test_a_sink_that_takes_nothing_wears_out_no_patience(moderated, patience, marks, monkeypatch):
+    # given a moderated relay whose server does not read, so that it sleeps sooner or later
+    patience(LONG_S)
     monkeypatch.setattr(select, "poll", CountedPoll)
-    running = moderated()
-    sender = threading.Thread(target=running.client.sendall, args=(DATA * 40,))
+    running = moderated(half_close=True)
+    whole = DATA * 40
+    sender = threading.Thread(target=lambda: (running.client.sendall(whole), running.client.shutdown(socket.SHUT_WR)))
     sender.start()
-    # when that lasts, then the relay sleeps sooner or later, for longer than patience
     before = -1
-    while CountedPoll.polls != before:
+    while CountedPoll.polls != before or not running.relay.to_server.waiting:
         before = CountedPoll.polls
-        time.sleep(10 * SHORT_S)
-    assert running.relay.to_server.waiting
-    assert running.relay.to_server.mark_due_s == math.inf
+        time.sleep(0.4)
+    # when that takes longer than bytes may stay below the mark, and something else wakes the relay
+    running.relay.to_server.moderation.due_s = 0.0
+    running.server.sendall(b"still here")
+    assert received(running.client, 10) == b"still here"
+    running.server.sendall(b"and now")
+    assert received(running.client, 7) == b"and now"
+    # then the mark stays
+    assert marks == [MARK_BYTES]
     # and everything arrives
-    assert received(running.server, 40 * len(DATA)) == DATA * 40
+    assert received(running.server, len(whole) + 1) == whole
     sender.join()
 
 
 # how it goes on
+
+def test_as_long_as_bytes_come_the_mark_stays(moderated, patience, marks):
+    patience(LONG_S)
+    running = moderated()
+    due_s = running.relay.to_server.moderation.due_s
+    running.client.sendall(DATA * 2)
+    wait_until(lambda: running.relay.to_server.moderation.due_s > due_s, "patience anew")
+    assert marks == [MARK_BYTES]
+
 
 def test_a_slow_sender_is_moderated_ever_seldomer(moderated, patience, marks):
     # given a sender of bursts too short for a mark, who waits after each until it has arrived
