@@ -29,6 +29,7 @@ _ORIGINAL, _REPLY, _MARK, _SENT, _RECEIVED, _ID, _MARK_MASK = 1, 2, 8, 9, 10, 12
 _IP, _PROTO = 1, 2                       # CTA_TUPLE_...
 _PROTOCOL, _SOURCE_PORT, _DESTINATION_PORT = 1, 2, 3     # CTA_PROTO_...
 _ICMP, _ICMPV6 = 4, 7                    # id, then type, then code
+_WITH_PORTS = (b"\x06", b"\x11")         # TCP, UDP; other protocols have something else in their place
 _PACKETS, _BYTES = 1, 2                  # CTA_COUNTERS_...
 _ACCOUNTING = "/proc/sys/net/netfilter/nf_conntrack_acct"
 
@@ -154,9 +155,11 @@ def _direction(value: bytes, family: int) -> tuple[Endpoints | None, dict[int, b
     packed = addresses.get(source, b""), addresses.get(destination, b"")
     if len(packed[0]) != width or len(packed[1]) != width:
         return None, protocol
-    return Endpoints(socket.inet_ntop(family, packed[0]), int.from_bytes(protocol.get(_SOURCE_PORT, b""), "big"),
-                     socket.inet_ntop(family, packed[1]),
-                     int.from_bytes(protocol.get(_DESTINATION_PORT, b""), "big")), protocol
+    source_port, destination_port = (int.from_bytes(protocol.get(port, b""), "big")
+                                     if protocol.get(_PROTOCOL) in _WITH_PORTS else 0
+                                     for port in (_SOURCE_PORT, _DESTINATION_PORT))
+    return Endpoints(socket.inet_ntop(family, packed[0]), source_port,
+                     socket.inet_ntop(family, packed[1]), destination_port), protocol
 
 
 def _counters(value: bytes) -> tuple[int, int]:

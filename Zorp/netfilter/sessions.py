@@ -26,6 +26,9 @@ Theory of operation
     found to be too late for its NAT (undecided) when such connections are looked for.  kzorpd
     does that every minute, so that a sender of datagrams who never pauses is heard again.
 
+    What the kernel refuses to end or to mark (it does for flows that the site lets network cards
+    or a flowtable carry) is an error, once everything else has been decided about.
+
 Each family needs a netlink socket of its own: the kernel reads addresses as the header of a
 message says, not as the attributes look.
 """
@@ -33,6 +36,7 @@ message says, not as the attributes look.
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import itertools
 import socket
@@ -51,7 +55,7 @@ from Zorp.rules.engine import Traffic
 
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _ICMP = (1, 58)
-_TCP = 6
+_TCP, _UDP = 6, 17
 _IS_ANSWERED = 2                 # IPS_SEEN_REPLY
 _MOST_CIRCUMSTANCES = 4096       # that are looked at for one connection
 
@@ -67,7 +71,7 @@ def settle(site: Site, before: Iterable[RuleIndex], after: Iterable[RuleIndex],
            descriptions: Iterable[InstanceDescription], evaluator: Evaluator) -> Settled:
     """Decide about all connections that are forwarded or hidden, once rules `after` have replaced `before`.
 
-    Raises OSError and NetlinkError when connection tracking cannot be read.
+    Raises OSError and NetlinkError when connection tracking cannot be read, or refuses a change.
     """
     marks, shift = site.marks, site.marks.connection_shift
     living = {rule.index: rule for rule in after if rule.kind == "forward"}
@@ -76,46 +80,44 @@ def settle(site: Site, before: Iterable[RuleIndex], after: Iterable[RuleIndex],
     circumstances = _Circumstances(descriptions)
     in_force = {rule.index for rule in after}
     ended = marked = 0
-    begin_anew(site)
-    for tracking, original, mark in _unanswered(site):
-        index = mark >> shift & ((1 << INDEX_BITS) - 1)
-        verdict = evaluator.evaluate(_traffic(original))
-        if index not in in_force or (verdict.instance, verdict.rule_id) in by_rule:
-            _change(tracking, "del", original)
-    for tracking, original, mark in _forwarded_or_hidden(site):
-        traffic = _traffic(original)
-        verdict = evaluator.evaluate(traffic)
-        if mark & marks.class_mask == marks.bypass:
-            if not any(_hides(entry, traffic) for entry in site.bypass):
-                if verdict.rule_id is None:
-                    _change(tracking, "set", original, mark=mark & ~marks.connection_mask)
-                else:
-                    _change(tracking, "del", original)
-                ended += 1
-            continue
-        index = mark >> shift & ((1 << INDEX_BITS) - 1)
-        rule, old = by_rule.get((verdict.instance, verdict.rule_id)), known.get(index)
-        if (rule is None or rule.index != index) and index in living and any(
-                (found.instance, found.rule_id) == (living[index].instance, living[index].rule_id)
-                for found in circumstances.verdicts(evaluator, traffic, living[index])):
-            continue
-        if rule is None or old is None or rule.service_key != old.service_key:
-            ended += _change(tracking, "del", original)
-        elif rule.index != index:
-            new = mark & ~marks.connection_mask | marks.of_index(rule.index) | marks.forward
-            marked += _change(tracking, "set", original, mark=new)
+    with _changes() as change:
+        for entry in _late(site):
+            change(entry, "del")
+        for entry in _unanswered(site):
+            index = entry.mark >> shift & ((1 << INDEX_BITS) - 1)
+            verdict = evaluator.evaluate(_traffic(entry.original))
+            if index not in in_force or (verdict.instance, verdict.rule_id) in by_rule:
+                change(entry, "del")
+        for entry in _forwarded_or_hidden(site):
+            traffic, mark = _traffic(entry.original), entry.mark
+            verdict = evaluator.evaluate(traffic)
+            if mark & marks.class_mask == marks.bypass:
+                if not any(_hides(hidden, traffic) for hidden in site.bypass):
+                    ended += (change(entry, "set", mark=mark & ~marks.connection_mask) if verdict.rule_id is None
+                              else change(entry, "del"))
+                continue
+            index = mark >> shift & ((1 << INDEX_BITS) - 1)
+            rule, old = by_rule.get((verdict.instance, verdict.rule_id)), known.get(index)
+            if (rule is None or rule.index != index) and index in living and any(
+                    (found.instance, found.rule_id) == (living[index].instance, living[index].rule_id)
+                    for found in circumstances.verdicts(evaluator, traffic, living[index])):
+                continue
+            if rule is None or old is None or rule.service_key != old.service_key:
+                ended += change(entry, "del")
+            elif rule.index != index:
+                marked += change(entry, "set", mark=mark & ~marks.connection_mask | marks.of_index(rule.index)
+                                 | marks.forward)
     return Settled(ended, marked)
 
 
 def begin_anew(site: Site) -> None:
     """Take connections out of connection tracking that came to a forwarding rule too late.
 
-    Raises OSError and NetlinkError when connection tracking cannot be read.
+    Raises OSError and NetlinkError when connection tracking cannot be read, or refuses a change.
     """
-    marks = site.marks
-    for tracking, original, _ in _entries(site, lambda mark: mark & marks.connection_mask == marks.undecided,
-                                          mark=marks.undecided, mark_mask=marks.connection_mask):
-        _change(tracking, "del", original)
+    with _changes() as change:
+        for entry in _late(site):
+            change(entry, "del")
 
 
 class _Circumstances:
@@ -166,7 +168,19 @@ def _within(family: int, address: int, net: str) -> bool:
         int(held.network_address) <= address <= int(held.broadcast_address))
 
 
-_Entry = tuple[NFCTSocket, NFCTAttrTuple, int]       # socket of the family, original direction, mark
+class _Entry(NamedTuple):
+    """An entry of connection tracking."""
+
+    tracking: NFCTSocket             # of its family
+    original: NFCTAttrTuple          # of its first packet
+    mark: int
+    zone: int | None                 # of connection tracking, which rules of the site may cut into several
+
+
+def _late(site: Site) -> Iterator[_Entry]:
+    marks = site.marks
+    return _entries(site, lambda mark: mark & marks.connection_mask == marks.undecided,
+                    mark=marks.undecided, mark_mask=marks.connection_mask)
 
 
 def _forwarded_or_hidden(site: Site) -> Iterator[_Entry]:
@@ -184,7 +198,7 @@ def _unanswered(site: Site) -> Iterator[_Entry]:
     marks = site.marks
     for entry in _entries(site, lambda mark: mark & marks.connection_mask and not mark & marks.class_mask,
                           status=0, status_mask=_IS_ANSWERED):
-        if entry[1].proto == _TCP:
+        if entry.original.proto == _TCP:
             yield entry
 
 
@@ -196,7 +210,20 @@ def _entries(site: Site, is_wanted: Callable[[int], object], **pattern: int) -> 
             for entry in list(tracking.dump(**pattern)):
                 mark = entry.get_attr("CTA_MARK") or 0
                 if entry["nfgen_family"] == family and is_wanted(mark) and _has_status(entry, pattern):
-                    yield tracking, NFCTAttrTuple.from_netlink(family, entry.get_attr("CTA_TUPLE_ORIG")), mark
+                    yield _Entry(tracking, _original(family, entry), mark, entry.get_attr("CTA_ZONE"))
+
+
+def _original(family: int, entry) -> NFCTAttrTuple:
+    """Return the original direction, with what stands in the place of ports in SCTP, DCCP, UDP-Lite and GRE, too.
+
+    The library leaves that out, and the kernel refuses to change an entry without it.
+    """
+    told = entry.get_attr("CTA_TUPLE_ORIG")
+    original = NFCTAttrTuple.from_netlink(family, told)
+    if original.proto not in _ICMP:
+        protocol = told.get_attr("CTA_TUPLE_PROTO")
+        original.sport, original.dport = (protocol.get_attr(f"CTA_PROTO_{side}_PORT") for side in ("SRC", "DST"))
+    return original
 
 
 def _has_status(entry, pattern: Mapping[str, int]) -> bool:
@@ -210,6 +237,8 @@ def _traffic(original: NFCTAttrTuple) -> Traffic:
     if original.proto in _ICMP:
         return Traffic(int(original.family), *addresses, original.proto, proto_type=_number(original.icmp_type, -1),
                        proto_subtype=_number(original.icmp_code, -1))
+    if original.proto not in (_TCP, _UDP):
+        return Traffic(int(original.family), *addresses, original.proto)
     return Traffic(int(original.family), *addresses, original.proto, src_port=_number(original.sport, 0),
                    dst_port=_number(original.dport, 0))
 
@@ -218,9 +247,24 @@ def _number(value: int | None, otherwise: int) -> int:
     return otherwise if value is None else value
 
 
-def _change(tracking: NFCTSocket, command: str, original: NFCTAttrTuple, **values) -> int:
-    """Delete or change one entry; return 1, or 0 when it is gone already."""
-    with contextlib.suppress(NetlinkError):
-        tracking.entry(command, tuple_orig=original, **values)
+@contextlib.contextmanager
+def _changes() -> Iterator[Callable[..., int]]:
+    """Give a function that deletes or changes an entry: (entry, "del" or "set", values) to 1, or 0: it is gone already.
+
+    What the kernel refuses keeps nothing else from being changed; the first refusal is raised in the end.
+    """
+    refusals: list[NetlinkError] = []
+
+    def change(entry: _Entry, command: str, **values: int) -> int:
+        zone = {} if entry.zone is None else {"zone": entry.zone}
+        try:
+            entry.tracking.entry(command, tuple_orig=entry.original, **zone, **values)
+        except NetlinkError as problem:
+            if problem.code != errno.ENOENT:
+                refusals.append(problem)
+            return 0
         return 1
-    return 0
+
+    yield change
+    if refusals:
+        raise refusals[0]

@@ -18,9 +18,9 @@ def attribute(kind, value):
     return struct.pack("=HH", 4 + len(value), kind) + value + b"\0" * (-len(value) % 4)
 
 
-def direction(kind, source, source_port, destination, destination_port):
+def direction(kind, source, source_port, destination, destination_port, number=6):
     addresses = attribute(1, source) + attribute(2, destination)
-    protocol = attribute(1, b"\6") + attribute(2, struct.pack("!H", source_port)) + attribute(
+    protocol = attribute(1, bytes([number])) + attribute(2, struct.pack("!H", source_port)) + attribute(
         3, struct.pack("!H", destination_port))
     return attribute(kind | 0x8000, attribute(1 | 0x8000, addresses) + attribute(2 | 0x8000, protocol))
 
@@ -41,6 +41,16 @@ def test_a_message_is_a_connection():
     assert read_connection(message) == Connection(
         number=42, family=2, protocol=6, original=Endpoints("10.1.0.2", 1024, "10.2.0.2", 80),
         reply=Endpoints("10.2.0.2", 80, "10.2.0.1", 1024), mark=0x40007, sent=(300, 3), received=(400, 4))
+
+
+@pytest.mark.parametrize("number", [47, 132])
+def test_a_protocol_other_than_tcp_and_udp_has_no_ports_in_the_log(number):
+    # given a connection of SCTP, or of GRE, which has its keys in the place of ports
+    body = bytes([2, 0, 0, 0]) + b"".join(
+        direction(kind, bytes([10, 1, 0, 2]), 1024, bytes([10, 2, 0, 2]), 80, number) for kind in (1, 2))
+    # then its ports are 0
+    found = read_connection(struct.pack("=IHHII", 16 + len(body), 0x102, 0, 0, 0) + body)
+    assert found.original == found.reply == Endpoints("10.1.0.2", 0, "10.2.0.2", 0)
 
 
 @given(st.integers(0, len(MESSAGE)), st.binary(max_size=40))
