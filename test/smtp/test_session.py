@@ -17,6 +17,35 @@ from test.smtp.test_tables import with_tables
 from test.support.daemon import wait_until
 from Zorp.Smtp import SMTP_REQ_ABORT, SMTP_REQ_POLICY, SMTP_REQ_REJECT
 
+# how the bytes come
+
+
+def test_more_in_one_segment_than_is_received_at_once(mail):
+    # given a reply and a batch of commands that are each longer than what a first read takes
+    names = [f"noop-{number:02}-{'x' * 30}" for number in range(30)]
+    with mail(open_smtp(max_response_length=1024)) as play:
+        play(f"""
+            S> 220-mx.example {"a" * 400}
+            S> 220 mx.example {"b" * 700}
+            C< 220-mx.example {"a" * 400}
+            C< 220 mx.example {"b" * 700}
+            C> EHLO a
+            S< EHLO a
+            S> 250 mx.example
+            C< 250 mx.example
+        """)
+        # when the client sends all its commands at once
+        play.client.send("".join(f"NOOP {name}\r\n" for name in names).encode())
+        # then they arrive one by one, whole and in order
+        for name in names:
+            play(f"""
+                S< NOOP {name}
+                S> 250 {name}
+                C< 250 {name}
+            """)
+        play.quit()
+
+
 # no server
 
 
