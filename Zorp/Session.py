@@ -65,7 +65,7 @@ from Zorp.Constants import (
 from Zorp.Exceptions import DACException
 from Zorp.Log import enabled, is_structured, log, log_exception
 from Zorp.SockAddr import SockAddrType
-from Zorp.Szig import ConnectionKey, statistics
+from Zorp.Szig import statistics
 from Zorp.Zone import Zone, claimants, dac_enforced
 
 _BASE_SESSION_ID = "svc"
@@ -497,8 +497,8 @@ class StackedSession(AbstractSession):
     # statistics
 
     def connectionKey(self):
-        """Return the place of this session in the statistics tree."""
-        return ConnectionKey(self.service.name, self._master.instance_id, self.secondary_connection_id)
+        """Return the place of this session in the statistics tree; a proxy has no related connections."""
+        return self.service.name, self._master.instance_id, self.secondary_connection_id, 0
 
     def registerStart(self, timestamp=None):
         """Show the session in the statistics; `timestamp` is the start in epoch seconds."""

@@ -22,9 +22,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 from Zorp.Constants import (
     CORE_ERROR,
@@ -46,19 +45,11 @@ from Zorp.Log import log
 
 _WINDOWS_S = {"avg1": 60, "avg5": 300, "avg15": 900}
 _MAX_PROPERTIES = 16
+_PRIMARY = (0, 0)                # secondary and related id of nearly every connection
 
 
-class ConnectionKey(NamedTuple):
-    """Which connection a property belongs to."""
-
-    service: str
-    instance_id: int
-    secondary_id: int = 0
-    related_id: int = 0
-
-
+ConnectionKey = tuple[str, int, int, int]        # service, instance id, secondary id, related id
 Describe = Callable[[], Mapping[str, object]]
-_Connection = tuple[Describe, dict[str, object]]
 
 
 class _Rate:
@@ -94,8 +85,8 @@ class _ServiceCounters:
         self.sessions_running = 0
         self.sessions_max = 0
         self.last_started_s: float | None = None
-        self.inbound_zones: dict[str, int] = {}
-        self.outbound_zones: dict[str, int] = {}
+        self.inbound_zones: defaultdict[str, int] = defaultdict(int)
+        self.outbound_zones: defaultdict[str, int] = defaultdict(int)
         self.rate = _Rate()
         self.extra: dict[str, object] = {}
 
@@ -123,9 +114,10 @@ class Statistics:
 
     def __init__(self) -> None:
         self._counters_lock = threading.Lock()
-        self._services: dict[str, _ServiceCounters] = {}
-        # service: instance id: (secondary, related): (who describes it, what events added)
-        self._connections: dict[str, dict[int, dict[tuple[int, int], _Connection]]] = {}
+        self._services: defaultdict[str, _ServiceCounters] = defaultdict(_ServiceCounters)
+        self._connections: dict[ConnectionKey, Describe] = {}        # the open ones: who describes them
+        self._added: dict[ConnectionKey, dict[str, object]] = {}     # what events added to open ones
+        self._secondaries = 0            # open ones that are not the only one with their instance id
         self._sessions_running: int | None = None      # None until the first session
         self._threads_running = 0
         self._threads_started = 0
@@ -138,7 +130,7 @@ class Statistics:
     def service_started(self, service: str, instance_id: int, now_s: float) -> None:
         """A session of the service counts from now (epoch seconds) on."""
         with self._counters_lock:
-            counters = self._service_locked(service)
+            counters = self._services[service]
             if counters.session_number <= instance_id:
                 counters.session_number = instance_id + 1
             counters.sessions_running += 1
@@ -149,12 +141,12 @@ class Statistics:
     def service_stopped(self, service: str) -> None:
         """One session of the service has ended."""
         with self._counters_lock:
-            self._service_locked(service).sessions_running -= 1
+            self._services[service].sessions_running -= 1
 
     def service_properties(self, service: str, properties: Mapping) -> None:
         """Set leaves below service.NAME, as a policy's SERVICE_COUNT event asks."""
         with self._counters_lock:
-            counters = self._service_locked(service)
+            counters = self._services[service]
             for name, value in properties.items():
                 if name in ("session_number", "sessions_running"):
                     setattr(counters, name, value)
@@ -168,40 +160,37 @@ class Statistics:
         describe: called by any thread, with our lock held, until the connection is closed; returns its properties.
         """
         with self._counters_lock:
-            service = self._connections.setdefault(key.service, {})
-            service.setdefault(key.instance_id, {})[key[2:]] = (describe, {})
+            self._connections[key] = describe
+            self._secondaries += key[2:] != _PRIMARY
             self._sessions_running = (self._sessions_running or 0) + 1
 
     def connection_properties(self, key: ConnectionKey, properties: Mapping) -> bool:
         """Add properties to an open connection; False when there is none."""
         with self._counters_lock:
-            known = self._connection_locked(key)
-            if known is not None:
-                known[1].update(properties)
-            return known is not None
-
-    def _connection_locked(self, key: ConnectionKey) -> _Connection | None:
-        return self._connections.get(key.service, {}).get(key.instance_id, {}).get(key[2:])
+            is_open = key in self._connections
+            if is_open:
+                self._added.setdefault(key, {}).update(properties)
+            return is_open
 
     def server_connected(self, key: ConnectionKey, client_zone: str, server_zone: str) -> None:
         """The server side of an open connection stands: one more session between the two zones."""
         with self._counters_lock:
-            if self._connection_locked(key) is None:
+            if key not in self._connections:
                 return
-            counters = self._service_locked(key.service)
-            for zones, name in ((counters.outbound_zones, client_zone), (counters.inbound_zones, server_zone)):
-                if name:
-                    zones[name] = zones.get(name, 0) + 1
+            counters = self._services[key[0]]
+            if client_zone:
+                counters.outbound_zones[client_zone] += 1
+            if server_zone:
+                counters.inbound_zones[server_zone] += 1
 
     def connection_closed(self, key: ConnectionKey) -> None:
         """The connection is over; unknown ones are an error of ours and say so in the log."""
         with self._counters_lock:
-            service = self._connections.get(key.service, {})
-            known = service.get(key.instance_id, {}).pop(key[2:], None)
+            known = self._connections.pop(key, None)
             if known is not None:
+                self._added.pop(key, None)
+                self._secondaries -= key[2:] != _PRIMARY
                 self._sessions_running = (self._sessions_running or 0) - 1
-                if not service[key.instance_id]:
-                    del service[key.instance_id]
         if known is None:
             log(None, CORE_ERROR, 0,
                 "Internal error, end-of-service notification referred to a non-existent service; service='%s:%d:%d'",
@@ -253,14 +242,14 @@ class Statistics:
         """Go on where export_state() of another generation stopped; never counts backwards."""
         with self._counters_lock:
             for name, values in state.items():
-                mine = self._service_locked(name)
+                mine = self._services[name]
                 mine.session_number = max(mine.session_number, values["session_number"])
                 mine.sessions_max = max(mine.sessions_max, values["sessions_max"])
                 mine.last_started_s = mine.last_started_s or values["last_started_s"]
                 for zones, others in ((mine.inbound_zones, values["inbound_zones"]),
                                       (mine.outbound_zones, values["outbound_zones"])):
                     for zone, count in others.items():
-                        zones[zone] = zones.get(zone, 0) + count
+                        zones[zone] += count
 
     def tree(self) -> dict[str, object]:
         """Return everything as nested dictionaries; leaves are int or str, None means no value."""
@@ -302,19 +291,36 @@ class Statistics:
                 "service": self._services_locked, "stats": self._stats_locked}
 
     def _connections_locked(self) -> dict:
-        return {service: {str(number): _texts(instances) for number, instances in
-                          self._connections.get(service, {}).items()}
-                for service in self._services}
+        found: dict[str, dict] = {service: {} for service in self._services}
+        for key in self._connections:
+            if key[0] in found:
+                instances = found[key[0]].setdefault(str(key[1]), {})
+                instances.setdefault(str(key[2]), {})[str(key[3])] = self._properties_locked(key)
+        return found
 
     def _connections_below_locked(self, path: tuple[str, ...]) -> dict | None:
         """Return what is below conns, conns.SERVICE (names only) or conns.SERVICE.N."""
         if not path:
             return {service: {} for service in self._services}
-        numbers = self._connections.get(path[0], {}) if path[0] in self._services else None
-        if numbers is None or len(path) == 1:
-            return None if numbers is None else {str(number): {} for number in numbers}
-        instances = numbers.get(int(path[1])) if path[1].isdecimal() else None
-        return None if instances is None else _texts(instances)
+        if path[0] not in self._services:
+            return None
+        if len(path) == 1:
+            return {str(key[1]): {} for key in self._connections if key[0] == path[0]}
+        found: dict[str, dict] = {}
+        for key in self._instance_locked(path[0], int(path[1])) if path[1].isdecimal() else ():
+            found.setdefault(str(key[2]), {})[str(key[3])] = self._properties_locked(key)
+        return found or None
+
+    def _instance_locked(self, service: str, instance_id: int) -> list[ConnectionKey]:
+        """Return the open connections with this instance id."""
+        primary = (service, instance_id, *_PRIMARY)
+        if self._secondaries:
+            return [key for key in self._connections if key[:2] == primary[:2]]
+        return [primary] if primary in self._connections else []         # nearly always, and without a search
+
+    def _properties_locked(self, key: ConnectionKey) -> dict[str, int | str]:
+        properties = {**self._connections[key](), **self._added.get(key, {})}
+        return {name: value if isinstance(value, int) else str(value) for name, value in properties.items()}
 
     def _info_locked(self) -> dict:
         return {branch: dict(leaves) for branch, leaves in self._info.items()}
@@ -333,23 +339,9 @@ class Statistics:
             "audit_running": None,
         }
 
-    def _service_locked(self, service: str) -> _ServiceCounters:
-        counters = self._services.get(service)
-        if counters is None:
-            counters = self._services[service] = _ServiceCounters()
-        return counters
-
 
 def _byte_order(name: str) -> bytes:
     return name.encode("utf-8", "surrogateescape")
-
-
-def _texts(instances: Mapping[tuple[int, int], _Connection]) -> dict:
-    tree: dict[str, dict] = {}
-    for (secondary, related), (describe, added) in instances.items():
-        tree.setdefault(str(secondary), {})[str(related)] = {
-            name: value if isinstance(value, int) else str(value) for name, value in {**describe(), **added}.items()}
-    return tree
 
 
 statistics = Statistics()
@@ -425,9 +417,9 @@ _EVENTS = {
     (Z_SZIG_THREAD_STOP, Z_SZIG_TYPE_LONG): lambda argument: statistics.thread_stopped(),
     (Z_SZIG_TICK, Z_SZIG_TYPE_TIME): lambda argument: statistics.tick(),
     (Z_SZIG_CONNECTION_PROPS, Z_SZIG_TYPE_CONNECTION_PROPS):
-        lambda argument: statistics.connection_properties(ConnectionKey(*argument[:4]), _limited(argument[4])),
+        lambda argument: statistics.connection_properties(argument[:4], _limited(argument[4])),
     (Z_SZIG_CONNECTION_STOP, Z_SZIG_TYPE_CONNECTION_PROPS):
-        lambda argument: statistics.connection_closed(ConnectionKey(*argument[:4])),
+        lambda argument: statistics.connection_closed(argument[:4]),
     (Z_SZIG_CONNECTION_START, Z_SZIG_TYPE_PROPS): lambda argument: statistics.sessions_changed(+1),
     (Z_SZIG_SERVICE_COUNT, Z_SZIG_TYPE_PROPS):
         lambda argument: statistics.service_properties(argument[0], _limited(argument[1])),

@@ -18,7 +18,7 @@ from Zorp.Constants import (
     Z_SZIG_TYPE_STRING,
     Z_SZIG_TYPE_TIME,
 )
-from Zorp.Szig import ConnectionKey, Statistics, szigEvent
+from Zorp.Szig import Statistics, szigEvent
 
 from test.support.logged import captured_log
 
@@ -53,7 +53,7 @@ def test_three_sessions_one_after_the_other():
 
 def test_properties_of_a_connection_live_as_long_as_it_does():
     statistics = Statistics()
-    key = ConnectionKey("web", 17)
+    key = ("web", 17, 0, 0)
     statistics.service_started("web", 17, 1.0)
     statistics.connection_opened(key, lambda: {"client_zone": "office", "server_zone": "internet"})
     statistics.server_connected(key, "office", "internet")
@@ -73,14 +73,14 @@ def test_properties_of_a_connection_live_as_long_as_it_does():
 
 def test_late_properties_do_not_bring_a_connection_back():
     statistics = Statistics()
-    key = ConnectionKey("web", 1)
+    key = ("web", 1, 0, 0)
     assert not statistics.connection_properties(key, {"auth_user": "x"})
     assert statistics.tree()["conns"] == {}
 
 
 def test_end_of_an_unknown_connection_is_reported():
     with captured_log() as logged:
-        Statistics().connection_closed(ConnectionKey("web", 5))
+        Statistics().connection_closed(("web", 5, 0, 0))
     assert logged.has("Internal error, end-of-service notification referred to a non-existent service;"
                       " service='%s:%d:%d'", ("web", 5, 0))
 
@@ -89,7 +89,7 @@ def test_siblings_follow_the_order_of_bytes():
     statistics = Statistics()
     statistics.service_started("web", 10, 1.0)
     for number in (9, 10):
-        statistics.connection_opened(ConnectionKey("web", number), dict)
+        statistics.connection_opened(("web", number, 0, 0), dict)
     assert statistics.children(("conns", "web")) == ["10", "9"]
     assert statistics.next_sibling(("conns", "web", "10")) == "9"
     assert statistics.next_sibling(("conns", "web", "9")) is None
@@ -133,7 +133,7 @@ def test_counting_from_many_threads_loses_nothing():
 
     def work(offset):
         for number in range(200):
-            key = ConnectionKey("web", offset + number)
+            key = ("web", offset + number, 0, 0)
             statistics.service_started("web", offset + number, 1.0)
             statistics.connection_opened(key, dict)
             statistics.connection_closed(key)
@@ -167,7 +167,7 @@ def test_arguments_of_the_wrong_kind_are_refused(statistics, value, text):
 
 
 def test_events_of_policies_are_counted(statistics):
-    statistics.connection_opened(ConnectionKey("web", 0), dict)
+    statistics.connection_opened(("web", 0, 0, 0), dict)
     szigEvent(Z_SZIG_THREAD_START, (Z_SZIG_TYPE_LONG, 0))
     szigEvent(Z_SZIG_CONNECTION_PROPS, (Z_SZIG_TYPE_CONNECTION_PROPS, ("web", 0, 0, 0, {"auth_user": "joe"})))
     szigEvent(Z_SZIG_CONNECTION_START, (Z_SZIG_TYPE_PROPS, ("web", {})))
