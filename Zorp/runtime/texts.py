@@ -196,8 +196,8 @@ def _show_in_tracebacks(path: str, data: bytes) -> None:
     linecache.cache[path] = (len(text), never, text.splitlines(keepends=True), path)
 
 
-class _Source(importlib.machinery.SourceFileLoader):
-    """A module of source text that comes from the policy's texts."""
+class _FromTexts:
+    """The part of a loader that reads: from the policy's texts."""
 
     def __init__(self, read: Callable[[str], bytes], name: str, path: str) -> None:
         super().__init__(name, path)
@@ -205,20 +205,17 @@ class _Source(importlib.machinery.SourceFileLoader):
 
     def get_data(self, path):
         return self._read(path)
+
+
+class _Source(_FromTexts, importlib.machinery.SourceFileLoader):
+    """A module with its source."""
 
     def path_stats(self, path):
         raise OSError("byte code is not used")
 
 
-class _ByteCode(importlib.machinery.SourcelessFileLoader):
+class _ByteCode(_FromTexts, importlib.machinery.SourcelessFileLoader):
     """A module without its source."""
-
-    def __init__(self, read: Callable[[str], bytes], name: str, path: str) -> None:
-        super().__init__(name, path)
-        self._read = read
-
-    def get_data(self, path):
-        return self._read(path)
 
 
 def _text_loaders(read: Callable[[str], bytes]) -> dict[str, Callable]:
