@@ -13,6 +13,7 @@ import re
 from Zorp import Globals
 from Zorp.Exceptions import PolicyError, ZoneException
 from Zorp.language import arguments
+from Zorp.language.caller import policy_caller
 from Zorp.Subnet import Subnet
 
 __all__ = ["BaseZone", "BuiltinProxy"]
@@ -66,6 +67,7 @@ class BaseZone:
 
     def __init__(self, name, addrs=(), hostnames=(), admin_parent=None):
         self.name = checked_name(name)
+        self.place = policy_caller()             # for those who say what is wrong with it
         self.subnets = subnets_of(name, addrs)
         self.hostnames = hostnames_of(name, hostnames)
         self.admin_children = []
@@ -88,7 +90,8 @@ class BaseZone:
 
     def _register(self):
         if self.name in self.zones:
-            raise ZoneDefinitionError(f"Zone {self.name} duplicate name", remedy="give each zone a name of its own")
+            raise ZoneDefinitionError(f"Zone {self.name} duplicate name; other_place='{self.zones[self.name].place}'",
+                                      remedy="give each zone a name of its own")
         if self.admin_parent is not None:
             self.admin_parent.admin_children.append(self)
         self.zones[self.name] = self

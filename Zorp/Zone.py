@@ -207,7 +207,7 @@ class Zone(AbstractZone):
         for subnet in subnets:
             owner = _table.owner(_net(subnet))
             if owner is not None:
-                raise ZoneDefinitionError(f"Zone with duplicate IP range; zone={owner}",
+                raise ZoneDefinitionError(f"Zone with duplicate IP range; zone={owner}, other_place='{owner.place}'",
                                           remedy=f"take {subnet} out of it or out of zone '{name}'")
             if unique.setdefault(_net(subnet), subnet) is not subnet:
                 log(None, CORE_POLICY, 2, "Subnet given twice, counted once; zone='%s', subnet='%s'", (name, subnet))
@@ -217,7 +217,8 @@ class Zone(AbstractZone):
         for hostname in hostnames:
             owner = _table.name_owner(hostname)
             if owner is not None:
-                raise ZoneDefinitionError(f"Zone with duplicate host name; hostname='{hostname}', zone={owner}",
+                raise ZoneDefinitionError(f"Zone with duplicate host name; hostname='{hostname}', zone={owner}, "
+                                          f"other_place='{owner.place}'",
                                           remedy="a host name may stand in one zone only")
 
     def subZone(self, name, addr, admin_parent, domain=None):

@@ -1,6 +1,7 @@
 """Zones: look-up, administrative tree, names, and what is refused while a policy loads."""
 
 import inspect
+import re
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -243,6 +244,18 @@ def test_a_name_used_twice_is_refused():
         Zone("a", "10.1.0.0/16")
     assert isinstance(caught.value, PolicyError)
     assert zone_name("10.1.0.1") == "a"
+
+
+@pytest.mark.parametrize(("first", "second"), [
+    ({"name": "a", "addrs": "10.0.0.0/8"}, {"name": "a", "addrs": "10.1.0.0/16"}),
+    ({"name": "a", "addrs": "10.0.0.0/8"}, {"name": "b", "addrs": ["10.1.0.0/16", "10.0.0.0/8"]}),
+    ({"name": "a", "hostnames": "h.example"}, {"name": "b", "hostnames": "h.example"}),
+], ids=["name", "net", "host name"])
+def test_whoever_takes_what_another_zone_has_is_told_where_that_stands(first, second):
+    zone = Zone(**first)
+    assert zone.place.filename == __file__
+    with pytest.raises(ZoneException, match=f"; .*other_place='{re.escape(__file__)}:{zone.place.line}'; "):
+        Zone(**second)
 
 
 def test_scenario_34_a_tree_of_32_levels_is_refused_naming_the_zone():
