@@ -43,6 +43,7 @@ from zorpctl.szig import SzigClient, SzigError
 RELOAD_TIMEOUT_S = 320.0              # a policy may take long to load; the daemon gives up earlier
 _CHECK_TIMEOUT_S = RELOAD_TIMEOUT_S
 _KZORPD_TIMEOUT_S = 30.0
+_NOT_RUNNING = "Process not running"
 _UNIT_DIRECTORIES = ("/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
 
 
@@ -167,7 +168,7 @@ class Lifecycle:
         for name, processes in groups.items():
             master = next(filter(None, (process.master_pid() for process in processes)), None)
             if master is None:
-                yield from (Result(process.name, "Process not running") for process in processes)
+                yield from (Result(process.name, _NOT_RUNNING) for process in processes)
             elif not forced and _managed_by_systemd() and _is_active(name):
                 yield from self._through_systemd("stop", name, processes)
             else:
@@ -251,7 +252,7 @@ class Lifecycle:
     def _reload_and_revoke(processes: list[Process]) -> Result:
         name = processes[0].name
         if not any(process.is_running() for process in processes):
-            return failed(name, "Process not running")
+            return failed(name, _NOT_RUNNING)
         try:
             with SzigClient(processes[0].socket_path, RELOAD_TIMEOUT_S) as szig:
                 answer = szig.ask("RELOAD REVOKE")
@@ -263,7 +264,7 @@ class Lifecycle:
     def _reload_instance(self, processes: list[Process]) -> str | None:
         """Reload one instance (all its processes at once); return what went wrong."""
         if not any(process.is_running() for process in processes):
-            return "Process not running"
+            return _NOT_RUNNING
         try:
             with SzigClient(processes[0].socket_path, RELOAD_TIMEOUT_S) as szig:
                 answer = szig.ask("RELOAD WAIT")
@@ -275,11 +276,14 @@ class Lifecycle:
         return None if answer.startswith("OK") else answer.partition(" ")[2]
 
     def reload_or_restart(self, groups: dict[str, list[Process]]) -> Iterator[Result]:
-        """Reload; restart the instances whose reload failed."""
+        """Reload; restart the instances whose reload failed, which ends their sessions: say why."""
         for name, processes in groups.items():
-            if self._reload_instance(processes) is None:
+            problem = self._reload_instance(processes)
+            if problem is None:
                 yield from (Result(process.name, "Reload successful") for process in processes)
                 continue
+            if problem != _NOT_RUNNING:
+                yield Result(processes[0].name, f"warning: restarting, because of: {problem}", warning=True)
             results = list(self.restart({name: processes}))
             yield from results
             if not all(result.ok for result in results):

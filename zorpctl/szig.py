@@ -16,7 +16,7 @@ import time
 TIMEOUT_S = 10.0
 _QUIET_S = 0.2
 _MOST_BYTES = 64 << 20
-_ESCAPED = re.compile(r"%([0-9A-Fa-f]{2})")
+_ESCAPED = re.compile(rb"%([0-9A-Fa-f]{2})")
 
 
 class SzigError(Exception):
@@ -115,5 +115,6 @@ class SzigClient:
 
 
 def components(node: str) -> list[str]:
-    """Return the parts of a node's name as they were before escaping."""
-    return [_ESCAPED.sub(lambda match: chr(int(match[1], 16)), part) for part in node.split(".")]
+    """Return the parts of a node's name as they were before escaping, which is of the bytes of UTF-8."""
+    return [_ESCAPED.sub(lambda match: bytes((int(match[1], 16),)), part.encode()).decode("utf-8", "backslashreplace")
+            for part in node.split(".")]

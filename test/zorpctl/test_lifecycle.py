@@ -185,6 +185,22 @@ def test_reload_or_restart_starts_what_does_not_run(host):
     assert serves(port)
 
 
+def test_reload_or_restart_says_why_it_restarts(host):
+    # given a running instance, and a policy that cannot be beside the one in force: every address of its port
+    port = host.instance("intra")
+    host.zorpctl("start")
+    policy = (host.etc / "intra.py").read_text()
+    assert '"127.0.0.1"' in policy
+    (host.etc / "intra.py").write_text(policy.replace('"127.0.0.1"', '"0.0.0.0"'))
+    # when it is reloaded or restarted
+    outcome = host.zorpctl("reload-or-restart", "intra")
+    # then it is restarted, which succeeds, and why it had to be is said
+    assert (outcome.status, "intra#0: Running" in outcome.out) == (0, True)
+    assert "intra#0: warning: restarting, because of: Reload failed; reason=" in outcome.err
+    assert "the two cannot be open side by side" in outcome.err
+    assert serves(port)
+
+
 def test_restart_serves_afterwards(host):
     port = host.instance("intra")
     host.zorpctl("start")

@@ -19,6 +19,8 @@ from test.support.daemon import wait_until
 from test.support.gateway import ended
 from test.support.host import ROOT
 from test.support.syslog import SyslogReceiver
+from Zorp.runtime.answers import escape
+from zorpctl.szig import components
 
 
 @pytest.fixture
@@ -247,3 +249,11 @@ def test_a_reader_who_has_seen_enough_is_no_error(host):
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as asking:
         asking.stdout.close()
         assert asking.stderr.read() == ""
+
+
+def test_a_name_comes_out_of_its_node_as_it_went_in():
+    # given names that the daemon escapes byte by byte
+    for name in ("plain", "two words", "a.b%", "é", "日本", "\x7f"):
+        assert components(f"service.{escape(name)}.sessions_running") == ["service", name, "sessions_running"]
+    # and bytes that are no text stay readable
+    assert components("service.%FF%2E.x") == ["service", "\\xff.", "x"]
