@@ -50,7 +50,6 @@ from Zorp.Constants import (
     ZD_PROTO_UDP,
 )
 from Zorp.Exceptions import PolicyError, ServiceException, ZoneException
-from Zorp.KZorp import packet_of
 from Zorp.language import arguments
 from Zorp.language.caller import policy_caller
 from Zorp.Log import log
@@ -398,13 +397,13 @@ class NDimensionDispatcher(Dispatcher):
 
     def getService(self, session):
         """Return the service of the rule that fits best, None when none does."""
-        packet = packet_of(session.client_stream.sock, session.client_address, session.client_local)
-        decision = self._rule_set.evaluate(packet, session.client_zone)
-        if decision is None:
+        rule, _client_zone, server_zone = self._rule_set.decide(
+            session.client_stream.sock, session.client_address, session.client_local, session.client_zone)
+        if rule is None:
             log(NO_SESSION, CORE_POLICY, 2, "No applicable service found; bindto='%s'", (self._bind_text,))
             return None
-        session.server_zone, session.rule_id = decision.server_zone, decision.rule_id
-        return Globals.services.get(decision.service_name)
+        session.server_zone, session.rule_id = server_zone, rule.rule_id
+        return Globals.services.get(rule.service)
 
 
 # ---------------------------------------------------------------------------- rules
@@ -439,34 +438,31 @@ class RuleDispatcher(BaseDispatch):
             cls()
 
     def _getSession(self, client_stream, client_local, client_listen, client_address):
-        packet = packet_of(client_stream.sock, client_address, client_local)
-        decision = Globals.rules.evaluate(packet)
-        if decision is None:
+        rule, client_zone, server_zone = Globals.rules.decide(client_stream.sock, client_address, client_local)
+        values = {"client_zone": client_zone, "server_zone": server_zone}
+        if rule is None:
             log(NO_SESSION, CORE_POLICY, 0, "Unable to determine service, KZorp service lookup failed; bindto='%s'",
                 (client_listen,))
-            client_zone, server_zone = Globals.rules.zones_of(packet)
-            values = {"client_zone": client_zone, "server_zone": server_zone}
             service = None
         else:
-            values = {"client_zone": decision.client_zone, "server_zone": decision.server_zone,
-                      "rule_id": decision.rule_id}
-            service = self._service_of(decision)
+            values["rule_id"] = rule.rule_id
+            service = self._service_of(rule)
         if service is not None:
             values["instance_id"] = getInstanceId(service.name)
         session = MasterSession(service, client_stream, client_local, client_listen, client_address, **values)
         if service is not None:
             return session
-        conclude(session, DENIED_BY_POLICY, "no rule for this connection" if decision is None else "")
+        conclude(session, DENIED_BY_POLICY, "no rule for this connection" if rule is None else "")
         client_stream.reset()
         session.release()
         return None
 
     @staticmethod
-    def _service_of(decision):
+    def _service_of(rule):
         """Return the service object; None when it vanished, or when the packet filter ought to have served it."""
-        service = Globals.services.get(decision.service_name)
+        service = Globals.services.get(rule.service)
         if service is None:
-            log(NO_SESSION, CORE_POLICY, 2, "No such service; service='%s'", (decision.service_name,))
+            log(NO_SESSION, CORE_POLICY, 2, "No such service; service='%s'", (rule.service,))
         elif isinstance(service, PFService) and Globals.kzorp_available:
             log(NO_SESSION, CORE_POLICY, 2, "Packet filter service reached the daemon; service='%s'", (service,))
             return None

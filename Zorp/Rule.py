@@ -9,8 +9,9 @@ keyword takes.
 Theory of operation
     A Rule checks its keywords, keeps them as plain data and joins Globals.rules, the RuleSet of
     the instance.  The set numbers rules that have no id, compiles all of them, and decides:
-    RuleSet.evaluate(packet).  check() does this when the policy is complete, and reports what
-    looks like a mistake; without it the first connection does.
+    RuleSet.decide(socket, ...) for connections, evaluate(packet) for questions.  check() compiles
+    when the policy is complete, and reports what looks like a mistake; without it the first
+    connection does.
 
     A rule outside any instance function belongs to every instance that loads the file.
 
@@ -19,7 +20,7 @@ Deviations from the original
     longer collide with one that was given away before.  Conditions that the kernel module
     refused at the end of the load are refused where they are written.
 
-Rules are made while a policy loads.  RuleSet.evaluate() may be called by any thread.
+Rules are made while a policy loads.  decide() and evaluate() may be called by any thread.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from typing import NamedTuple
 
 from Zorp import Globals
 from Zorp.Base import BaseZone
-from Zorp.Constants import CORE_DEBUG, CORE_INFO, CORE_POLICY
+from Zorp.Constants import AF_INET6, CORE_DEBUG, CORE_INFO, CORE_POLICY
 from Zorp.Exceptions import PolicyError
 from Zorp.language import arguments
 from Zorp.language.caller import policy_caller
@@ -52,6 +53,7 @@ from Zorp.zones.table import unmapped_address, unmapped_net
 
 __all__ = ["PortRange", "Rule", "RuleSet"]
 
+_TCP, _UDP, _DATAGRAMS = int(socket.IPPROTO_TCP), int(socket.IPPROTO_UDP), int(socket.SOCK_DGRAM)
 _MAX_ID = 0xFFFFFFFF
 _MOST_REPORTS = 100              # of rules that can never win, one by one; the rest is counted
 
@@ -220,7 +222,7 @@ def _zone_facts():
 class RuleSet:
     """The rules of an instance, and the decision between them.
 
-    Loading fills it in one thread.  _engine_lock guards the making of _engine; evaluate() reads
+    Loading fills it in one thread.  _engine_lock guards the making of _engine; decisions read
     _engine without it, because an engine is replaced as a whole.
     """
 
@@ -354,24 +356,48 @@ class RuleSet:
 
     # ------------------------------------------------------------------ decisions
 
+    def decide(self, sock, remote, local, client_zone=None):
+        """Return (the rule that wins or None, client zone, server zone) for an accepted socket; the rule is RuleData.
+
+        remote, local: the SockAddrs that the session goes by.
+        client_zone: the zone of `remote`, where it is known already.
+        """
+        engine = self._present_engine()
+        client_zone, server_zone = client_zone or Zone.lookup(remote), Zone.lookup(local)
+        numbers = _numbers(remote, local)
+        if numbers is None:
+            return None, client_zone, server_zone
+        family, src, dst = numbers
+        interface = _interface_of(engine, sock, family, dst) if engine.uses_interface else None
+        iface, ifgroup, dst_on_iface = interface or (None, None, False)
+        traffic = Traffic(family, src, dst, _ip_protocol(sock), remote.port, local.port, -1, -1, iface, ifgroup, (),
+                          dst_on_iface, client_zone.name if client_zone is not None else None,
+                          server_zone.name if server_zone is not None else None)
+        return self._winner(engine, remote, local, traffic), client_zone, server_zone
+
     def zones_of(self, packet):
         """Return (client zone, server zone) of a packet; None where no zone holds the address."""
         return Zone.lookup(packet.src), Zone.lookup(packet.dst)
 
-    def evaluate(self, packet, client_zone=None):
-        """Return the Decision for a Packet; None: no rule matches, nothing may pass.
-
-        client_zone: the zone of the packet's source, where it is known already.
-        """
-        engine = self._engine
-        if engine is None or self._engine_zones != len(Globals.zones):
-            engine = self._compile()
-        client_zone, server_zone = client_zone or Zone.lookup(packet.src), Zone.lookup(packet.dst)
+    def evaluate(self, packet):
+        """Return the Decision for a Packet; None: no rule matches, nothing may pass."""
+        engine = self._present_engine()
+        client_zone, server_zone = self.zones_of(packet)
         traffic = _traffic(engine, packet, client_zone, server_zone)
         if traffic is None:
             return None
-        rule = _agreed(engine, traffic, packet) if Zone.zone_subnet_tree.has_disputes else engine.best(traffic)
+        rule = self._winner(engine, packet.src, packet.dst, traffic)
         return Decision(rule.service, rule.rule_id, client_zone, server_zone) if rule is not None else None
+
+    def _present_engine(self):
+        engine = self._engine
+        if engine is None or self._engine_zones != len(Globals.zones):
+            engine = self._compile()
+        return engine
+
+    @staticmethod
+    def _winner(engine, src, dst, traffic):
+        return engine.best(traffic) if not Zone.zone_subnet_tree.has_disputes else _agreed(engine, traffic, src, dst)
 
     def explain(self, packet):
         """Return [(eight scores, RuleData)] of all rules that match a packet, the winner first."""
@@ -397,27 +423,29 @@ class RuleSet:
         """
         with socket.socket(fileno=fd) as sock:
             try:
-                packet = packet_of(sock, from_sockaddr(family, sock.getpeername()),
-                                   from_sockaddr(family, sock.getsockname()))
-                decision = self.evaluate(packet)
+                rule, *zones = self.decide(sock, from_sockaddr(family, sock.getpeername()),
+                                           from_sockaddr(family, sock.getsockname()))
             finally:
                 sock.detach()
-        if decision is None:
+        if rule is None:
             return None
-        zones = (zone.getName() if zone is not None else None for zone in (decision.client_zone, decision.server_zone))
-        return (*zones, Globals.instance_name, decision.service_name, decision.rule_id)
+        names = (zone.getName() if zone is not None else None for zone in zones)
+        return (*names, Globals.instance_name, rule.service, rule.rule_id)
 
 
 def packet_of(sock, remote, local):
     """Return the Packet of an accepted socket; `remote` and `local` are the SockAddrs the session goes by."""
-    protocol = socket.IPPROTO_UDP if kind_of(sock) == socket.SOCK_DGRAM else socket.IPPROTO_TCP
-    return Packet(int(protocol), remote, local, remote.port, local.port, sock=sock)
+    return Packet(_ip_protocol(sock), remote, local, remote.port, local.port, sock=sock)
 
 
-def _agreed(engine, traffic, packet):
+def _ip_protocol(sock):
+    return _UDP if kind_of(sock) == _DATAGRAMS else _TCP
+
+
+def _agreed(engine, traffic, src, dst):
     """Return the rule that wins whichever zones disputed addresses are in; None, and logged, when there is none."""
     clients, servers = ([found, *(zone.name for zone in claimants(address))] for found, address in
-                        ((traffic.src_zone, packet.src), (traffic.dst_zone, packet.dst)))
+                        ((traffic.src_zone, src), (traffic.dst_zone, dst)))
     if len(clients) == len(servers) == 1:
         return engine.best(traffic)
     ranked, is_agreed = engine.agreed(traffic, clients, servers)
@@ -425,7 +453,7 @@ def _agreed(engine, traffic, packet):
         return ranked[1] if ranked is not None else None
     log(None, CORE_POLICY, 2, "Host names of several zones have an address of a connection, and the zones do not "
         "permit the same; client='%s', client_zones='%s', server='%s', server_zones='%s'",
-        (packet.src, _names(clients), packet.dst, _names(servers)))
+        (src, _names(clients), dst, _names(servers)))
     return None
 
 
@@ -435,24 +463,40 @@ def _names(zones):
 
 def _traffic(engine, packet, client_zone, server_zone):
     """Return what the engine takes; None for addresses that are not IP, or not of one family."""
-    src, dst = getattr(packet.src, "ip_int", None), getattr(packet.dst, "ip_int", None)
-    if src is None or dst is None:
+    numbers = _numbers(packet.src, packet.dst)
+    if numbers is None:
         return None
-    family = packet.src.family
-    if family != packet.dst.family:
-        return None
-    if family == socket.AF_INET6:
-        src_family, unmapped_src = unmapped_address(family, src)
-        dst_family, unmapped_dst = unmapped_address(family, dst)
-        if src_family == dst_family:
-            family, src, dst = src_family, unmapped_src, unmapped_dst
+    family, src, dst = numbers
     iface, ifgroup, dst_on_iface = packet.iface, packet.ifgroup, packet.dst_on_iface
     if engine.uses_interface and packet.sock is not None and iface is None:
-        iface = incoming_interface(packet.sock)
-        if iface is not None:
-            ifgroup = interfaces.group(iface)
-            dst_on_iface = engine.uses_destination_interface and (family, dst) in interfaces.addresses(iface)
+        iface, ifgroup, dst_on_iface = (_interface_of(engine, packet.sock, family, dst)
+                                        or (iface, ifgroup, dst_on_iface))
     return Traffic(family, src, dst, packet.protocol, packet.src_port, packet.dst_port, packet.proto_type,
                    packet.proto_subtype, iface, ifgroup, packet.reqids, dst_on_iface,
                    client_zone.name if client_zone is not None else None,
                    server_zone.name if server_zone is not None else None)
+
+
+def _numbers(src, dst):
+    """Return (family, source, destination) as the engine takes them; None: not IP, or not of one family."""
+    src_number, dst_number = getattr(src, "ip_int", None), getattr(dst, "ip_int", None)
+    if src_number is None or dst_number is None:
+        return None
+    family = src.family
+    if family != dst.family:
+        return None
+    if family == AF_INET6:
+        src_family, unmapped_src = unmapped_address(family, src_number)
+        dst_family, unmapped_dst = unmapped_address(family, dst_number)
+        if src_family == dst_family:
+            return src_family, unmapped_src, unmapped_dst
+    return family, src_number, dst_number
+
+
+def _interface_of(engine, sock, family, dst):
+    """Return (interface, its group, whether it has the address `dst`) of a connection; None: not known."""
+    iface = incoming_interface(sock)
+    if iface is None:
+        return None
+    dst_on_iface = engine.uses_destination_interface and (family, dst) in interfaces.addresses(iface)
+    return iface, interfaces.group(iface), dst_on_iface

@@ -39,6 +39,7 @@ _PATH_BYTES = 107                       # sun_path without its NUL
 _PORT_MASK = 0xffff
 _FOUR_PARTS = re.compile(r"(?:(?:0|[1-9][0-9]{0,2})\.){3}(?:0|[1-9][0-9]{0,2})", re.ASCII)
 _C_LIBRARY_FORM = re.compile(r"[0-9A-Fa-fxX.]+", re.ASCII)      # the C library stops at a blank and ignores the rest
+_NETWORK_WORD = struct.Struct("!I")
 _NATIVE_WORD = struct.Struct("=I")
 _NATIVE_HALVES = struct.Struct("=8H")
 _new = object.__new__
@@ -433,8 +434,9 @@ def from_sockaddr(family, address):
     """Return the SockAddr of what getpeername(), accept() and their like gave; raises ValueError for other families."""
     if family == AF_INET:
         made = _new(SockAddrInet)
-        made._text, made._port = address
-        made.ip_int = int.from_bytes(socket.inet_aton(address[0]), "big")
+        text, port = address
+        made._text, made._port = text, port
+        (made.ip_int,) = _NETWORK_WORD.unpack(socket.inet_pton(AF_INET, text))
         return made
     if family == AF_INET6:
         made = _new(SockAddrInet6)

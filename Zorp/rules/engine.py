@@ -179,9 +179,7 @@ class Values:
     def __init__(self, rules: Sequence[RuleData], dimension: str) -> None:
         self.named = _index(rules, dimension)
         self.free = _without(rules, dimension)
-
-    def class_of(self, value: int) -> int | None:
-        return value if value in self.named else None
+        self.classes = {value: value for value in self.named}        # value: its class; not here: None
 
     def levels(self, value: int | None) -> list[tuple[int, int]]:
         return [(1, self.named.get(value, 0)), (0, self.free)]
@@ -265,7 +263,7 @@ class Addresses:
     """
 
     def __init__(self, rules: Sequence[RuleData], side: str, parents: Mapping[str, str | None],
-                 depths: Mapping[str, int]) -> None:
+                 depths: Mapping[str, int], memo: Memo) -> None:
         self.subnets, self.zones = _index(rules, f"{side}_subnet"), _index(rules, f"{side}_zone")
         self.names = _index(rules, "dst_iface") if side == "dst" else {}
         self.groups = _index(rules, "dst_ifgroup") if side == "dst" else {}
@@ -276,6 +274,7 @@ class Addresses:
         self._inet, self._inet6 = self._nodes(socket.AF_INET, 32), self._nodes(socket.AF_INET6, 128)
         self._parents, self._depths = parents, depths
         self._nearest = {zone: self._nearest_named(zone) for zone in parents}
+        self._memo = memo
 
     def _nodes(self, family: int, width: int):
         nodes: dict[tuple[int, int], Node] = {}
@@ -293,18 +292,23 @@ class Addresses:
         """Return one zone, or None, for all of these zones that rules cannot tell apart."""
         return list(dict.fromkeys(map(self._nearest.get, zones)))
 
-    def class_of(self, family: int, address: int, zone: str | None, local: tuple | None) -> tuple:
-        """Return (node or None, nearest named zone or None, (interface, group) or None)."""
+    def levels_of(self, family: int, address: int, zone: str | None, local: tuple | None) -> Levels:
+        """Return the Levels of an address in a zone; `local` is its local_class()."""
         table = self._inet if family == socket.AF_INET else self._inet6
-        return (table.lookup(address) if table is not None else None), self._nearest.get(zone), local
+        class_ = table.lookup(address) if table is not None else None, self._nearest.get(zone), local
+        levels = self._memo.get(class_)
+        if levels is None:
+            levels = Levels(self._levels(class_))
+            self._memo.put(class_, levels)
+        return levels
 
     def local_class(self, iface: str | None, ifgroup: int | None) -> tuple | None:
         """Return what destination interface conditions can tell of an interface that owns the address."""
         name, group = iface if iface in self.names else None, ifgroup if ifgroup in self.groups else None
         return (name, group) if name is not None or group is not None else None
 
-    def levels(self, class_: tuple) -> list[tuple[int, int]]:
-        node, zone, local = class_
+    def _levels(self, class_: tuple) -> list[tuple[int, int]]:
+        node, zone, local = class_               # node or None, nearest named zone or None, (interface, group) or None
         by_score = []
         for subnet_score, in_subnet in self._by_subnet(node):
             for local_score, on_iface in self._by_interface(local):
@@ -365,12 +369,12 @@ class RuleEngine:
         self.incoming = Incoming(self.rules)
         self.values = tuple(Values(self.rules, name) for name in ("proto", "proto_type", "proto_subtype"))
         self.ports = tuple(Ports(self.rules, name) for name in ("src_port", "dst_port"))
-        self.source = Addresses(self.rules, "src", parents, depths)
-        self.destination = Addresses(self.rules, "dst", parents, depths)
+        limit = max(256, min(_MEMO_ENTRIES, _MEMO_BYTES // (4 * (len(self.rules) // 8 + 64))))
+        self.source = Addresses(self.rules, "src", parents, depths, Memo(limit))
+        self.destination = Addresses(self.rules, "dst", parents, depths, Memo(limit))
         self.uses_destination_interface = bool(self.destination.names or self.destination.groups)
         self.uses_interface = bool(self.incoming.names or self.incoming.groups or self.uses_destination_interface)
-        limit = max(256, min(_MEMO_ENTRIES, _MEMO_BYTES // (4 * (len(self.rules) // 8 + 64))))
-        self._front_memo, self._source_memo, self._destination_memo = Memo(limit), Memo(limit), Memo(limit)
+        self._front_memo = Memo(limit)
         self._winners = Memo(_MEMO_ENTRIES)
 
     def best(self, traffic: Traffic) -> RuleData | None:
@@ -395,16 +399,15 @@ class RuleEngine:
          dst_on_iface, src_zone, dst_zone) = traffic
         protos, types, subtypes = self.values
         src_ports, dst_ports = self.ports
-        key = (self.incoming.class_of(iface, ifgroup, reqids), protos.class_of(proto), types.class_of(proto_type),
-               subtypes.class_of(proto_subtype), src_ports.classes[src_port], dst_ports.classes[dst_port])
+        key = (self.incoming.class_of(iface, ifgroup, reqids), protos.classes.get(proto), types.classes.get(proto_type),
+               subtypes.classes.get(proto_subtype), src_ports.classes[src_port], dst_ports.classes[dst_port])
         front = self._front_memo.get(key)
         if front is None:
             front = self._front(key)
             self._front_memo.put(key, front)
         local = self.destination.local_class(iface, ifgroup) if dst_on_iface else None
-        return (front, _remembered(self._source_memo, self.source, self.source.class_of(family, src, src_zone, None)),
-                _remembered(self._destination_memo, self.destination,
-                            self.destination.class_of(family, dst, dst_zone, local)))
+        return (front, self.source.levels_of(family, src, src_zone, None),
+                self.destination.levels_of(family, dst, dst_zone, local))
 
     def _front(self, key: tuple) -> Levels:
         """Return the rules by the scores of the first six components together, best first."""
@@ -440,14 +443,6 @@ class RuleEngine:
                    key=lambda one: ([-score for score in one[0]], one[1].rule_id))
         is_agreed = len(pairs) == len(sources) * len(destinations) and all(one == best for one in found)
         return best, is_agreed
-
-
-def _remembered(memo: Memo, component: Addresses, class_: tuple) -> Levels:
-    levels = memo.get(class_)
-    if levels is None:
-        levels = Levels(component.levels(class_))
-        memo.put(class_, levels)
-    return levels
 
 
 def _bits(bitmap: int) -> Iterator[int]:

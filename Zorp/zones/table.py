@@ -37,6 +37,7 @@ from __future__ import annotations
 import ipaddress
 import threading
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from Zorp.Constants import AF_INET, AF_INET6, CORE_ERROR, CORE_INFO, CORE_POLICY
@@ -66,7 +67,8 @@ def unmapped_net(family: int, network: int, bits: int) -> Net:
     return family, network, bits
 
 
-class _Tables(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Tables:
     """Everything a look-up needs; replaced as a whole."""
 
     inet: PrefixTable

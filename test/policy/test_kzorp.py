@@ -34,9 +34,13 @@ def connection(no_zones, request):
 over_both_families = pytest.mark.parametrize("connection", FAMILIES, indirect=True, ids=["inet", "inet6"])
 
 
-def decision_for(accepted, rules=None):
+def decision_for(accepted):
+    """Return the Decision for the packet of a socket, which is also that for the socket."""
     remote, local = (from_sockaddr(accepted.family, name) for name in (accepted.getpeername(), accepted.getsockname()))
-    return (rules or Globals.rules).evaluate(KZorp.packet_of(accepted, remote, local))
+    decision = Globals.rules.evaluate(KZorp.packet_of(accepted, remote, local))
+    rule, *zones = Globals.rules.decide(accepted, remote, local)
+    assert decision == (rule.service, rule.rule_id, *zones)
+    return decision
 
 
 @over_both_families
@@ -76,6 +80,7 @@ def test_scenario_19_an_address_of_the_incoming_interface(connection):
     remote, local = (from_sockaddr(accepted.family, name) for name in (accepted.getpeername(),
                                                                        (elsewhere, *accepted.getsockname()[1:])))
     assert Globals.rules.evaluate(KZorp.packet_of(accepted, remote, local)) is None
+    assert Globals.rules.decide(accepted, remote, local)[0] is None
 
 
 @over_both_families

@@ -118,7 +118,7 @@ def test_peers_cannot_fill_the_memos_by_varying_what_no_rule_tells_apart():
         engine.best(traffic(f"11.0.{number % 256}.1", "10.0.0.1", proto=number % 256, src_port=number, dst_port=number))
     # then only the classes of values that the rule distinguishes are remembered
     assert len(engine._front_memo) <= 2 * 3
-    assert len(engine._source_memo) <= 2
+    assert len(engine.source._memo) <= 2
 
 
 def test_depth_counts_from_one_at_a_root_in_any_order_of_definition():
