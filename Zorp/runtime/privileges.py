@@ -31,6 +31,7 @@ from Zorp.runtime.options import Options
 
 DEFAULT_USER = "zorp"
 _NEEDED = 1 << capabilities.CAP_NET_RAW | 1 << capabilities.CAP_NET_BIND_SERVICE
+_NO_ID = (1 << 32) - 1           # means "leave it as it is" to setresuid()
 _MAKE_USER = "create it with systemd-sysusers or useradd --system"
 _LATE_ENCODINGS = ("idna", "latin-1", "ascii", "utf-8")
 _LOST_FEATURE = {
@@ -58,9 +59,9 @@ class Privileges:
 def prepare(options: Options) -> Privileges:
     """Look up user, group and capabilities.  Raises SetupError."""
     user, group = options.user, options.group
-    if os.getuid() == 0 and user is None and group is None:
+    if os.getuid() == 0 and user is None:
         if _exists(pwd.getpwnam, DEFAULT_USER):
-            user = group = DEFAULT_USER
+            user, group = DEFAULT_USER, group or DEFAULT_USER
         elif options.action == "run":
             raise SetupError(f"There is no user '{DEFAULT_USER}' to run as; {_MAKE_USER}, or name another with --user "
                              "and --group (--user root stays root without its capabilities)")
@@ -84,7 +85,7 @@ def _exists(look_up: Callable, name: str) -> bool:
 def _resolve(kind: str, name: str | None, look_up: Callable, number_of: Callable) -> int | None:
     if name is None:
         return None
-    if name.isdigit():
+    if name.isascii() and name.isdigit() and int(name) < _NO_ID:
         return int(name)
     try:
         return number_of(look_up(name))

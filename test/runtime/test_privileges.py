@@ -76,6 +76,27 @@ def test_root_without_options_becomes_zorp(monkeypatch, mode):
     assert privileges.prepare(Options(mode=mode, action="check")).uid is None
 
 
+def test_a_group_alone_does_not_keep_root(monkeypatch):
+    # given user 0 on a host with a user to become
+    monkeypatch.setattr(os, "getuid", lambda: 0)
+    monkeypatch.setattr(privileges, "DEFAULT_USER", "nobody")
+    # when only a group is named, then the user is the usual one all the same
+    wanted = privileges.prepare(Options(group="12345"))
+    assert (wanted.uid, wanted.gid) == (pwd.getpwnam("nobody").pw_uid, 12345)
+    # and where there is no such user, nothing starts
+    monkeypatch.setattr(privileges, "DEFAULT_USER", "nosuchuser")
+    with pytest.raises(privileges.SetupError, match="There is no user 'nosuchuser'"):
+        privileges.prepare(Options(group="12345"))
+
+
+@pytest.mark.parametrize("kind", ["user", "group"])
+@pytest.mark.parametrize("number", ["4294967295", "4294967296", "99999999999999999999", "²", "-1"])
+def test_a_number_that_the_kernel_takes_for_none_is_refused(kind, number):
+    options = Options(**{"user": "0", "group": "0", kind: number})
+    with pytest.raises(privileges.SetupError, match=f"Error resolving {kind}; {kind}='{number}'"):
+        privileges.prepare(options)
+
+
 def in_a_child(program: str) -> str:
     """Run a piece of Python in a process of its own, from the project's directory; return what it prints."""
     root = pathlib.Path(privileges.__file__).parents[2]
