@@ -132,8 +132,8 @@ class Master:
         if self._has_started:
             log_always("core.info", 3, f"Shutting down; version='{version()}'")
         self._log_setup.drain()
-        if not self._has_started:
-            self._start_report(self._exit_status)
+        if not self._has_started:            # also when it was told to stop: whoever waits wants to hear that it serves
+            self._start_report(self._exit_status or EXIT_SETUP)
 
     # ---- starting workers
 

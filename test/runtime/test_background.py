@@ -51,6 +51,21 @@ def test_the_command_returns_2_for_a_broken_policy(detached, syslog):
     syslog.wait_for("Error loading initial policy, exiting;")
 
 
+def test_the_command_returns_1_for_an_instance_that_was_stopped_before_it_served(detached):
+    # given a policy that loads for ever; when the instance is stopped meanwhile
+    daemon = detached("""
+        import pathlib, time
+        pathlib.Path("$dir/begun").touch()
+        time.sleep(3600)
+        """, start=False)
+    daemon.launch()
+    wait_until((daemon.directory / "begun").exists, "the load")
+    (master,) = lock_holders(daemon.directory)
+    os.kill(master, signal.SIGTERM)
+    # then whoever started it does not hear that it serves
+    assert daemon.wait() == 1
+
+
 def test_the_command_returns_1_for_a_bad_set_up(detached, syslog):
     daemon = detached(arguments=["--user", "nobodyhere"])
     assert daemon.process.returncode == 1
