@@ -13,13 +13,26 @@ from fractions import Fraction
 from itertools import groupby
 from pathlib import Path
 
+import pytest
+
 from test.support.daemon import zorp
+from Zorp.Config import audit, blob, dirs, options
 
 __all__ = ["zorp"]
 
 _ROOT = Path(__file__).resolve().parents[1]
 _COMPUTE = ("netfilter",)
 _WAIT = ("zorpctl", "system", "runtime", "plugins", "service", "doc")      # those of the longest tests first
+
+
+@pytest.fixture(autouse=True)
+def own_options():
+    """What a test, or a policy that it runs in this process, sets in config is gone afterwards."""
+    before = [(vars(branch), dict(vars(branch))) for branch in (audit, blob, dirs, options)]
+    yield
+    for values, old in before:
+        values.clear()
+        values.update(old)
 
 
 def pytest_configure(config) -> None:
