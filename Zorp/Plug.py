@@ -36,6 +36,7 @@ Deviations
 from __future__ import annotations
 
 import copy
+import functools
 
 from Zorp import Log
 from Zorp.acceptance.secondary_sessions import ALL_PROPERTIES, secondary_sessions
@@ -64,6 +65,9 @@ _UDP_IDLE_MS = 60_000            # a session of datagrams has no other end
 
 
 _CUT_SHORT = frozenset({End.TIMED_OUT, End.CUT, End.REFUSED, End.STOPPED})
+
+
+_settings = functools.lru_cache(maxsize=64)(RelaySettings)      # policies ask for few different ones
 
 
 class _Default(int):
@@ -198,7 +202,7 @@ class AbstractPlugProxy(Proxy):
         idle_ms = settings.timeout if settings.timeout > 0 else None
         if idle_ms is None and self.session.getMasterSession().protocol == ZD_PROTO_UDP:
             idle_ms = _UDP_IDLE_MS
-        return RelaySettings(
+        return _settings(
             idle_ms, settings.shutdown_soft != FALSE,
             settings.copy_to_server != FALSE, settings.copy_to_client != FALSE,
             self._read_bytes(), stats_reads, stats_ms)
@@ -224,8 +228,9 @@ class AbstractPlugProxy(Proxy):
 
     def _finish(self, end):
         """Log why the relay ended, and reset the side that is still there when the other was reset."""
-        if end is not End.FINISHED:
-            self._content_failed(f"Relay ended; reason='{end.value}'")      # a parent must know before it sees an end
+        if end is End.FINISHED:
+            return
+        self._content_failed(f"Relay ended; reason='{end.value}'")          # a parent must know before it sees an end
         if end is End.TIMED_OUT:
             self._log(_PLUG_SESSION, 3, "Connection timed out; timeout='%d'", (self._vars.timeout,))
         elif end is End.CUT:

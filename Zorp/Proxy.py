@@ -44,7 +44,7 @@ from Zorp.Constants import (
     Z_SZIG_TYPE_CONNECTION_PROPS,
     ZD_PROTO_UDP,
 )
-from Zorp.engine.builtin_proxy import BuiltinProxy, does_nothing
+from Zorp.engine.builtin_proxy import BEGINNING, BuiltinProxy, does_nothing
 from Zorp.Exceptions import AAException, DACException, InternalException, PolicyError
 from Zorp.Log import enabled, log
 from Zorp.ProxyGroup import ProxyGroup
@@ -78,6 +78,7 @@ class Proxy(BuiltinProxy):
     ssl_deprecation_warning = True     # kept for policies of release 6 that switch it off
 
     def __init__(self, session):
+        vars(self).update(BEGINNING)
         self.session = session
         session.setProxy(self)
         self.encryption_policy = None      # here, and not of the class: what config() leaves behind is looked at
@@ -101,7 +102,7 @@ class Proxy(BuiltinProxy):
     def __destroy__(self):
         """Called by the core last of all: unlink the proxy from its session, drop all attributes."""
         session = self.session
-        if self.proxy_started and session.server_stream is not None and not self.server_fd_picked:
+        if not self.server_fd_picked and self.proxy_started and session.server_stream is not None:
             session.server_stream.close()
         for name in ("proxy", self.name):
             session.__dict__.pop(name, None)
@@ -113,7 +114,6 @@ class Proxy(BuiltinProxy):
         self.__dict__.update(session=session, _session_id=session_id, _state=state)
 
     def _announce_end(self):
-        super()._announce_end()
         if Log.loudest >= 5 and enabled(CORE_SESSION, 5):
             log(self._session_id, CORE_SESSION, 5, "Proxy ending; class='%s', module='%s'",
                 (self.__class__.__name__, self.name))

@@ -204,17 +204,19 @@ class SocketStream:
         try:
             if self._aborted:
                 return not _peer_goes_on(sock)
-            if self.at_eof or self.kind != socket.SOCK_STREAM or not self._discard_once():
+            if self.at_eof or self.kind != socket.SOCK_STREAM:
+                return True
+            poll = select.poll()             # a look costs less than the exception of a read in vain
+            poll.register(sock, select.POLLIN)
+            if not poll.poll(0) or not self._discard_once():
                 return True
             sock.shutdown(socket.SHUT_WR)
-            return self._discard(time.monotonic() + DISCARD_MS / 1000)
-        except OSError:
+            return self._discard(poll, time.monotonic() + DISCARD_MS / 1000)
+        except (OSError, ValueError):
             return True                      # broken already, or the descriptor is closed
 
-    def _discard(self, deadline_s: float) -> bool:
+    def _discard(self, poll: select.poll, deadline_s: float) -> bool:
         discarded = 0
-        poll = select.poll()
-        poll.register(self.sock, select.POLLIN)
         while discarded < DISCARD_BYTES and (left_s := deadline_s - time.monotonic()) > 0 and poll.poll(left_s * 1000):
             got = self._discard_once()
             if not got:
