@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import re
 import time
 
 import pytest
 
 from test.runtime.test_under_load import soak, under_load
+from test.support.daemon import wait_until
 from test.support.syslog import SyslogReceiver
 
 __all__ = ["under_load"]
@@ -50,6 +53,36 @@ def test_what_does_not_fit_is_counted_and_the_count_is_logged(zorp, tmp_path):
         assert dropped > 0
         assert len(numbers) + dropped == LINES
         assert numbers == sorted(numbers)
+
+
+AT_ONCE = 8
+EACH = 3000                      # all together fewer than may wait
+TOGETHER = TALKATIVE.replace(
+    "class Talkative", "import threading\nall_here = threading.Barrier($sessions)\n\nclass Talkative").replace(
+    "        for number", "        all_here.wait(30)\n        for number").replace("* 400", "* 20")
+
+
+def test_the_lines_of_each_session_arrive_in_their_order_whoever_writes_them(zorp, tmp_path):
+    # given a log that takes a few packets at a time
+    with SyslogReceiver(tmp_path / "log.sock") as receiver, contextlib.ExitStack() as clients:
+        daemon = zorp(TOGETHER, detached=True, verbosity=0, lines=EACH, sessions=AT_ONCE,
+                      arguments=["--log-socket", str(receiver.path), "--log-spec", "my.*:3,core.*:0"])
+        # when sessions write all at once, and so does the loop what has waited
+        for client in [clients.enter_context(daemon.connect()) for _ in range(AT_ONCE)]:
+            assert client.recv(100) == b"done"
+        found = wait_until(lambda: lines_of(receiver, AT_ONCE * EACH), "every line")
+    # then each session's lines are all there, in the order in which it wrote them
+    by_session = collections.defaultdict(list)
+    for session, number in found:
+        by_session[session].append(int(number))
+    assert list(by_session.values()) == [list(range(EACH))] * AT_ONCE
+
+
+def lines_of(receiver: SyslogReceiver, count: int) -> list[tuple[str, str]]:
+    """Return session and number of each line when there are so many, else nothing."""
+    found = [line.groups() for packet in list(receiver.packets)
+             if (line := re.search(r"\((svc/.*?)\): line; number='(\d+)'", packet))]
+    return found if len(found) >= count else []
 
 
 # least: sessions per second that the load must have been; on a machine that does other things, too, any
