@@ -14,6 +14,11 @@ Theory of operation
     A listener is closed when no living worker of a serving policy uses it any more.
 
 Nobody may change how the shared open description accepts: no shutdown(), no settimeout().
+
+Rejected: SO_REUSEPORT, also for the moment of a reload from every address of a port to one of them,
+which is refused instead (ListenSpec.excludes).  The kernel remembers it for the port as long as
+anybody listens there, when both sockets have long taken it back, and any process of our user, a
+stacked program for one, can bind beside us then and gets every connection.
 """
 
 from __future__ import annotations
