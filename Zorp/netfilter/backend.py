@@ -115,7 +115,7 @@ class Backend:
                     if missing := [*_missing_sets(plan, sets), *self._missing_routing(plan, routing)]:
                         raise SetError(_not_as_given(missing))
                     self._write_tables(plan, present)
-                except (TableError, RoutingError, SetError):
+                except Exception:                        # a defect, too, leaves the old state
                     sets.undo()
                     raise
                 self._remove_others(plan, sets, routing)
@@ -184,15 +184,20 @@ class Backend:
                 done.append(change)
             if left := self._tables_drift(plan, self._read()):
                 raise TableError(_not_as_given(left))
-        except TableError:
-            for change in reversed(done):
-                self._put_back(change, present.get((change.table.family, change.table.name)))
+        except Exception as problem:
+            stuck = [why for change in reversed(done)
+                     if (why := self._put_back(change, present.get((change.table.family, change.table.name))))]
+            if stuck:
+                raise TableError("; ".join(map(str, (problem, *stuck)))) from problem
             raise
 
-    def _put_back(self, change: Change, before: Present | None) -> None:
-        """Restore what a table held; goes on with the next table when even that is refused."""
-        with contextlib.suppress(TableError):
+    def _put_back(self, change: Change, before: Present | None) -> str:
+        """Restore what a table held; return why that cannot be done, empty: it is done."""
+        try:
             undo(change, before, "nft" if self._writer.name == "nft" else "legacy")
+        except TableError as problem:
+            return str(problem)
+        return ""
 
     # ---- reading
 

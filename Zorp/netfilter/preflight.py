@@ -166,8 +166,9 @@ def _routing(site: Site) -> Iterator[Finding]:
         yield Finding(False, "accepted sockets inherit the mark of diverted packets, so replies would be routed to "
                       "this host; a routing rule that prevents this is loaded with the packet rules",
                       "sysctl -w net.ipv4.tcp_fwmark_accept=0, and load again")
-    strict = [path.parent.name for path in sorted(_PROC.glob("sys/net/ipv4/conf/*/rp_filter"))
-              if path.read_text().strip() == "1" and path.parent.name not in ("all", "default", "lo")]
+    names = sorted(path.parent.name for path in _PROC.glob("sys/net/ipv4/conf/*/rp_filter"))
+    strict = [name for name in names if name not in ("all", "default", "lo")
+              and _sysctl(f"net/ipv4/conf/{name}/rp_filter") == "1"]     # an interface may go meanwhile
     if strict and 4 in site.families:
         yield Finding(False, "packets on asymmetric routes are dropped without a line; strict interfaces: "
                       + " ".join(strict),

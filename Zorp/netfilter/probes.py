@@ -15,12 +15,11 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from Zorp.netfilter.children import ENVIRONMENT, command_of
+from Zorp.netfilter import children
 from Zorp.netfilter.ipsets import SetError, Sets
 from Zorp.netfilter.plan import SET_PREFIX, AddressSet, Chain, Plan, Rule, Table, Target
 from Zorp.netfilter.render import text_of
@@ -63,13 +62,10 @@ def missing(plan: Plan, kind: str) -> list[Missing]:
     """Return what of a plan this kernel refuses; kind: nft or legacy.  Raises ProbesImpossible."""
     order = {"kind": kind, "families": sorted({table.family for table in plan.tables}), "probes": list(probes_of(plan))}
     try:
-        result = subprocess.run(command_of(_CHILD), input=json.dumps(order), capture_output=True, text=True,
-                                timeout=_DEADLINE_S, check=False, env=ENVIRONMENT)
-    except subprocess.TimeoutExpired:
-        raise ProbesImpossible(f"trying out the kernel took longer than {_DEADLINE_S} seconds") from None
-    if result.returncode:
-        raise ProbesImpossible((result.stderr.strip().splitlines() or ["the child ended"])[-1])
-    return [Missing(*found) for found in json.loads(result.stdout)]
+        found = json.loads(children.obeyed(_CHILD, order, _DEADLINE_S))
+    except children.ChildError as problem:
+        raise ProbesImpossible(str(problem)) from None
+    return [Missing(*one) for one in found]
 
 
 def probes_of(plan: Plan) -> Iterator[tuple[str, int, str]]:

@@ -225,7 +225,7 @@ def parse_save(text: str) -> dict[str, Present]:
     foreign: list[str] = []
     lines: list[str] = []
     name = ""
-    for line in text.splitlines():
+    for line in text.split("\n"):                # a comment of the site may hold what else ends a line to Python
         if line.startswith("*"):
             name, ours, builtin, policies, foreign, lines = line[1:], {}, {}, {}, [], []
         elif line.startswith(":"):

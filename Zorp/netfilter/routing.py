@@ -30,8 +30,11 @@ class Routing:
     """The routing of this network namespace; a context manager.  One thread only."""
 
     def __init__(self) -> None:
-        self._route = IPRoute()
-        self._lo = self._route.link_lookup(ifname="lo")[0]
+        try:
+            self._route = IPRoute()
+            self._lo = self._route.link_lookup(ifname="lo")[0]
+        except (OSError, NetlinkError, IndexError) as problem:
+            raise RoutingError(f"routing cannot be asked for: {problem}") from None
 
     def __enter__(self) -> Routing:
         return self

@@ -22,12 +22,10 @@ Errors: TableError, with the table and what the kernel or the library said.
 
 from __future__ import annotations
 
-import json
-import subprocess
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
-from Zorp.netfilter.children import ENVIRONMENT, command_of
+from Zorp.netfilter import children
 from Zorp.netfilter.plan import CHAIN_PREFIX, Chain, Plan, Rule, Table
 from Zorp.netfilter.render import Present, expected, parse_save, text_of, words_of
 
@@ -174,12 +172,11 @@ def read_tables(family: int, kind: str) -> dict[str, Present]:
 def run(command: list[str], what: str, text: str = "") -> str:
     """Run a program with this input; return its output.  Raises TableError."""
     try:
-        result = subprocess.run(command, input=text, capture_output=True, text=True, timeout=_DEADLINE_S,
-                                env=ENVIRONMENT, check=False)
-    except FileNotFoundError:
-        raise TableError(f"{what}: {command[0]} is missing; install the package iptables") from None
-    except subprocess.TimeoutExpired:
-        raise TableError(f"{what}: {command[0]} did not end within {_DEADLINE_S} seconds") from None
+        result = children.run(command, text, _DEADLINE_S)
+    except children.ProgramMissing as problem:
+        raise TableError(f"{what}: {problem}; install the package iptables") from None
+    except children.ChildError as problem:
+        raise TableError(f"{what}: {problem}") from None
     if result.returncode:
         lines = [line for line in result.stderr.splitlines() if line and not line.startswith("Try `")]
         raise TableError(f"{what}: {'; '.join(lines[:3]) or f'{command[0]} failed'}{_line_at(text, result.stderr)}")
@@ -229,13 +226,9 @@ class LegacyWriter:
             "insert": change.insert, "append": change.append, "delete": change.delete,
         }
         try:
-            result = subprocess.run(command_of(_CHILD), input=json.dumps(order), capture_output=True, text=True,
-                                    timeout=_DEADLINE_S, check=False, env=ENVIRONMENT)
-        except subprocess.TimeoutExpired:
-            raise TableError(f"{where}: python-iptables did not end within {_DEADLINE_S} seconds") from None
-        if result.returncode:
-            complaint = (result.stderr.strip().splitlines() or [f"python-iptables ended with {result.returncode}"])[-1]
-            raise TableError(f"{where}: {complaint}")
+            children.obeyed(_CHILD, order, _DEADLINE_S)
+        except children.ChildError as problem:
+            raise TableError(f"{where}, python-iptables: {problem}") from None
 
 
 def _spoilt(rule: Rule) -> str:

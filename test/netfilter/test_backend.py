@@ -1,6 +1,7 @@
 """The way of a plan into the kernel, and back when a step fails; in a namespace of its own."""
 
 import dataclasses
+import errno
 import os
 import subprocess
 
@@ -8,18 +9,20 @@ import pytest
 
 from test.support.daemon import wait_until
 from test.support.net import SERVER, Namespace, net
+from Zorp.netfilter import backend
 from Zorp.netfilter.backend import Backend, BackendError, open_backend
 from Zorp.netfilter.compiler import compile_plan
 from Zorp.netfilter.ipsets import SetError, Sets
 from Zorp.netfilter.plan import AddressSet, Chain, Member, Rule, Table, Target, Test
 from Zorp.netfilter.site import Bypass, Site
-from Zorp.netfilter.tables import RestoreWriter, TableError, hooks_of
+from Zorp.netfilter.tables import Change, LegacyWriter, RestoreWriter, TableError, hooks_of
 from Zorp.rules.description import ForwardData, InstanceDescription, ListenerData, ProxyData, ZoneData, parse_net
 from Zorp.rules.engine import RuleData
 
 __all__ = ["net"]
 pytestmark = [pytest.mark.netns, pytest.mark.skipif(os.geteuid() != 0, reason="namespaces and packet rules need root")]
-KINDS = ("nft", "legacy")
+KINDS = ("nft", "legacy", "python-iptables")
+SETTING = {"nft": "nft", "legacy": "legacy-restore", "python-iptables": "legacy"}
 
 
 @pytest.fixture
@@ -41,10 +44,19 @@ def plan_of(*nets, port=80, site=None):
 
 
 def iptables(kind, *arguments, family=4):
-    subprocess.run([f"{'iptables' if family == 4 else 'ip6tables'}-{kind}", *arguments], check=True)
+    tables = "nft" if kind == "nft" else "legacy"
+    subprocess.run([f"{'iptables' if family == 4 else 'ip6tables'}-{tables}", *arguments], check=True)
 
 
-class FailsLate(RestoreWriter):
+def writer_of(kind, way=None, **attributes):
+    """Return the writer of one of KINDS; way: a class whose write() it shall have, with these attributes."""
+    base, arguments = (LegacyWriter, ()) if kind == "python-iptables" else (RestoreWriter, (kind,))
+    made = (base if way is None else type(way.__name__, (way, base), {}))(*arguments)
+    vars(made).update(attributes)
+    return made
+
+
+class FailsLate:
     """Refuses to write the table mangle of IPv6, after all others were written."""
 
     def write(self, change):
@@ -58,11 +70,11 @@ def test_failure_of_the_last_table_brings_the_old_state_back(namespace, kind):
     def story():
         # given a plan that is loaded
         old, new = plan_of("10.1.0.0/24"), plan_of("10.2.0.0/24", "10.3.0.0/24", port=81)
-        good = Backend(Site(), RestoreWriter(kind))
+        good = Backend(Site(), writer_of(kind))
         assert good.apply(old)
         # when the next one fails at its last table
         with pytest.raises(BackendError, match="no more memory"):
-            Backend(Site(), FailsLate(kind)).apply(new)
+            Backend(Site(), writer_of(kind, FailsLate)).apply(new)
         # then tables and sets are the old ones, and nothing is left over
         assert good.drift(old) == []
         # and the next attempt succeeds
@@ -73,7 +85,7 @@ def test_failure_of_the_last_table_brings_the_old_state_back(namespace, kind):
     namespace.inside(story)
 
 
-class WritesSomethingElse(RestoreWriter):
+class WritesSomethingElse:
     """Writes a rule that nobody asked for."""
 
     def write(self, change):
@@ -87,28 +99,86 @@ class WritesSomethingElse(RestoreWriter):
 def test_rules_that_are_read_back_otherwise_do_not_stay(namespace, kind):
     def story():
         old, new = plan_of("10.1.0.0/24"), plan_of("10.2.0.0/24", port=81)
-        good = Backend(Site(), RestoreWriter(kind))
+        good = Backend(Site(), writer_of(kind))
         assert good.apply(old)
         with pytest.raises(BackendError, match="does not hold what it was given: iptables table mangle"):
-            Backend(Site(), WritesSomethingElse(kind)).apply(new)
+            Backend(Site(), writer_of(kind, WritesSomethingElse)).apply(new)
         assert good.drift(old) == []
 
     namespace.inside(story)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_failure_that_cannot_be_undone_says_so(namespace, kind, monkeypatch):
+    def story():
+        # given a plan whose last table cannot be written, and a kernel that has no room for the old state either
+        real, begun = backend.undo, []
+
+        def undo(change, before, tables):
+            begun.append(change.table.name)
+            if len(begun) == 1:
+                raise TableError("iptables table mangle, going back: no more memory at all")
+            real(change, before, tables)
+
+        monkeypatch.setattr(backend, "undo", undo)
+        with pytest.raises(BackendError, match=r"^no more memory; .* going back: no more memory at all$"):
+            Backend(Site(), writer_of(kind, FailsLate)).apply(plan_of("10.1.0.0/24"))
+        # then the other tables are put back all the same
+        assert len(begun) == 5
+        assert [name for family in (4, 6) for name, held in writer_of(kind).read(family).items() if held.ours] == [
+            "mangle"]
+
+    namespace.inside(story)
+
+
+COMMENTS = {"Latin-1": b"caf\xe9", "another end of a line": "one\u2028COMMIT\x0bCOMMIT\x85COMMIT".encode()}
+
+
+@pytest.mark.parametrize("comment", COMMENTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_whatever_the_site_writes_into_a_comment_packet_rules_are_read_loaded_and_removed(namespace, kind, comment):
+    def story():
+        # given rules of the site with a comment that is no UTF-8, or holds what may be taken for the end of a line
+        for family in (4, 6):
+            for table in ("mangle", "nat", "filter"):
+                iptables(kind, "-t", table, "-A", "OUTPUT", "-m", "comment", "--comment", COMMENTS[comment],
+                         "-j", "ACCEPT", family=family)
+        firewall, plan = Backend(Site(), writer_of(kind)), plan_of("10.1.0.0/24")
+        # then packet rules can be had, from the guard of a starting host on
+        assert firewall.guard()
+        assert firewall.apply(plan)
+        assert firewall.drift(plan) == []
+        # and the site's are shown and stay
+        shown = firewall.foreign()[4, "filter"].builtin["OUTPUT"]
+        assert len(shown) == 1
+        assert shown[0].encode().endswith(b"-j ACCEPT")
+        firewall.unload()
+        assert firewall.is_unloaded()
+        assert firewall.foreign()[4, "filter"].builtin["OUTPUT"] == shown
+
+    namespace.inside(story)
+
+
+def test_a_program_that_cannot_be_started_is_said(monkeypatch):
+    def no_room(*arguments, **keywords):
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "run", no_room)
+    with pytest.raises(BackendError, match="iptables-nft-save cannot be started: Resource temporarily unavailable"):
+        Backend(Site(), writer_of("nft")).foreign()
+    with pytest.raises(TableError, match=r"python-iptables: .* cannot be started: Resource temporarily unavailable"):
+        writer_of("python-iptables").test(Change(Table(4, "nat", (), ())))
 
 
 class Killed(BaseException):
     """What a SIGKILL looks like from inside: nothing is put right."""
 
 
-class DiesBefore(RestoreWriter):
+class DiesBefore:
     """Is killed when sets have their new members, and before it writes the table mangle of this family."""
 
-    def __init__(self, kind, family):
-        super().__init__(kind)
-        self._last = family, "mangle"
-
     def write(self, change):
-        if (change.table.family, change.table.name) == self._last:
+        if (change.table.family, change.table.name) == (self.family, "mangle"):
             raise Killed
         super().write(change)
 
@@ -117,16 +187,16 @@ class DiesBefore(RestoreWriter):
 @pytest.mark.parametrize("family", [4, 6])
 def test_a_load_that_is_killed_leaves_no_way_past_the_proxy_and_the_next_repairs_it(net, kind, family):
     # given rules that divert a client's port 80 to a proxy, which is not there
-    net.firewall.configure("nft" if kind == "nft" else "legacy-restore")
+    net.firewall.configure(SETTING[kind])
     for each in (4, 6):
         net.firewall.iptables("-P", "FORWARD", "ACCEPT", family=each)
     old, new = plan_of("10.1.0.0/24"), plan_of("10.1.0.0/25", port=81)
-    good = Backend(Site(), RestoreWriter(kind))
+    good = Backend(Site(), writer_of(kind))
     net.firewall.inside(lambda: good.apply(old))
     server = net.server.listen(SERVER, 80)
     # when the next load is killed between the sets and the rules
     with pytest.raises(Killed):
-        net.firewall.inside(lambda: Backend(Site(), DiesBefore(kind, family)).apply(new))
+        net.firewall.inside(lambda: Backend(Site(), writer_of(kind, DiesBefore, family=family)).apply(new))
     # then nothing of the client reaches the server
     with pytest.raises(TimeoutError):
         net.client.connect(SERVER, 80, timeout_s=0.3)
@@ -146,25 +216,21 @@ def moving_plan(office, lab, service):
         listeners=(ListenerData(6, "127.0.0.1", 50080), ListenerData(6, "::1", 50080)))], Site())
 
 
-class LooksBetween(RestoreWriter):
+class LooksBetween:
     """Calls a function before every table that it writes."""
 
-    def __init__(self, kind, look):
-        super().__init__(kind)
-        self._look = look
-
     def write(self, change):
-        self._look()
+        self.look()
         super().write(change)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_nets_that_move_to_a_zone_in_force_are_not_forwarded_between_sets_and_tables(net, kind):
     # given a zone that is forwarded, and a client outside it
-    net.firewall.configure("nft" if kind == "nft" else "legacy-restore")
+    net.firewall.configure(SETTING[kind])
     old = moving_plan("10.9.0.0/24", "10.1.0.0/24", ForwardData(name="fwd"))
     new = moving_plan("10.1.0.0/24", "10.9.0.0/24", ProxyData(name="web"))
-    net.firewall.inside(lambda: Backend(Site(), RestoreWriter(kind)).apply(old))
+    net.firewall.inside(lambda: Backend(Site(), writer_of(kind)).apply(old))
     server = net.server.listen(SERVER, 80)
     tried = []
 
@@ -174,17 +240,17 @@ def test_nets_that_move_to_a_zone_in_force_are_not_forwarded_between_sets_and_ta
         tried.append(True)
 
     # when the zone gets the client's net and a proxy in one load, and the client tries at every step
-    net.firewall.inside(lambda: Backend(Site(), LooksBetween(kind, look)).apply(new))
+    net.firewall.inside(lambda: Backend(Site(), writer_of(kind, LooksBetween, look=look)).apply(new))
     # then it is never forwarded, and what is left is the new policy alone
     assert tried
     assert server.nobody_came(within_s=0.1)
-    assert net.firewall.inside(lambda: Backend(Site(), RestoreWriter(kind)).drift(new)) == []
+    assert net.firewall.inside(lambda: Backend(Site(), writer_of(kind)).drift(new)) == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_set_that_a_rule_of_the_site_uses_stays_until_the_load_after(namespace, kind):
     def story():
-        backend = Backend(Site(export_zone_sets=True), RestoreWriter(kind))
+        backend = Backend(Site(export_zone_sets=True), writer_of(kind))
         old = plan_of("10.1.0.0/24", site=Site(export_zone_sets=True))
         new = plan_of("10.2.0.0/24", port=81)
         backend.apply(old)
@@ -240,11 +306,11 @@ def test_kernel_that_says_otherwise_about_sets_keeps_the_old_rules(namespace, mo
 def test_family_that_is_used_no_longer_is_cleared(namespace, kind, ends):
     def story():
         # given rules of both families
-        Backend(Site(), RestoreWriter(kind)).apply(plan_of("10.1.0.0/24"))
+        Backend(Site(), writer_of(kind)).apply(plan_of("10.1.0.0/24"))
         iptables(kind, "-A", "INPUT", "-p", "tcp", "-j", "ACCEPT", family=6)
         # when the site uses IPv4 only from now on
         site = Site(families=(4,))
-        backend, plan = Backend(site, RestoreWriter(kind)), plan_of("10.1.0.0/24", site=site)
+        backend, plan = Backend(site, writer_of(kind)), plan_of("10.1.0.0/24", site=site)
         assert "ip6tables table mangle: chain ZORP is left over" in backend.drift(plan)
         if ends == "load":
             assert backend.apply(plan)
@@ -252,7 +318,7 @@ def test_family_that_is_used_no_longer_is_cleared(namespace, kind, ends):
         else:
             backend.unload()
         # then IPv6 has nothing of ours, and all that is the site's
-        held = RestoreWriter(kind).read(6)
+        held = writer_of(kind).read(6)
         assert not any(table.ours or hooks_of(table) for table in held.values())
         assert sum(len(lines) for lines in held["filter"].builtin.values()) == 1
         with Sets() as sets:
@@ -267,11 +333,11 @@ def test_family_that_is_used_no_longer_is_cleared(namespace, kind, ends):
 def test_failure_of_the_first_load_leaves_nothing(namespace, kind):
     def story():
         with pytest.raises(BackendError):
-            Backend(Site(), FailsLate(kind)).apply(plan_of("10.1.0.0/24"))
+            Backend(Site(), writer_of(kind, FailsLate)).apply(plan_of("10.1.0.0/24"))
         with Sets() as sets:
             assert sets.names() == []
         for family in (4, 6):
-            assert all(not held.ours for held in RestoreWriter(kind).read(family).values())
+            assert all(not held.ours for held in writer_of(kind).read(family).values())
 
     namespace.inside(story)
 
