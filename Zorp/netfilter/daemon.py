@@ -42,6 +42,7 @@ from collections.abc import Callable
 
 from Zorp import Log
 from Zorp.Config import config
+from Zorp.Exceptions import PolicyError
 from Zorp.Log import log, log_exception
 from Zorp.netfilter import site as sites
 from Zorp.netfilter.caution import Unconfirmed, confirmed
@@ -122,12 +123,27 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-r", "--reload", action="store_true", help="let the running kzorpd reload, wait for it")
     parser.add_argument("--config-dir", default=config.dirs.sysconfdir, metavar="DIR",
                         help="where instances.conf and kzorp.yml are (%(default)s)")
-    parser.add_argument("--name-server", metavar="ADDRESS", help="ask this name server, not those of the host")
-    parser.add_argument("--least-ttl", type=int, default=TTL_FLOOR_S, metavar="SEC",
+    parser.add_argument("--name-server", type=_name_server, metavar="ADDRESS",
+                        help="ask this name server, not those of the host")
+    parser.add_argument("--least-ttl", type=_seconds, default=TTL_FLOOR_S, metavar="SEC",
                         help="look a host name up again after this time at the earliest (%(default)s)")
-    parser.add_argument("--drift-check", type=int, default=DRIFT_CHECK_S, metavar="SEC",
+    parser.add_argument("--drift-check", type=_seconds, default=DRIFT_CHECK_S, metavar="SEC",
                         help="compare the kernel with what it was given this often (%(default)s)")
     return parser
+
+
+def _seconds(text: str) -> int:
+    if (seconds := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"at least 1 second was expected, not {text}")
+    return seconds
+
+
+def _name_server(text: str) -> str:
+    try:
+        DNSResolver(text)
+    except PolicyError as problem:
+        raise argparse.ArgumentTypeError(str(problem)) from None
+    return text
 
 
 def _ask_for_reload(site: Site) -> int:
@@ -204,10 +220,8 @@ class Kzorpd:
     # ---- the way up and down
 
     def _start(self) -> None:
-        try:
-            self._rules.restore()
-        except RulesError as problem:
-            log(None, "core.error", 1, "Unable to load configuration, keep existing one; error='%s'", (problem,))
+        if (error := _error_of(self._rules.restore)) is not None:
+            log(None, "core.error", 1, "Unable to load configuration, keep existing one; error='%s'", (error,))
         self._names.remember(self._rules.addresses())
         self._watch_names()
         self._names.start()
@@ -285,13 +299,13 @@ class Kzorpd:
 
     def _take_events(self, events: ConnectionEvents) -> None:
         for event in events.read():
-            self._sessions.take(event)
+            self._guarded(self._sessions.take, event)
         if events.take_loss():
             self._sessions.resynchronise()
 
     def _take_packets(self, group: LogGroup) -> None:
         for packet in group.read():
-            self._sessions.deny(packet)
+            self._guarded(self._sessions.deny, packet)
         if group.take_loss():
             log(None, "core.error", 1, "Denied packets came faster than they could be read, some have no line;")
 

@@ -74,6 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
     if os.geteuid() != 0:
         print("kzorp must be run as root", file=sys.stderr)
         return EXIT_USAGE
+    sys.stdout.reconfigure(errors="backslashreplace")        # names of zones may have what a terminal has not
     parser = _parser()
     options = parser.parse_args(arguments)
     try:

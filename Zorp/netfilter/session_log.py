@@ -142,7 +142,7 @@ class SessionLog:
 
     def deny(self, packet: LoggedPacket) -> None:
         """A packet was refused by a rule with logging."""
-        number = packet.prefix.removeprefix(LOG_PREFIX)
+        number = packet.prefix[len(LOG_PREFIX):] if packet.prefix.startswith(LOG_PREFIX) else ""
         if number == str(NO_RULE):
             self._drop(packet)
             return

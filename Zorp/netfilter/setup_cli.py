@@ -68,6 +68,7 @@ class SetupFailed(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; return its exit status."""
+    sys.stdout.reconfigure(errors="backslashreplace")        # names of zones may have what a terminal has not
     options = _parser().parse_args(arguments)
     return _boot(options) if options.command == "boot" else _attempt(_COMMANDS[options.command], options)
 
@@ -156,9 +157,12 @@ def _put_in_force(site: Site, entries: tuple[Entry, ...]) -> int:
         try:
             with store.replacing(before, after):
                 changed = backend.apply(plan)
-        except BackendError:                             # what began meanwhile need not be permitted by the old rules
+        except BackendError as problem:                  # what began meanwhile need not be permitted by the old rules
             if before.entries:
-                _settle_sessions(site, store, before, before, zoned(before.descriptions, addresses))
+                try:
+                    _settle_sessions(site, store, before, before, zoned(before.descriptions, addresses))
+                except SetupFailed as more:
+                    raise SetupFailed(f"{problem}; what was in force stays; {more}") from None
             raise
         if not changed and before.is_settled:
             store.write(dataclasses.replace(after, is_settled=True))
@@ -225,10 +229,10 @@ def _status(options: argparse.Namespace) -> int:
     drift, present = backend.survey(plan)
     for text in (*drift, *preflight.overtaken(site, plan, present, backend.name)):
         print(text)
-    is_due = not (state.is_settled or site.keep_sessions)
-    if is_due and not state.entries and not drift:
+    if not (state.is_settled or state.entries or drift):
         print("closed: nothing is forwarded until packet rules are loaded")
         return EXIT_FAILED
+    is_due = not (state.is_settled or site.keep_sessions)
     if is_due:
         print("a load did not end: forwarded connections may live that these rules do not permit")
     print("drifted; load again" if drift else "in force, but not for all connections; load again" if is_due

@@ -98,7 +98,9 @@ def test_status_says_what_the_kernel_holds_where_no_instance_is(net):
     assert net.firewall.setup("status", check=False).stdout == "not loaded\n"
 
 
-def test_a_host_that_boot_could_only_close_is_not_said_to_have_its_rules(fresh):
+@pytest.mark.parametrize("settings", ["", "keep_sessions: true\n"])
+def test_a_host_that_boot_could_only_close_is_not_said_to_have_its_rules(fresh, settings):
+    fresh.firewall.more_settings = settings
     fresh.daemon.write_policy(RULES + "    Rule(service='nobody')\n")
     assert fresh.firewall.setup("boot", check=False).returncode == 1
     status = fresh.firewall.setup("status", check=False)

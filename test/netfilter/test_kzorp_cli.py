@@ -5,6 +5,8 @@ import io
 import json
 import os
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -338,3 +340,14 @@ def test_the_same_net_in_two_zones_is_refused():
         read_zones(["a;;10.1.0.0/24", "b;;10.1.0.0/24"])
     with pytest.raises(UploadError, match="duplicate subnet detected"):
         read_zones(["a;;0.0.0.0/0", "b;;0.0.0.0/0"])
+
+
+def test_a_zone_whose_name_no_terminal_can_show_is_shown(host):
+    # given an uploaded file of another encoding, and a terminal that takes UTF-8 only
+    (host / "zones.txt").write_bytes(b"z\xe9ne;;10.0.0.0/8\n")
+    program = ("import sys\nfrom unittest import mock\nfrom Zorp.netfilter import kzorp_cli\n"
+               "with mock.patch.object(kzorp_cli, 'ask'):\n    sys.exit(kzorp_cli.main())")
+    shown = subprocess.run([sys.executable, "-c", program, "--config-dir", str(host), "-u", str(host / "zones.txt")],
+                           env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"}, capture_output=True, text=True,
+                           check=False)
+    assert (shown.returncode, shown.stdout, shown.stderr) == (0, "z\\udce9ne\n", "")

@@ -15,7 +15,7 @@ from test.support.daemon import DEADLINE_S, wait_until
 from test.support.dns_server import SERVFAIL, SILENCE
 from test.support.kzorpd import RULES, ZONES, kzorpd, lasting
 from test.support.unprivileged import NOBODY, let_everybody_in, run_unprivileged
-from Zorp.netfilter import daemon_policies
+from Zorp.netfilter import daemon, daemon_policies
 from Zorp.netfilter.policies import HostInstances
 from Zorp.process.timers import Timers
 from Zorp.rules.description import (
@@ -750,3 +750,14 @@ def test_a_reading_that_ends_with_a_defect_leaves_the_next_one_possible(monkeypa
             reader.read(done)
     # then everybody is told, the first one of the defect
     assert [found.problems for found in results] == [["ZeroDivisionError: defect"], []]
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (("--name-server", "garbage"), "Invalid name server; server='garbage'"),
+    (("--least-ttl", "0"), "at least 1 second was expected, not 0"),
+    (("--drift-check", "-30"), "at least 1 second was expected, not -30")])
+def test_a_number_or_name_server_that_makes_no_sense_is_a_wrong_command_line(capsys, arguments, said):
+    with pytest.raises(SystemExit) as ended:
+        daemon.main(list(arguments))
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err

@@ -8,6 +8,7 @@ import pytest
 from test.support.daemon import Daemon, wait_until
 from test.support.kzorpd import Kzorpd
 from test.support.net import CLIENT, SERVER, net
+from Zorp.netfilter import daemon as kzorpd
 from Zorp.netfilter.conntrack import Connection, ConnectionEvents, Endpoints, Event
 from Zorp.netfilter.nflog import LoggedPacket
 from Zorp.netfilter.plan import RuleIndex
@@ -404,7 +405,35 @@ def test_after_a_gap_the_list_of_connections_decides(capsys):
 def test_marks_and_prefixes_of_others_are_nobody_s_sessions(capsys):
     sessions = SessionLog(Site(), FakeRules, list)
     sessions.take(Event(False, connection(1, mark=0x40008)))
-    for prefix in ("", "zorp:", "zorp:8", "zorp:-7", "zorp:7x", "other", "zorp:²"):
+    for prefix in ("", "zorp:", "zorp:8", "zorp:-7", "zorp:7x", "other", "7", "0", "zorp:²"):
         sessions.deny(LoggedPacket(prefix, 2, 6, "10.1.0.2", 1, "10.2.0.2", 2))
     assert capsys.readouterr().err == ""
     assert not sessions.counters
+
+
+class Batch:
+    """What the kernel has sent since the last look."""
+
+    def __init__(self, *messages) -> None:
+        self._messages = messages
+
+    def read(self):
+        return self._messages
+
+    @staticmethod
+    def take_loss():
+        return False
+
+
+def test_a_defect_in_one_event_costs_no_other_its_line(capsys):
+    # given a kzorpd of which only the log of sessions is there
+    program = kzorpd.Kzorpd.__new__(kzorpd.Kzorpd)
+    program._sessions = SessionLog(Site(), FakeRules, list)
+    # when an event, and a packet, between others is something that nobody expected
+    program._take_events(Batch(Event(False, connection(1)), Event(False, None), Event(False, connection(3))))
+    program._take_packets(Batch(*(LoggedPacket("zorp:7", 2, 6, source, 1, "10.2.0.2", 2)
+                                 for source in ("10.1.0.1", "nobody", "10.1.0.3"))))
+    # then the others have their lines, and that is said
+    written = capsys.readouterr().err
+    assert written.count("Starting forwarded session") == written.count("Session denied") == 2
+    assert written.count("Unexpected error; error=") == 2
