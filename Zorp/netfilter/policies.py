@@ -77,25 +77,30 @@ class Child:
         self.instance = line.name
         self._place = f"instances.conf:{line.line_number}"
         words = [*(command or zorp_command()), *line.zorp_words, "--describe", "--no-syslog"]
-        self._output, self._complaints = os.memfd_create("description"), os.memfd_create("complaints")
         try:
-            self._program = subprocess.Popen(
-                words, stdin=subprocess.DEVNULL, stdout=self._output, stderr=self._complaints,
-                start_new_session=True, cwd="/")
-            self.descriptor = os.pidfd_open(self._program.pid)
+            with contextlib.ExitStack() as undoing:
+                self._output, self._complaints = (_memory(name, undoing) for name in ("description", "complaints"))
+                self._program = subprocess.Popen(
+                    words, stdin=subprocess.DEVNULL, stdout=self._output, stderr=self._complaints,
+                    start_new_session=True, cwd="/")
+                undoing.callback(self._end)
+                self.descriptor = os.pidfd_open(self._program.pid)
+                undoing.pop_all()
         except (OSError, ValueError) as problem:     # ValueError: a word that no program can be given
-            os.close(self._output)
-            os.close(self._complaints)
             raise PolicyUnusable(f"{words[0]}: {getattr(problem, 'strerror', problem)}") from None
         with contextlib.suppress(OSError):           # it has ended already
-            with open(f"/proc/{self._program.pid}/oom_score_adj", "w") as file:
-                file.write(str(_OOM_SCORE_ADJ))
             resource.prlimit(self._program.pid, resource.RLIMIT_FSIZE, (MAX_BYTES + 1, MAX_BYTES + 1))
+        with contextlib.suppress(OSError), open(f"/proc/{self._program.pid}/oom_score_adj", "w") as file:
+            file.write(str(_OOM_SCORE_ADJ))
 
     def kill(self) -> None:
         """End it and whatever it started."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._program.pid, signal.SIGKILL)
+
+    def _end(self) -> None:
+        self.kill()
+        self._program.wait()
 
     def result(self) -> InstanceDescription:
         """Return the description once it has ended; raises PolicyUnusable."""
@@ -121,10 +126,16 @@ class Child:
     def close(self) -> None:
         """Let go of everything; kills what still runs."""
         if self._program.poll() is None:
-            self.kill()
-            self._program.wait()
+            self._end()
         for descriptor in (self._output, self._complaints, self.descriptor):
             os.close(descriptor)
+
+
+def _memory(name: str, undoing: contextlib.ExitStack) -> int:
+    """Return the descriptor of a file in memory, which `undoing` closes."""
+    descriptor = os.memfd_create(name)
+    undoing.callback(os.close, descriptor)
+    return descriptor
 
 
 def zorp_command() -> list[str]:
