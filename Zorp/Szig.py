@@ -13,8 +13,10 @@ Theory of operation
 
 Deviations
     Running sessions are counted here, by start and stop, not copied from the service object:
-    two threads may report in either order.  Properties that arrive for a connection that is
-    closed, or never was, are dropped; the original created nodes that nothing removed.
+    two threads may report in either order.  Threads of the pool and those that policies report
+    are counted apart; threads_max is the sum of what both had at most.  Properties that arrive
+    for a connection that is closed, or never was, are dropped; the original created nodes that
+    nothing removed.
     Rates use the time that really passed between two ticks, and the monotonic clock.
 """
 
@@ -106,10 +108,36 @@ class _ServiceCounters:
         return found
 
 
+class ThreadCounts:
+    """How many threads of one kind run, were started, and ran at one time; guarded by a lock of whoever counts.
+
+    Who only reads needs no lock: `running` first, and it is never above `most`.
+    """
+
+    __slots__ = ("most", "running", "started")
+
+    def __init__(self) -> None:
+        self.running = self.started = self.most = 0
+
+    def begin(self) -> None:
+        """One more."""
+        running = self.running + 1
+        if running > self.most:
+            self.most = running
+        self.running = running
+        self.started += 1
+
+    def end(self) -> None:
+        """One less."""
+        self.running -= 1
+
+
 class Statistics:
     """The counters of this process; any thread may call any method.
 
     _counters_lock guards everything below it; no foreign code runs while it is held.
+
+    pool_threads: counted by the pool of threads, which does so under a lock that it holds anyway.
     """
 
     def __init__(self) -> None:
@@ -119,9 +147,8 @@ class Statistics:
         self._added: dict[ConnectionKey, dict[str, object]] = {}     # what events added to open ones
         self._secondaries = 0            # open ones that are not the only one with their instance id
         self._sessions_running: int | None = None      # None until the first session
-        self._threads_running = 0
-        self._threads_started = 0
-        self._threads_max = 0
+        self._other_threads = ThreadCounts()
+        self.pool_threads = ThreadCounts()
         self._thread_rate = _Rate()
         self._info: dict[str, dict[str, object]] = {}
 
@@ -204,22 +231,20 @@ class Statistics:
     # reported by the runtime
 
     def thread_started(self) -> None:
-        """A counted thread begins."""
+        """A thread begins that the pool does not count."""
         with self._counters_lock:
-            self._threads_running += 1
-            self._threads_started += 1
-            self._threads_max = max(self._threads_max, self._threads_running)
+            self._other_threads.begin()
 
     def thread_stopped(self) -> None:
-        """A counted thread ends."""
+        """One of them ends."""
         with self._counters_lock:
-            self._threads_running -= 1
+            self._other_threads.end()
 
     def tick(self, nominal_s: float = 5.0) -> None:
         """Bring the rates up to date; the runtime calls this every `nominal_s` seconds."""
         now_s = time.monotonic()
         with self._counters_lock:
-            self._thread_rate.tick(self._threads_started, now_s, nominal_s)
+            self._thread_rate.tick(self._other_threads.started + self.pool_threads.started, now_s, nominal_s)
             for counters in self._services.values():
                 counters.rate.tick(counters.session_number, now_s, nominal_s)
 
@@ -329,11 +354,12 @@ class Statistics:
         return {name: counters.leaves() for name, counters in self._services.items()}
 
     def _stats_locked(self) -> dict:
+        pool, others = self.pool_threads, self._other_threads
         return {
             "sessions_running": self._sessions_running,
-            "threads_running": self._threads_running,
-            "thread_number": self._threads_started,
-            "threads_max": self._threads_max,
+            "threads_running": pool.running + others.running,
+            "thread_number": pool.started + others.started,
+            "threads_max": pool.most + others.most,
             **{f"thread_rate_{name}": value for name, value in self._thread_rate.values.items()},
             "audit_number": None,
             "audit_running": None,

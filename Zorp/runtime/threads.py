@@ -37,6 +37,7 @@ from collections.abc import Callable
 from Zorp import Log
 from Zorp.Log import log, log_exception
 from Zorp.runtime.admission import Admission
+from Zorp.Szig import Statistics, ThreadCounts
 
 MIN_STACK_KIB = 2048             # deep recursion in policy code overflows less and kills the process
 STACKED_SHARE = 0.25             # of max_threads, for stacked jobs beyond the limit
@@ -77,6 +78,7 @@ class _PoolThread(threading.Thread):
         self.task = task
         self.delivering = False
         self.deferred: tuple[str, Callable[[], None]] | None = None
+        self.is_counted = False          # it has a job
 
     def run(self) -> None:
         self.pool.work(self)
@@ -85,13 +87,13 @@ class _PoolThread(threading.Thread):
 class ThreadPool:
     """Threads for sessions; `Globals.threads` of a worker."""
 
-    def __init__(self, limits: PoolLimits, acceptor, events=None, stack_kib: int | None = None,
-                 admission: Admission | None = None) -> None:
-        """acceptor has wait() and wake(); events gets thread_started() and thread_stopped(), or is None."""
+    def __init__(self, limits: PoolLimits, acceptor, statistics: Statistics | None = None,
+                 stack_kib: int | None = None, admission: Admission | None = None) -> None:
+        """acceptor has wait() and wake(); the threads that have jobs are counted for the statistics."""
         self._limits = limits
         self._most_stacked = limits.max_threads + max(1, int(limits.max_threads * STACKED_SHARE))
         self._acceptor = acceptor
-        self._events = events
+        self._counts = ThreadCounts() if statistics is None else statistics.pool_threads
         self._admission = admission or Admission()
         self._state_lock = threading.Lock()
         self._waiting = 0                # threads inside the acceptor
@@ -156,7 +158,7 @@ class ThreadPool:
         if isinstance(thread, _PoolThread) and thread.delivering and thread.deferred is None:
             thread.deferred = (name, job)
             return True
-        return self._start_elsewhere(lambda: self._run(name, job))
+        return self._start_elsewhere(functools.partial(self._run_stacked, name, job))
 
     # ---- called by threads of the pool
 
@@ -173,7 +175,7 @@ class ThreadPool:
             if task is None:
                 task = self._await_client()
             if task is not None:
-                self._do(task)
+                self._do(task, thread)
                 task = None
         self._tell_barriers()
 
@@ -250,13 +252,16 @@ class ThreadPool:
             self._busy -= 1
         return False
 
-    def _do(self, task: Callable[[], None]) -> None:
+    def _do(self, task: Callable[[], None], thread: _PoolThread) -> None:
         try:
             task()
         except BaseException:
             log_exception(None)
         with self._state_lock:
             self._busy -= 1
+            if thread.is_counted:
+                thread.is_counted = False
+                self._counts.end()
         if self._barriers:
             self._tell_barriers()
 
@@ -270,17 +275,27 @@ class ThreadPool:
             deferred, thread.deferred = thread.deferred, None
             with self._state_lock:
                 self._undelivered -= 1
+                if deferred is not None:
+                    self._begin_unlocked(thread)
             if self._barriers:
                 self._tell_barriers()
         if deferred is not None:
             self._run(*deferred, thread)
 
-    def _run(self, name: str, job: Callable[[], None], thread: threading.Thread | None = None) -> None:
-        """Run a session's job; thread: this one, where it is known."""
-        thread = thread or threading.current_thread()
+    def _run_stacked(self, name: str, job: Callable[[], None]) -> None:
+        thread = threading.current_thread()
+        with self._state_lock:
+            self._begin_unlocked(thread)
+        self._run(name, job, thread)
+
+    def _begin_unlocked(self, thread: _PoolThread) -> None:
+        """Count a thread that has a job, until it has done it."""
+        thread.is_counted = True
+        self._counts.begin()
+
+    def _run(self, name: str, job: Callable[[], None], thread: threading.Thread) -> None:
+        """Run a session's job in this thread."""
         thread.name = name
-        if self._events is not None:
-            self._events.thread_started()
         if Log.loudest >= 6:
             log(name, "core.debug", 6, "thread starting;")
         try:
@@ -291,8 +306,6 @@ class ThreadPool:
             if Log.loudest >= 6:
                 log(name, "core.debug", 6, "thread exiting;")
             thread.name = "idle"
-            if self._events is not None:
-                self._events.thread_stopped()
 
     def _tell_barriers(self) -> None:
         with self._state_lock:
