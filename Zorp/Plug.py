@@ -150,8 +150,7 @@ class AbstractPlugProxy(Proxy):
         """Return what a secondary session begins with; called in another thread while this proxy runs."""
         state = {name: value for name, value in dict(self.__dict__).items()
                  if name not in _OWN and not (name[:1] == "_" and hasattr(AbstractPlugProxy, name))}
-        state["_vars"] = values = copy.copy(self._vars)
-        vars(values).pop("_structs", None)
+        state["_vars"] = copy.copy(self._vars)
         return state
 
     @classmethod

@@ -146,7 +146,7 @@ class Proxy(BuiltinProxy):
     def _check_config(self):
         """Refuse TLS settings, also those of classes whose __post_config__() does not call the base."""
         super()._check_config()
-        ssl = vars(self._vars).get("_structs", {}).get("ssl")
+        ssl = None if self._structs is None else self._structs.get("ssl")
         if (self.encryption_policy or self.encryption or getattr(self.session.service, "encryption_policy", None)
                 or (ssl is not None and (ssl.client_connection_security or ssl.server_connection_security))):
             raise PolicyError("TLS is not built in this release, session refused",
@@ -172,8 +172,8 @@ class Proxy(BuiltinProxy):
         if session.chainer is None:
             return self._take_prepared_server()
         self.server_fd_picked = True
-        session.server_stream = self._connectServerInternal()
-        return session.server_stream
+        session.server_stream = stream = self._connectServerInternal()
+        return stream
 
     def _take_prepared_server(self):
         """Return what the parent of a stacked proxy prepared, the first time."""

@@ -245,6 +245,7 @@ class BuiltinProxy:
     _seat = None                     # among sessions that share what the policy has set (a class that lets them)
     _joined = False                  # config() and startup() have run for another one of those
     _vars = None
+    _structs: dict[str, AttributeStruct] | None = None       # those that somebody has asked for
     _events: dict[str, dict[str, str]] | None = None
     _parent = None
     _children = ()
@@ -488,10 +489,11 @@ class BuiltinProxy:
 
     def _struct(self, name: str) -> AttributeStruct:
         """Return the struct attribute of this name, made at its first use."""
-        structs = self._vars.__dict__.setdefault("_structs", {})
-        if name not in structs:
-            structs[name] = AttributeStruct(_STRUCTS[name], lambda: self._state == STATE_CONFIG)
-        return structs[name]
+        if self._structs is None:
+            self._structs = {}
+        if name not in self._structs:
+            self._structs[name] = AttributeStruct(_STRUCTS[name], lambda: self._state == STATE_CONFIG)
+        return self._structs[name]
 
     # the server side
 
@@ -650,7 +652,7 @@ class BuiltinProxy:
 # as much, and a dictionary that is a copy keeps reads quick also after somebody has looked at it, as the events do.
 BEGINNING = {name: vars(BuiltinProxy)[name] for name in (
     "_state", "_session_id", "_client", "_server", "_server_hint", "_connecting", "_stop_requested", "_seat", "_joined",
-    "_vars", "_parent", "_children", "_stacked")}
+    "_vars", "_structs", "_parent", "_children", "_stacked")}
 
 _STRUCTS = {
     "ssl": (Attr("client_connection_security", INT8, CONFIG, 0), Attr("server_connection_security", INT8, CONFIG, 0)),

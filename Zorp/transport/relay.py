@@ -37,6 +37,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import dataclasses
 import enum
 import errno
 import math
@@ -45,7 +46,6 @@ import select
 import socket
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from Zorp.transport.cpus import home
 from Zorp.transport.moderation import Moderation
@@ -79,8 +79,14 @@ class End(enum.Enum):
 CLIENT_READ, SERVER_READ, CLIENT_WRITE, SERVER_WRITE, ALL_ENDED = 0x01, 0x02, 0x04, 0x08, 0x40
 
 
-class RelaySettings(NamedTuple):
-    """How a relay works; see the module's docstring."""
+# who failed when the source or the sink of a direction does
+_FROM_CLIENT = (End.CLIENT_FAILED, End.SERVER_FAILED)
+_FROM_SERVER = (End.SERVER_FAILED, End.CLIENT_FAILED)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RelaySettings:
+    """How a relay works; see the module's docstring.  One object serves all relays that work alike."""
 
     idle_ms: int | None = None           # without a byte in either direction; None: for ever
     half_close: bool = False
@@ -317,10 +323,8 @@ class Relay(AbstractRelay):
     def __init__(self, client: SocketStream, server: SocketStream, settings: RelaySettings,
                  on_stats: Callable[[], bool] | None = None,
                  on_mask: Callable[[int, int], None] | None = None) -> None:
-        to_server = _Direction(client, server, (End.CLIENT_FAILED, End.SERVER_FAILED),
-                               settings.copy_to_server, settings.read_bytes)
-        to_client = _Direction(server, client, (End.SERVER_FAILED, End.CLIENT_FAILED),
-                               settings.copy_to_client, settings.read_bytes)
+        to_server = _Direction(client, server, _FROM_CLIENT, settings.copy_to_server, settings.read_bytes)
+        to_client = _Direction(server, client, _FROM_SERVER, settings.copy_to_client, settings.read_bytes)
         super().__init__((to_server, to_client), settings, on_stats)
         self._ways = {client.fileno(): (to_server, to_client),
                       server.fileno(): (to_client, to_server)}      # descriptor: (from it, to it)
@@ -341,8 +345,9 @@ class Relay(AbstractRelay):
                 self._after_pipes.close()
 
     def _loop(self) -> End:
-        idle_ms, stats_reads, poll, serve = self.settings.idle_ms, self.settings.stats_reads, self._poll, self._serve
-        if self.settings.stats_ms > 0:
+        settings, poll, serve = self.settings, self._poll, self._serve
+        idle_ms, stats_reads = settings.idle_ms, settings.stats_reads
+        if settings.stats_ms > 0:
             self._clocks = _Clocks(self.settings)
         self._watch()
         while True:
