@@ -71,6 +71,24 @@ def test_properties_of_a_connection_live_as_long_as_it_does():
     assert statistics.value(("stats", "sessions_running")) == "0"
 
 
+def test_connections_that_share_an_instance_stand_side_by_side():
+    statistics = Statistics()
+    statistics.service_started("web", 17, 1.0)
+    first, second, other = ("web", 17, 0, 0), ("web", 17, 1, 0), ("web", 18, 0, 0)
+    for key in (first, second, other):
+        statistics.connection_opened(key, dict)
+    assert statistics.connection_properties(second, {"auth_user": "joe"})
+    assert statistics.children(("conns", "web")) == ["17", "18"]
+    assert statistics.children(("conns", "web", "17")) == ["0", "1"]
+    assert statistics.value(("conns", "web", "17", "1", "0", "auth_user")) == "joe"
+    statistics.connection_closed(first)
+    assert statistics.children(("conns", "web", "17")) == ["1"]
+    # when the number comes again, then with nothing of the one before
+    statistics.connection_closed(second)
+    statistics.connection_opened(second, dict)
+    assert statistics.tree()["conns"]["web"] == {"17": {"1": {"0": {}}}, "18": {"0": {"0": {}}}}
+
+
 def test_late_properties_do_not_bring_a_connection_back():
     statistics = Statistics()
     key = ("web", 1, 0, 0)

@@ -10,6 +10,7 @@ import pytest
 from test.runtime.policies import ECHO
 from test.support.daemon import wait_until
 from Zorp.runtime.threads import PoolLimits, ThreadPool
+from Zorp.Szig import Statistics
 
 
 class Clients:
@@ -112,6 +113,32 @@ def test_while_one_serves_another_accepts(clients):
     for connection in connections:
         connection.finish.set()
     wait_until(lambda: pool.busy == 0, "the end of the sessions")
+
+
+def test_the_statistics_count_threads_that_have_a_job(clients):
+    # given a thread that is counted elsewhere, and a pool
+    statistics = Statistics()
+    statistics.thread_started()
+    pool = ThreadPool(PoolLimits(), clients, statistics)
+    pool.begin()
+
+    def counted():
+        return [statistics.value(("stats", name)) for name in ("threads_running", "thread_number", "threads_max")]
+
+    assert counted() == ["1", "1", "1"]
+    # when two sessions run and one of them starts another job
+    first, second, stacked = (Connection(pool) for _ in range(3))
+    for connection in (first, second):
+        clients.come(connection)
+        assert connection.running.wait(5)
+    assert pool.start("stacked", stacked.live)
+    assert stacked.running.wait(5)
+    assert counted() == ["4", "4", "4"]
+    # then those that have ended are counted no more
+    for connection in (first, second, stacked):
+        connection.finish.set()
+    wait_until(lambda: pool.busy == 0, "the end of the sessions")
+    assert counted() == ["1", "4", "4"]
 
 
 def test_over_the_limit_they_line_up_and_over_that_they_are_refused(clients):
