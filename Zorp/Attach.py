@@ -77,10 +77,11 @@ class Attach:
         self._session_id = proxy.session.session_id
         self._protocol, self._remote, self._wish = protocol, remote, local
         self._tos, self._mark, self._keepalive = tos, server_socket_mark, keepalive
+        self._family = remote.family
         self._kind = socket.SOCK_DGRAM if protocol == ZD_PROTO_UDP else socket.SOCK_STREAM
-        self._connector = Connector(
-            remote.family, self._kind, remote.to_sockaddr(), source=_source(local, local_loose, local_random),
-            timeout_ms=timeout, tos=tos, mark=server_socket_mark)
+        source = None if local is None else _source(local, local_loose, local_random)
+        self._connector = Connector(self._family, self._kind, remote.to_sockaddr(), source, timeout, tos,
+                                    server_socket_mark)
         if Log.loudest >= 7:
             log(self._session_id, CORE_DEBUG, 7, "Connecting to remote host; protocol='%d', local='%s', remote='%s'",
                 (protocol, self._wish_text(), remote))
@@ -100,7 +101,7 @@ class Attach:
             return None
         finally:
             self._proxy.set_connecting(None)
-        self.local = from_sockaddr(self._remote.family, local)
+        self.local = from_sockaddr(self._family, local)
         if self._connector.option_failures:
             self._log_options()
         if isinstance(self._wish, SockAddrInetRange):
@@ -135,7 +136,7 @@ class Attach:
             else:
                 log(self._session_id, CORE_ERROR, 1,
                     "Enabling SO_REUSEADDR on connect socket failed; family='%d', type='%s', error='%s'",
-                    (self._remote.family, _KIND_NAMES[self._kind], problem.strerror))
+                    (self._family, _KIND_NAMES[self._kind], problem.strerror))
 
     def _log_failure(self, problem):
         reason = problem.strerror
@@ -144,7 +145,7 @@ class Attach:
                         self._wish.port_min, self._wish.port_max)
         if isinstance(problem, SocketFailed):
             self._error(1, "Creating socket for connecting failed; family='%d', type='%s', remote='%s', error='%s'",
-                        self._remote.family, _KIND_NAMES[self._kind], self._remote, reason)
+                        self._family, _KIND_NAMES[self._kind], self._remote, reason)
         elif isinstance(problem, BindFailed):
             self._error(3, "bind() failed; bind='%s', error='%s'", self._wish, reason)
             self._error(1, "Error binding socket; local='%s', error='%s'", self._wish, reason)
@@ -162,8 +163,6 @@ class Attach:
 
 def _source(local, loose, unpredictable):
     """Turn the wish of a policy into a Source."""
-    if local is None:
-        return None
     if local.family == socket.AF_UNIX:
         return Source(local.family, local.to_sockaddr())
     if isinstance(local, SockAddrInetRange):

@@ -185,7 +185,8 @@ AbstractDispatch = BaseDispatch
 
 def _is_within_limits(session):
     """Count the session with those of its client and its zone; False, and logged, when one of them has too many."""
-    per_client, per_zone = config.options.max_connections_per_client, config.options.max_connections_per_zone
+    options = config.options
+    per_client, per_zone = options.max_connections_per_client, options.max_connections_per_zone
     if per_client and not _clients.admit(session, getattr(session.client_address, "ip_s", ""), per_client):
         return False
     if not per_zone:

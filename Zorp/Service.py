@@ -218,7 +218,7 @@ class _ProxyService(AbstractService):
     def _start_proxy(self, stacked, stream, seat=None):
         proxy_class = self.proxy_class
         stacked.client_stream = stream
-        stream.name = f"{stacked.getMasterSession().session_id}/{proxy_class.name}/client"
+        stream.name = f"{stacked.owner.session_id}/{proxy_class.name}/client"
         self.router.routeConnection(stacked)
         stacked.checkClientPermitted()
         proxy = proxy_class(stacked) if seat is None else proxy_class.joining(stacked, seat)

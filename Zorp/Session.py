@@ -205,9 +205,10 @@ class AbstractSession:
 
     def isServerPermitted(self):
         """Return ZV_ACCEPT when the service may reach server_address, else log why and return ZV_REJECT."""
-        permitted = getattr(self.service, "limit_target_zones_to", None)
-        for zone in (self.server_zone, *claimants(self.server_address)):
-            if dac_enforced() and (zone is None or zone.isInboundServicePermitted(self) != Z_ACCEPT):
+        permitted, has_lists = getattr(self.service, "limit_target_zones_to", None), dac_enforced()
+        zones = (self.server_zone, *claimants(self.server_address)) if permitted or has_lists else ()
+        for zone in zones:
+            if has_lists and (zone is None or zone.isInboundServicePermitted(self) != Z_ACCEPT):
                 self._log_refusal("Inbound service not permitted", zone, self.server_address)
                 return ZV_REJECT
             if permitted and (zone is None or not zone.isInside(permitted)):
@@ -424,6 +425,20 @@ class MasterSession(AbstractSession):
         return self.protocol_name if protocol == ZD_PROTO_AUTO else protocol_name(protocol)
 
 
+class _Inherited:
+    """An attribute that a session has of its owner until it is set.
+
+    The same holds for every name, see StackedSession.__getattr__(); but to get there costs an exception,
+    too much for what every connection asks for.
+    """
+
+    def __set_name__(self, cls, name):
+        self._name = name
+
+    def __get__(self, session, cls=None):
+        return self if session is None else getattr(session.owner, self._name)
+
+
 class StackedSession(AbstractSession):
     """The session of one proxy, below its owner.
 
@@ -434,6 +449,9 @@ class StackedSession(AbstractSession):
 
     proxy = None
     stack_info = None
+    protocol = _Inherited()
+    target_local = _Inherited()
+    connect_timeout_ms = None                # of one attempt, while a chainer tries several addresses
     registered_in_szig = FALSE
     _is_connected_in_szig = False            # the server side is shown, too
 

@@ -133,34 +133,34 @@ class AbstractChainer:
         """
         protocol = self.protocol or session.protocol
         remote = _final_address(session, remote)
-        session.server_local = session.getMasterSession().server_local = None
+        master = session.getMasterSession()
+        session.server_local = master.server_local = None
         session.setServerAddress(remote)
         if session.isServerPermitted() != ZV_ACCEPT:
             raise DACException("Server connection is not permitted")
         _refuse_own_listener(session, protocol, remote)
-        stream = self._attach(session, protocol, local, remote)
+        stream = self._attach(session, master, protocol, local, remote)
         if stream is None:
             return self._failed(session, protocol)
         stream.name = f"{session.session_id}/server"
         if self.proxy_protocol and not self._send_proxy_header(session, stream):
             stream.close()
             return self._failed(session, protocol)
-        self._established(session, protocol, stream)
+        self._established(session, master, protocol, stream)
         return stream
 
-    def _attach(self, session, protocol, local, remote):
+    def _attach(self, session, master, protocol, local, remote):
         local, usable = _local_for(session, local, remote)
         if not usable or (self.proxy_protocol and _is_datagram(session, protocol)):
             return None
-        settings = getattr(session.proxy, "_vars", None)
-        attach = Attach(
-            session.proxy, protocol, local, remote, timeout=self._timeout_ms(session),
-            local_loose=session.target_local_loose, local_random=session.target_local_random,
-            tos=getattr(settings, "server_local_tos", 0), server_socket_mark=getattr(settings, "server_socket_mark", 0),
-            keepalive=session.service.keepalive & Z_KEEPALIVE_SERVER)
+        proxy = session.proxy
+        settings = getattr(proxy, "_vars", None)
+        tos, mark = getattr(settings, "server_local_tos", 0), getattr(settings, "server_socket_mark", 0)
+        attach = Attach(proxy, protocol, local, remote, self._timeout_ms(session), session.target_local_loose, tos,
+                        session.target_local_random, mark, session.service.keepalive & Z_KEEPALIVE_SERVER)
         stream = attach.start()
         if stream is not None:
-            session.server_local = session.getMasterSession().server_local = attach.local
+            session.server_local = master.server_local = attach.local
             return stream
         session.server_failure = attach.failure.strerror
         if isinstance(attach.failure, SelfConnection):
@@ -168,8 +168,7 @@ class AbstractChainer:
         return stream
 
     def _timeout_ms(self, session):
-        return (vars(session).get("connect_timeout_ms") or self.timeout_connect
-                or config.options.timeout_server_connect)
+        return session.connect_timeout_ms or self.timeout_connect or config.options.timeout_server_connect
 
     def _failed(self, session, protocol):
         session.server_stream = None
@@ -178,11 +177,11 @@ class AbstractChainer:
             "Server connection failure; server_address='%s', server_zone='%s', server_local='%s', server_protocol='%s'",
             (session.server_address, session.server_zone, session.server_local, ZD_PROTO_NAME[protocol]))
 
-    def _established(self, session, protocol, stream):
+    def _established(self, session, master, protocol, stream):
         log(session.session_id, CORE_SESSION, 3,
             "Server connection established; server_fd='%d', server_address='%s', server_zone='%s', server_local='%s',"
             " server_protocol='%s'",
-            (stream.fd, session.server_address, session.server_zone, session.server_local, ZD_PROTO_NAME[protocol]))
+            (stream.fd, master.server_address, master.server_zone, master.server_local, ZD_PROTO_NAME[protocol]))
         session.registerServerAddress()
 
     def _send_proxy_header(self, session, stream):

@@ -34,7 +34,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import math
 import os
 import secrets
 import select
@@ -58,6 +57,7 @@ _RANDOM_SHARE = 8                    # random ports are tried up to this fractio
 _WILDCARDS = ("0.0.0.0", "::")
 _INET = (socket.AF_INET, socket.AF_INET6)
 _COLLISIONS = (errno.EADDRINUSE, errno.EADDRNOTAVAIL)
+_BROKEN = select.POLLERR | select.POLLHUP
 _UNIX_RETRY_S = 0.01                 # a full backlog of a local socket cannot be waited for with poll()
 
 
@@ -186,7 +186,7 @@ class Connector:
         mark: packet mark (SO_MARK), set when above 0.
     """
 
-    def __init__(self, family: int, kind: int, remote: tuple | str, *, source: Source | None = None,
+    def __init__(self, family: int, kind: int, remote: tuple | str, source: Source | None = None,
                  timeout_ms: int = 30_000, tos: int = -1, mark: int = 0) -> None:
         self.option_failures: list[OptionFailure] = []
         self._family, self._kind, self._remote, self._source = family, kind, remote, source
@@ -338,13 +338,12 @@ class Connector:
             raise ConnectInterrupted(sock.fileno())
         poller = select.poll()
         poller.register(sock, select.POLLOUT)
-        left_ms = max(math.ceil((self._deadline - time.monotonic()) * 1000), 0)
-        ready = poller.poll(left_ms)
+        ready = poller.poll(max((self._deadline - time.monotonic()) * 1000, 0))      # which it rounds up
         if self._aborted:
             raise ConnectInterrupted(sock.fileno())
         if not ready:
             raise ConnectTimeout(sock.fileno())
-        if ready[0][1] & (select.POLLERR | select.POLLHUP):
+        if ready[0][1] & _BROKEN:
             code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             raise ConnectFailed(code or errno.ECONNABORTED, sock.fileno(), at_once=False)
 
