@@ -149,6 +149,18 @@ def test_missing_attribute_is_an_attribute_error(zones):
     assert getattr(child, "nosuch", 5) == 5
 
 
+@pytest.mark.parametrize(("name", "value"), [("protocol", ZD_PROTO_UDP), ("target_local", CLIENT), ("note", "mine")])
+def test_what_the_owner_changes_is_heard_until_the_session_has_its_own(zones, name, value):
+    """protocol and target_local are found in another way than the other names, and behave the same."""
+    top = master()
+    session = StackedSession(StackedSession(top))
+    setattr(top, name, value)
+    assert getattr(session, name) is value
+    setattr(session, name, None)
+    assert getattr(session, name) is None
+    assert getattr(session.owner, name) is value
+
+
 def test_methods_of_the_owner_are_not_inherited_but_its_other_callables_are(zones):
     top = master()
     session = StackedSession(top)
