@@ -72,7 +72,7 @@ class _Barrier:
 class _PoolThread(threading.Thread):
     """A thread of the pool; `task` is what it begins with, or None."""
 
-    def __init__(self, pool: ThreadPool, task: Callable[[], None] | None = None) -> None:
+    def __init__(self, pool: ThreadPool, task: _Task | None = None) -> None:
         super().__init__(name="idle", daemon=True)
         self.pool = pool
         self.task = task
@@ -82,6 +82,9 @@ class _PoolThread(threading.Thread):
 
     def run(self) -> None:
         self.pool.work(self)
+
+
+_Task = Callable[[_PoolThread], None]
 
 
 class ThreadPool:
@@ -98,7 +101,7 @@ class ThreadPool:
         self._state_lock = threading.Lock()
         self._waiting = 0                # threads inside the acceptor
         self._busy = 0                   # jobs that have a thread, or one that is on its way to them
-        self._handed: collections.deque[Callable[[], None]] = collections.deque()   # for waiting threads; in _busy
+        self._handed: collections.deque[_Task] = collections.deque()   # for waiting threads; in _busy
         self._queue: collections.deque = collections.deque()     # accepted, over the limit; not in _busy
         self._undelivered = 0            # accepted, and no dispatcher has seen them yet; those of the queue, too
         self._closing = False            # accepting has stopped: nobody goes into the acceptor any more
@@ -179,7 +182,7 @@ class ThreadPool:
                 task = None
         self._tell_barriers()
 
-    def _take_unlocked(self) -> Callable[[], None] | None:
+    def _take_unlocked(self) -> _Task | None:
         """The next job that needs no client."""
         if self._handed:
             return self._handed.popleft()
@@ -188,7 +191,7 @@ class ThreadPool:
             return functools.partial(self._deliver, self._queue.popleft())
         return None
 
-    def _await_client(self) -> Callable[[], None] | None:
+    def _await_client(self) -> _Task | None:
         """Wait in the acceptor; return how to serve who came, None when there is nothing for this thread."""
         accepted = self._acceptor.wait()
         with self._state_lock:
@@ -197,14 +200,14 @@ class ThreadPool:
                 return self._take_unlocked()
             verdict = self._judge_unlocked(accepted)
         if verdict is _Verdict.SERVE:
-            return lambda: self._deliver(accepted)
+            return functools.partial(self._deliver, accepted)
         if verdict is _Verdict.QUEUE:
             log(None, "core.error", 3, "Too many running threads, waiting for one to become free; "
                 "num_threads='%d', max_threads='%d'", (self._limits.max_threads, self._limits.max_threads))
             return None
         if verdict is _Verdict.SERVE_AND_SPAWN:
             if self._spawn():
-                return lambda: self._deliver(accepted)
+                return functools.partial(self._deliver, accepted)
             with self._state_lock:
                 self._busy -= 1
                 self._undelivered -= 1   # nobody would wait for clients: refuse this one
@@ -227,7 +230,7 @@ class ThreadPool:
             return _Verdict.SERVE
         return _Verdict.SERVE_AND_SPAWN
 
-    def _spawn(self, task: Callable[[], None] | None = None) -> bool:
+    def _spawn(self, task: _Task | None = None) -> bool:
         try:
             _PoolThread(self, task).start()
         except RuntimeError as problem:
@@ -235,7 +238,7 @@ class ThreadPool:
             return False
         return True
 
-    def _start_elsewhere(self, task: Callable[[], None]) -> bool:
+    def _start_elsewhere(self, task: _Task) -> bool:
         with self._state_lock:
             if self._busy >= self._most_stacked:
                 return False
@@ -252,9 +255,9 @@ class ThreadPool:
             self._busy -= 1
         return False
 
-    def _do(self, task: Callable[[], None], thread: _PoolThread) -> None:
+    def _do(self, task: _Task, thread: _PoolThread) -> None:
         try:
-            task()
+            task(thread)
         except BaseException:
             log_exception(None)
         with self._state_lock:
@@ -265,8 +268,7 @@ class ThreadPool:
         if self._barriers:
             self._tell_barriers()
 
-    def _deliver(self, accepted) -> None:
-        thread = threading.current_thread()
+    def _deliver(self, accepted, thread: _PoolThread) -> None:
         thread.delivering = True
         try:
             accepted.deliver()
@@ -282,8 +284,7 @@ class ThreadPool:
         if deferred is not None:
             self._run(*deferred, thread)
 
-    def _run_stacked(self, name: str, job: Callable[[], None]) -> None:
-        thread = threading.current_thread()
+    def _run_stacked(self, name: str, job: Callable[[], None], thread: _PoolThread) -> None:
         with self._state_lock:
             self._begin_unlocked(thread)
         self._run(name, job, thread)
@@ -293,7 +294,7 @@ class ThreadPool:
         thread.is_counted = True
         self._counts.begin()
 
-    def _run(self, name: str, job: Callable[[], None], thread: threading.Thread) -> None:
+    def _run(self, name: str, job: Callable[[], None], thread: _PoolThread) -> None:
         """Run a session's job in this thread."""
         thread.name = name
         if Log.loudest >= 6:

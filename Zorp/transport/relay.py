@@ -54,7 +54,8 @@ from Zorp.transport.stream import SocketStream, ms_until
 
 LONG_BYTES = 65_536              # a direction that has carried so much goes on inside the kernel
 DRAIN_MS = 5_000                 # how long bytes already read may take after the other side has closed
-_IN, _OUT = select.POLLIN, select.POLLOUT
+_HALF_CLOSED = select.POLLRDHUP
+_IN, _OUT = select.POLLIN | _HALF_CLOSED, select.POLLOUT
 _LOST = select.POLLERR | select.POLLNVAL
 _SINK_READY = _OUT | select.POLLHUP      # of a local socket that is full when its peer closes, POLLHUP alone is told
 _DONTWAIT = socket.MSG_DONTWAIT
@@ -382,6 +383,8 @@ class Relay(AbstractRelay):
             changed = not outgoing.waiting
         if wanted & _IN and happened & ~_OUT:
             incoming.pump()                          # end of file and errors are found by reading
+            if happened & _HALF_CLOSED and not (incoming.at_eof or incoming.waiting or incoming.is_long):
+                incoming.pump()                      # the end nearly always: poll() need not tell of it once more
             if incoming.bytes >= LONG_BYTES and not incoming.is_long:
                 self._use_pipes(incoming)
             return changed or incoming.at_eof or incoming.waiting
