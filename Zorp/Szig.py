@@ -443,9 +443,9 @@ _EVENTS = {
     (Z_SZIG_THREAD_STOP, Z_SZIG_TYPE_LONG): lambda argument: statistics.thread_stopped(),
     (Z_SZIG_TICK, Z_SZIG_TYPE_TIME): lambda argument: statistics.tick(),
     (Z_SZIG_CONNECTION_PROPS, Z_SZIG_TYPE_CONNECTION_PROPS):
-        lambda argument: statistics.connection_properties(argument[:4], _limited(argument[4])),
+        lambda argument: statistics.connection_properties(tuple(argument[:4]), _limited(argument[4])),
     (Z_SZIG_CONNECTION_STOP, Z_SZIG_TYPE_CONNECTION_PROPS):
-        lambda argument: statistics.connection_closed(argument[:4]),
+        lambda argument: statistics.connection_closed(tuple(argument[:4])),
     (Z_SZIG_CONNECTION_START, Z_SZIG_TYPE_PROPS): lambda argument: statistics.sessions_changed(+1),
     (Z_SZIG_SERVICE_COUNT, Z_SZIG_TYPE_PROPS):
         lambda argument: statistics.service_properties(argument[0], _limited(argument[1])),
