@@ -65,7 +65,7 @@ class Stream(SocketStream):
     __slots__ = ("_created", "_line_limit", "_lines_broken", "_name", "_nonblocking", "nul_nonfatal", "raw", "split")
 
     def __init__(self, fd, name=""):
-        super().__init__(fd if isinstance(fd, socket.socket) else socket.socket(fileno=int(fd)))
+        super().__init__(fd if isinstance(fd, socket.SocketType) else socket.socket(fileno=int(fd)))
         self._created = time.monotonic()
         self._line_limit = 0
         self._lines_broken = False
@@ -75,7 +75,7 @@ class Stream(SocketStream):
         self.raw = 0
         self._name = name[:_NAME_CHARACTERS]
         if Log.loudest >= dump.COUNTS and dump.is_wanted():
-            dump.watch(self.sock)
+            self.sock = dump.watched(self.sock)
 
     @property
     def fd(self):

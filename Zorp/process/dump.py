@@ -4,7 +4,7 @@
     core.dump(9): (...): data line 0x0000: 51 55 49 54                                      QUIT
 
 Theory of operation
-    watch() turns a socket into one that reports what it reads and writes; Stream asks for that when
+    watched() makes of a socket one that reports what it reads and writes; Stream asks for that when
     core.dump is written at the moment the stream is made, so whoever turns the level up sees the
     sessions that begin afterwards, and all others cost nothing.  Such a socket is never spliced.
     The session of a line is the thread's.
@@ -22,6 +22,7 @@ from Zorp.Log import enabled, log
 CORE_DUMP = "core.dump"
 COUNTS, CHANNELS, BYTES = 7, 8, 9
 _ROW_BYTES = 16
+_PLAIN = (socket.SocketType, socket.socket)
 
 
 def is_wanted() -> bool:
@@ -29,10 +30,14 @@ def is_wanted() -> bool:
     return Log.loudest >= COUNTS and Log.current_filter().effective(CORE_DUMP) >= COUNTS
 
 
-def watch(sock: socket.socket) -> None:
-    """Report what passes through this socket from now on."""
-    if type(sock) is socket.socket:
-        sock.__class__ = WatchedSocket
+def watched(sock: socket.SocketType) -> socket.SocketType:
+    """Return a socket that reports what passes; it has the descriptor of this one, which has none any more.
+
+    One of a kind of its own is returned as it is.
+    """
+    if type(sock) not in _PLAIN:
+        return sock
+    return WatchedSocket(sock.family, sock.type, sock.proto, sock.detach())
 
 
 class WatchedSocket(socket.socket):

@@ -145,8 +145,9 @@ class Acceptor:
         if chain.protocol == ZD_PROTO_UDP:
             return self._receive(descriptor, sock, chain)
         try:
-            number, remote = sock._accept()      # accept() builds two members of enumerations first
-            client = socket.socket(family, socket.SOCK_STREAM, 0, number)
+            number, remote = sock._accept()      # accept() builds two members of enumerations first,
+            # and socket.socket adds calls of Python code that nobody here needs
+            client = socket.SocketType(family, socket.SOCK_STREAM, 0, number)
         except BlockingIOError:             # another worker was faster
             self._arm(descriptor)
             return None

@@ -238,9 +238,9 @@ class Connector:
         self._close(sock)
         return failure
 
-    def _new_socket(self) -> socket.socket:
+    def _new_socket(self) -> socket.SocketType:
         try:
-            sock = socket.socket(self._family, self._kind | socket.SOCK_NONBLOCK)
+            sock = socket.SocketType(self._family, self._kind | socket.SOCK_NONBLOCK)
             if self._family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         except OSError as problem:

@@ -56,6 +56,7 @@ LONG_BYTES = 65_536              # a direction that has carried so much goes on 
 DRAIN_MS = 5_000                 # how long bytes already read may take after the other side has closed
 _HALF_CLOSED = select.POLLRDHUP
 _IN, _OUT = select.POLLIN | _HALF_CLOSED, select.POLLOUT
+_PLAIN = (socket.SocketType, socket.socket)
 _LOST = select.POLLERR | select.POLLNVAL
 _SINK_READY = _OUT | select.POLLHUP      # of a local socket that is full when its peer closes, POLLHUP alone is told
 _DONTWAIT = socket.MSG_DONTWAIT
@@ -146,7 +147,7 @@ class _Direction:
         """Move bytes inside the kernel from now on; both sockets must be non-blocking."""
         self.is_long = True
         self.moderation = Moderation(self.source.sock)
-        plain = type(self.source.sock) is type(self.sink.sock) is socket.socket      # others want to see the bytes
+        plain = type(self.source.sock) in _PLAIN and type(self.sink.sock) in _PLAIN      # others want to see the bytes
         self._splices = self._copies and plain and _SPLICE_FLAGS != 0
 
     def take_pushed_back(self) -> None:

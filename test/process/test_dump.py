@@ -43,5 +43,4 @@ def test_a_socket_of_a_kind_of_its_own_is_left_alone():
         pass
 
     with Special() as sock:
-        dump.watch(sock)
-        assert type(sock) is Special
+        assert dump.watched(sock) is sock
