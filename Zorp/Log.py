@@ -15,7 +15,7 @@ Theory of operation
 
 Guarantees, because logs are evidence
     One call is one record: control characters are written as <XX> per byte, wherever they come
-    from; also those of Unicode that end lines or turn the direction of writing.
+    from; also those of Unicode that end lines, turn the direction of writing, or are not seen.
     Nothing that a peer sends can forge a field: `'` in an argument is written as <27> when the
     text quotes its arguments, and an argument longer than VALUE_BYTES is cut with a mark, so
     that the rest of the line survives.  Bytes of text (one character per byte) that are valid
@@ -45,8 +45,12 @@ _MAX_KNOWN_TAGS = 1000           # policies may invent tags; the look-up table m
 _MAX_KNOWN_TEXTS = 1000          # so may the texts of messages be
 
 QUOTE = "\udc27"                 # a quote within a value; no decoding makes this character
-_CONTROL = re.compile(            # C0, DEL, C1; line and paragraph separators; marks that turn the direction of text
-    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+# for a character class: C0, DEL, C1; separators of lines and paragraphs; format characters, which nobody sees: marks
+# that turn the direction of text, joiners, spaces without width, tags
+HARMFUL = ("\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+           "\U000e0001-\U000e007f")
+_CONTROL = re.compile(f"[{HARMFUL}]")
 _OVER_7F = re.compile(r"[^\x00-\x7f]")
 _ITEM = re.compile(r"[ ,]*([A-Za-z0-9.*]+):\s*(\d*)[^,]*")
 

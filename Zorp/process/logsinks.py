@@ -41,7 +41,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from Zorp.Log import QUOTE, escaped, line_of
+from Zorp.Log import HARMFUL, QUOTE, escaped, line_of
 
 PACKET_BYTES = 8191              # what receivers of the original were built for
 MAX_WAITING_BYTES = 4 << 20
@@ -57,7 +57,7 @@ _FIELD = re.compile(r"([A-Za-z0-9_]+)='([^']*)'")
 _IN_PARAMETER = re.compile(r'["\\\]]')                # RFC 5424 section 6.3.3
 _PARAMETER_NAME_CHARS = 32
 _SD_ID, _FIELDS_SD_ID = "zorp@32473", "fields@32473"
-_HARMFUL_IN_JSON = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_HARMFUL_IN_JSON = re.compile(f"[{HARMFUL}\ud800-\udfff]")
 
 
 def severity_of(tag: str, level: int) -> int:
@@ -141,12 +141,17 @@ class Formatter:
             "time": _iso_time(), "host": self._host, "instance": self._instance, "pid": os.getpid(), "tag": tag,
             "level": level, "session": session, "message": escaped(text.partition(";")[0]),
             "fields": dict(_fields(text)), "text": escaped(text)}, ensure_ascii=False)
-        return line if line.isascii() else _HARMFUL_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
+        return _HARMFUL_IN_JSON.sub(_in_json, line)
 
 
 def _fields(text: str) -> list[tuple[str, str]]:
     """Return names and true values of the fields of a structured record's text."""
     return [(name, value.replace(QUOTE, "'")) for name, value in _FIELD.findall(text)]
+
+
+def _in_json(found: re.Match) -> str:
+    units = found[0].encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[at:at + 2].hex()}" for at in range(0, len(units), 2))
 
 
 def _parameter(value: str) -> str:

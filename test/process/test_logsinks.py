@@ -78,6 +78,13 @@ def test_json_carries_values_as_they_were(structured):
     assert record["text"] == ("Denied; email='o<27>brien\", x=<27>y<27><0D><0A>\\]<C2><9B><E2><80><AE>', size='7'")
 
 
+def test_json_shows_what_nobody_would_see(structured):
+    Log.log("s", "smtp.policy", 3, "Denied; email='%s'", ("bob\x7f\u200b\U000e0041",))
+    line = structured("json")
+    assert r'"email": "bob\u007f\u200b\udb40\udc41"' in line
+    assert json.loads(line)["fields"] == {"email": "bob\x7f\u200b\U000e0041"}
+
+
 def test_values_without_quotes_of_their_own_forge_no_field(structured):
     Log.log("s", "core.error", 1, "Traceback: %s", ("verdict='ACCEPTED'",))
     record = json.loads(structured("json"))

@@ -130,6 +130,7 @@ FORGED = {
     "escape sequence of C1": ("\xc2\x9b2J", "<C2><9B>2J"),
     "next line of C1": ("\xc2\x85core.summary(4): ", "<C2><85>core.summary(4): "),
     "line and paragraph separators": ("\xe2\x80\xa8\xe2\x80\xa9", "<E2><80><A8><E2><80><A9>"),
+    "text that nobody sees": ("a\xad\u200bb\ufeff\U000e0041", "a<C2><AD><E2><80><8B>b<EF><BB><BF><F3><A0><81><81>"),
     "text that turns its direction": ("\u202egpj.exe\u2066\u200f", "<E2><80><AE>gpj.exe<E2><81><A6><E2><80><8F>"),
     "byte of C1 that is no UTF-8": ("\x85", "<85>"),
     "bytes that are UTF-8": ("\xc3\xa9", "\xe9"),
