@@ -160,12 +160,12 @@ class Control:
 
     def __init__(self, directory: pathlib.Path, name: str) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.settimeout(DEADLINE_S)
         directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            self._socket.connect(f"/proc/self/fd/{directory_fd}/{name}")
+            self._socket.connect(f"/proc/self/fd/{directory_fd}/{name}")      # waits where the queue is full
         finally:
             os.close(directory_fd)
+        self._socket.settimeout(DEADLINE_S)
         self._reader = self._socket.makefile("rb")
 
     def __enter__(self) -> Control:
