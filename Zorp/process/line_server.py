@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import errno
 import os
 import selectors
 import socket
@@ -29,11 +30,13 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from Zorp.Log import log_exception
+from Zorp.Log import log, log_exception
+from Zorp.process.log_pause import LogPause
 from Zorp.process.timers import Timer, Timers
 
 REQUESTS_PER_TURN = 50
 UNREAD_BYTES = 1 << 20
+PAUSE_S = 0.1
 _READ_BYTES = 65_536
 _SO_PEERGROUPS = 59
 _SOCKET_MODE_MASK = 0o117        # rw-rw----
@@ -287,27 +290,49 @@ class LineServer:
         self._most = connections
         self._listeners: list[socket.socket] = []
         self._clients: collections.OrderedDict[LineClient, None] = collections.OrderedDict()  # last used: last
+        self._pauses = LogPause(timers.now)
 
     def serve(self, listener: socket.socket, make: Callable[[socket.socket], LineClient]) -> None:
         """Accept clients of a listening socket, which is ours from now on; make() wraps each."""
         self._listeners.append(listener)
-        self._selector.register(listener, _READ, lambda events: self._accept(listener, make))
+        self._listen(listener, make)
+
+    def _listen(self, listener: socket.socket, make: Callable[[socket.socket], LineClient]) -> None:
+        if listener.fileno() >= 0:           # closed during a pause
+            self._selector.register(listener, _READ, lambda events: self._accept(listener, make))
 
     def _accept(self, listener: socket.socket, make: Callable[[socket.socket], LineClient]) -> None:
         try:
             sock, _address = listener.accept()
-        except OSError:
+        except (BlockingIOError, ConnectionAbortedError):
+            return                           # whoever knocked has gone
+        except OSError as problem:
+            self._pause(listener, make, problem)
             return
         sock.setblocking(False)
-        if len(self._clients) >= self._most:
-            idle = next((known for known in self._clients if not known.busy), None)
-            if idle is None:
-                sock.close()
-                return
-            idle.close()
+        if len(self._clients) >= self._most and not self._close_longest_unused():
+            sock.close()
+            return
         client = make(sock)
         self._clients[client] = None
         client.begin()
+
+    def _pause(self, listener: socket.socket, make: Callable[[socket.socket], LineClient], problem: OSError) -> None:
+        """Accept nobody for a while: the listener stays readable, and the loop would turn without end."""
+        if (suppressed := self._pauses.due()) is not None:
+            log(None, "core.error", 3, "accept() failed; fd='%d', error='%s', suppressed='%d'",
+                (listener.fileno(), problem.strerror, suppressed))
+        if problem.errno == errno.EMFILE:
+            self._close_longest_unused()
+        self._selector.unregister(listener)
+        self.timers.after(PAUSE_S, lambda: self._listen(listener, make))
+
+    def _close_longest_unused(self) -> bool:
+        """Close the connection that was unused for longest, unless all have a request under way."""
+        idle = next((known for known in self._clients if not known.busy), None)
+        if idle is not None:
+            idle.close()
+        return idle is not None
 
     # ---- for clients
 

@@ -1,13 +1,15 @@
 """The server of lines: turns, bounds, patience, over real sockets."""
 
 import contextlib
+import errno
 import os
 import selectors
 import socket
 
 import pytest
 
-from Zorp.process.line_server import REQUESTS_PER_TURN, LineClient, LineServer, Patience, listening_socket
+from test.support.logged import captured_log
+from Zorp.process.line_server import PAUSE_S, REQUESTS_PER_TURN, LineClient, LineServer, Patience, listening_socket
 from Zorp.process.timers import Timers
 
 LINE_BYTES = 100
@@ -218,6 +220,62 @@ def test_beyond_the_limit_the_longest_unused_makes_room(world):
     first.sendall(b"still\n")
     world.turn()
     assert (late.recv(10), first.recv(10)) == (b"in\n", b"still\n")
+
+
+@pytest.fixture
+def no_descriptors(monkeypatch):
+    """While this context lasts, the process has no descriptor left for an accepted connection."""
+    @contextlib.contextmanager
+    def spent():
+        def accept(sock):
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        with monkeypatch.context() as patched, captured_log() as logged:
+            patched.setattr(socket.socket, "accept", accept)
+            yield logged
+    return spent
+
+
+def test_out_of_descriptors_the_loop_rests_and_the_longest_unused_makes_room(world, no_descriptors):
+    unused, asking = world.client(), world.client()
+    asking.sendall(b"later\n")
+    world.turn()
+    # given a client that comes when no descriptor is left
+    with no_descriptors() as logged:
+        late = world.client()
+        # then nothing wakes the loop before the pause is over, and the log says it once
+        assert world.selector.select(0) == []
+        assert len(logged.find("accept() failed; fd=")) == 1
+    late.sendall(b"hello\n")
+    world.turn(3)
+    # and who asked nothing has made room
+    assert unused.recv(10) == b""
+    world.pass_time(PAUSE_S)
+    world.turn(2)
+    assert late.recv(10) == b"hello\n"
+    asking.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        asking.recv(10)
+
+
+def test_out_of_descriptors_is_said_once_a_second(world, no_descriptors):
+    with no_descriptors() as logged:
+        world.client()
+        for _ in range(15):
+            world.pass_time(PAUSE_S)
+            world.turn()
+        first, second = logged.find("accept() failed; fd=")
+    assert first.text.endswith("error='Too many open files', suppressed='0'")
+    assert second.text.endswith("suppressed='9'") or second.text.endswith("suppressed='10'")
+
+
+def test_a_server_that_is_closed_during_a_pause_stays_closed(world, no_descriptors):
+    with no_descriptors() as logged:
+        world.client()
+        world.server.close()
+        world.pass_time(PAUSE_S)
+        assert not logged.find("Traceback")
+    assert not world.selector.get_map()
 
 
 def test_the_kernel_says_who_the_peer_is(world):
