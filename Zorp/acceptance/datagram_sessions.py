@@ -11,6 +11,9 @@ Theory of operation
     A thread is not tied to a session before the policy has accepted it: whoever delivers is one
     of the pool that asks the policy, and serves the session only when it was accepted.
 
+A datagram that claims to come from where this process listens is forged, and dropped: its session
+would answer ourselves, for ever when the server echoes.
+
 Limits (config.options): max_udp_sessions of one listener, max_udp_sessions_per_client of one
 sender's address.  Beyond, the session that was idle for longest ends, of all or of that sender,
 if it was idle for a second; else the datagram is dropped.  One log line per second tells of it.
@@ -32,10 +35,12 @@ import socket
 import threading
 import time
 
+from Zorp import Globals
 from Zorp.Config import config
-from Zorp.Constants import CORE_ERROR, CORE_INFO
+from Zorp.Constants import CORE_ERROR, CORE_INFO, ZD_PROTO_UDP
 from Zorp.Log import log
 from Zorp.process.log_pause import LogPause
+from Zorp.SockAddr import from_sockaddr
 from Zorp.Stream import Stream, StreamTimeout
 from Zorp.transport.datagrams import DATAGRAM_BYTES, Datagram, SessionSocket, receive, session_socket, strays
 
@@ -145,7 +150,7 @@ class DatagramSessions:
         self._sessions: dict[tuple, DatagramStream] = {}
         self._per_client: collections.Counter = collections.Counter()
         self._nobody_idle_until_s: dict[str, float] = {}     # by client's address, "" for all; while there is no room
-        self._too_many, self._failures = LogPause(), LogPause()
+        self._too_many, self._failures, self._own = LogPause(), LogPause(), LogPause()
         self._waiting: collections.deque[Datagram] = collections.deque()     # read already; for arrived()
 
     def arrived(self, listener: socket.socket) -> tuple[DatagramStream, Datagram] | None:
@@ -159,7 +164,7 @@ class DatagramSessions:
         if session is not None:
             session.give(datagram.data)              # a full inbox loses it, as a full socket buffer would
             return None
-        if not self._make_room(datagram):
+        if self._is_our_own(listener.family, datagram) or not self._make_room(datagram):
             return None
         return self._begin(listener, datagram, key)
 
@@ -172,6 +177,16 @@ class DatagramSessions:
     def number(self) -> int:
         """How many sessions there are."""
         return len(self._sessions)
+
+    def _is_our_own(self, family: int, datagram: Datagram) -> bool:
+        """True, and logged, when an answer to the datagram would come back to this process."""
+        table = Globals.dispatch_table
+        if table is None or not table.listens_on(ZD_PROTO_UDP, from_sockaddr(family, datagram.source)):
+            return False
+        if (suppressed := self._own.due()) is not None:
+            log(None, CORE_ERROR, 2, "Datagram claims to come from a listener of this firewall, dropping packet;"
+                " client='%s:%d', suppressed='%d'", (*datagram.source[:2], suppressed))
+        return True
 
     def _begin(self, listener: socket.socket, datagram: Datagram, key: tuple):
         if not DatagramSessions._announced:

@@ -7,7 +7,12 @@ import socket
 import pytest
 
 from test.support.logged import captured_log
+from Zorp import Globals
+from Zorp.acceptance.binds import DBSockAddr
 from Zorp.acceptance.datagram_sessions import INBOX_DATAGRAMS, DatagramSessions, DatagramStream
+from Zorp.acceptance.dispatch_table import Dispatch, DispatchTable
+from Zorp.Constants import ZD_PROTO_UDP
+from Zorp.SockAddr import SockAddrInet
 from Zorp.Stream import StreamTimeout
 from Zorp.transport import datagrams
 from Zorp.transport.datagrams import Datagram, SessionSocket, session_socket, strays
@@ -153,6 +158,29 @@ def test_socket_that_cannot_be_made_drops_the_datagram(listener, monkeypatch):
         assert sessions.arrived(listener) is None
     line = log.find("Error creating session socket, dropping packet; error='Too many open files'")[0]
     assert (line.tag, line.level, sessions.number) == ("core.error", 3, 0)
+
+
+def test_datagram_forged_from_a_listener_of_this_process_begins_no_session(listener, monkeypatch):
+    # given a process that listens here
+    host, port = listener.getsockname()
+    monkeypatch.setattr(Globals, "dispatch_table", DispatchTable())
+    address = SockAddrInet(host, port)
+    Dispatch("x", DBSockAddr(address, ZD_PROTO_UDP), 100, lambda *_: None).chain.bound([address])
+    sessions = DatagramSessions(transparent=False)
+    with captured_log() as log, sender(listener) as client:
+        # when datagrams come that have its own address as their source
+        for _ in range(2):
+            listener.sendto(b"mine", listener.getsockname())
+        assert [sessions.arrived(listener) for _ in range(2)] == [None] * 2
+        # then no session would answer them, and the log says it, once
+        assert sessions.number == 0
+        line, = log.find("Datagram claims to come from a listener of this firewall, dropping packet;")
+        assert line.text.endswith(f"client='{host}:{port}', suppressed='0'")
+        # and whoever has another port is served
+        client.sendto(b"question", listener.getsockname())
+        stream, _ = sessions.arrived(listener)
+        assert stream.recv() == b"question"
+        stream.close()
 
 
 def test_stream_that_cannot_be_made_leaves_no_socket_and_one_line(listener, monkeypatch):
