@@ -22,6 +22,10 @@ Deviations
     12288, because tokens of today do not fit into 256.  <postmaster> without domain is never
     relaying: the server itself has that mailbox.  A session without server ends after 20
     commands and asks no policy function.
+    A recipient with "@" in its quoted local part is refused (permit_quoted_at): relaying is
+    judged at ours.example for <"joe@other.example"@ours.example>, but a server that takes the
+    quotes away before it looks at the local part routes it to other.example, as it does
+    <joe%other.example@ours.example>.  So with "\\@" and with a route, "@other.example:joe".
 """
 
 from __future__ import annotations
@@ -320,6 +324,7 @@ class SmtpProxy(AbstractSmtpProxy):
     relay_domains_matcher   more of those
     sender_matcher, recipient_matcher   a match refuses the address
     permit_percent_hack, permit_exclamation_mark   "%" and "!" in recipients
+    permit_quoted_at        "@" in the quoted local part of recipients
     error_soft              matched addresses are refused for now (450), not for good
     """
 
@@ -333,6 +338,7 @@ class SmtpProxy(AbstractSmtpProxy):
         self.relay_zones = ()
         self.permit_percent_hack = FALSE
         self.permit_exclamation_mark = FALSE
+        self.permit_quoted_at = FALSE
         self.error_soft = FALSE
         super().__init__(session)
 
@@ -397,6 +403,9 @@ class SmtpProxy(AbstractSmtpProxy):
         if self.relay_check and not self.relayCheck(email):
             proxyLog(self, SMTP_POLICY, 3, "Relaying denied; email='%s'", (email,))
             return self._refuse("554", "Relaying denied.")
+        if "@" in local and not self.permit_quoted_at:      # who is not ours has been told that
+            proxyLog(self, SMTP_POLICY, 3, "Forbidden at sign found in address local-part; email='%s'", (email,))
+            return self._refuse("501", "Malformed address")
         if Log.loudest >= 6:
             proxyLog(self, SMTP_DEBUG, 6, "Relay check successful; email='%s'", (email,))
         return self._match_recipient(email)

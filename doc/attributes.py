@@ -142,6 +142,8 @@ PLAIN = {
         "error_soft": "senders and recipients that a matcher finds are refused for now (450), not for good",
         "permit_exclamation_mark": "`!` in recipients is permitted",
         "permit_percent_hack": "`%` in recipients is permitted",
+        "permit_quoted_at": "`@` in quoted local parts of recipients, as in `\"joe@other.example\"@ours.example`, is"
+                            " permitted; some servers take that for a route",
         "recipient_matcher": "matcher policy; a match refuses the recipient",
         "relay_check": "recipients must be in `relay_domains`, or the client in `relay_zones`",
         "relay_domains": "recipient domains accepted from anyone; `.d` is every domain below d",

@@ -15,6 +15,9 @@ Theory of operation
 
 Which domain counts
     `domain` is what follows the last "@" outside quotes: "x@ok.example"@evil is at evil.
+    Quotes are no part of a name, so a server may take them away early and read "x@evil"@ok.example
+    as a route by way of ok.example to evil.  Whether such an address passes is up to the policy;
+    split_address() leaves the "@" in the local part, where it is seen.
 """
 
 from __future__ import annotations

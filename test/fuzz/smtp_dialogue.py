@@ -21,6 +21,7 @@ PIECES = [
     b"BDAT 20 LAST\r\n", b"BDAT 0 LAST\r\n", b"RSET\r\n", b"QUIT\r\n", b"NOOP\r\n", b"AUTH LOGIN\r\n", b"dXNlcg==\r\n",
     b"*\r\n", b"STARTTLS\r\n", b"XFOO bar\r\n", b"\r\n", b"RCPT TO:<@ok.example:a@evil>\r\n",
     b'RCPT TO:<"x@ok.example"@evil>\r\n', b"RCPT TO:<a@ok.example>\nRCPT TO:<a@evil>\r\n",
+    b'RCPT TO:<"x@evil"@ok.example>\r\n', b'RCPT TO:<"@evil:x"@ok.example>\r\n', b'RCPT TO:<"x y"@ok.example>\r\n',
 ]
 _RCPT = re.compile(rb"RCPT To:<(.*)>(?: .*)?\r\n", re.DOTALL)
 _REPLIES = re.compile(rb"(?:[2-5][0-9][0-9](?:[ -][^\r\n]*)?\r\n)*")
@@ -40,5 +41,6 @@ def one_input(data: bytes) -> None:
         if line.startswith(b"RCPT"):
             address = _RCPT.fullmatch(line)[1]
             assert address.lower().rpartition(b"@")[2] in (b"ok.example", b"postmaster"), line
+            assert address.count(b"@") <= 1, line
     assert all(map(is_sasl_line, server.sasl_lines)), server.sasl_lines
     assert _REPLIES.fullmatch(answered), answered

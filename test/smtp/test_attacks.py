@@ -268,8 +268,14 @@ def test_c10_body_after_data_was_refused_by_policy(mail):
         (b"<@ok.example:a@evil>", "554 Relaying denied."),
         (b"<a%evil@ok.example>", "501 Malformed address"),
         (b"<evil!a@ok.example>", "501 Malformed address"),
+        (b'<"a@evil"@ok.example>', "501 Malformed address"),
+        (b'<"a\\@evil"@ok.example>', "501 Malformed address"),
+        (b'<"@evil:a"@ok.example>', "501 Malformed address"),
+        (b'<"a%evil"@ok.example>', "501 Malformed address"),
+        (b'<"evil!a"@ok.example>', "501 Malformed address"),
     ],
-    ids=["C11 quoted", "C11 unterminated", "C12 route", "C12 percent", "C12 exclamation"],
+    ids=["C11 quoted", "C11 unterminated", "C12 route", "C12 percent", "C12 exclamation", "quoted at", "escaped at",
+         "quoted route", "quoted percent", "quoted exclamation"],
 )
 def test_c11_c12_addresses_are_judged_by_their_real_domain(mail, recipient, reply):
     with mail(open_smtp(relay_zones=(), relay_domains=("ok.example",))) as play:

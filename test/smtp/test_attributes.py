@@ -37,6 +37,7 @@ CONFIG_DEFAULTS = {
     "recipient_matcher": None,
     "permit_percent_hack": 0,
     "permit_exclamation_mark": 0,
+    "permit_quoted_at": 0,
     "error_soft": 0,
     "request_stack": {},
     "address_syntax": "strict",

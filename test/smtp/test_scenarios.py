@@ -210,6 +210,64 @@ def test_08_percent_and_exclamation_mark(mail, address):
         play.envelope(address)
 
 
+@pytest.mark.parametrize("address", [
+    '"b@evil"@ok.example', r'"b\\@evil"@ok.example', r'"b\\"@evil"@ok.example', '"@evil:b"@ok.example',
+    '"@evil,@c:b"@ok.example', '"@"@ok.example',
+])
+@pytest.mark.parametrize("settings", [
+    {"relay_zones": (), "relay_domains": ("ok.example",)}, {"relay_zones": "*"}, {"relay_check": 0},
+    {"address_syntax": "compat"}, {"permit_percent_hack": 1, "permit_exclamation_mark": 1},
+], ids=lambda settings: "+".join(settings))
+def test_08_a_quoted_at_sign_is_a_route_to_another_domain(mail, address, settings):
+    with mail(open_smtp(**settings)) as play:
+        play.greet()
+        play.envelope("a@ok.example")
+        play(f"""
+            C> RCPT TO:<{address}>
+            C< 501 Malformed address
+        """)
+        play.goes_on()
+    with mail(open_smtp(permit_quoted_at=1, **settings)) as play:
+        play.greet()
+        play.envelope(address)
+
+
+def test_08_a_bare_quoted_at_sign_gets_no_further_with_a_domain_of_ours(mail):
+    with mail(open_smtp(append_domain="ok.example")) as play:
+        play.greet()
+        play.envelope("a@ok.example")
+        play("""
+            C> RCPT TO:<"b@evil">
+            C< 501 Malformed address
+        """)
+
+
+def test_08_an_address_without_quoted_at_sign_passes_and_any_sender_does(mail):
+    with mail(open_smtp(relay_zones=(), relay_domains=("ok.example",))) as play:
+        play.greet()
+        for sender in ("", '"a@evil"@x.example'):
+            play(f"""
+                C> MAIL FROM:<{sender}>
+                S< MAIL From:<{sender}>
+                S> 250 ok
+                C< 250 ok
+            """)
+            for recipient in ("b@ok.example", '"b c"@ok.example', r'"b\\"c"@ok.example', '"b,c:d"@ok.example',
+                              "postmaster"):
+                play(f"""
+                    C> RCPT TO:<{recipient}>
+                    S< RCPT To:<{recipient}>
+                    S> 250 ok
+                    C< 250 ok
+                """)
+            play("""
+                C> RSET
+                S< RSET
+                S> 250 ok
+                C< 250 ok
+            """)
+
+
 @pytest.mark.parametrize(
     ("soft", "reply"),
     [(0, "550 Sender address refused."), (1, "450 Cannot verify sender at this time, come back later.")],

@@ -42,6 +42,10 @@ TABLE = [
     (b"<a@b..>", NO, NO, b"a@b..", b"a@b.."),
     (b'<"a b"@c>', b'"a b"@c', b'"a b"@c', b'"a b"@c', b'"a b"@c'),
     (b'<"a@x"@c>', b'"a@x"@c', b'"a@x"@c', b'"a@x"@c', b'"a@x"@c'),
+    (b'<"a\\@x"@c>', b'"a\\@x"@c', b'"a\\@x"@c', b'"a\\@x"@c', b'"a\\@x"@c'),
+    (b'<"@x:a"@c>', b'"@x:a"@c', b'"@x:a"@c', b'"@x:a"@c', b'"@x:a"@c'),
+    (b'<a@x@c>', NO, NO, NO, NO),
+    (b'<a\\@x@c>', NO, NO, NO, NO),
     (b'<"a\\"b"@c>', b'"a\\"b"@c', b'"a\\"b"@c', b'"a\\"b"@c', b'"a\\"b"@c'),
     (b'<"a\\', NO, NO, NO, NO),
     (b'<"a@b>', NO, NO, NO, NO),
@@ -138,6 +142,11 @@ def test_the_log_learns_what_is_wrong(path, texts):
         ("postmaster", ("postmaster", "")),
         ('"x@ok.example"@evil', ('"x@ok.example"', "evil")),
         ('"x@ok.example"', ('"x@ok.example"', "")),
+        ('"x@evil"@ok.example', ('"x@evil"', "ok.example")),
+        ('"x\\@evil"@ok.example', ('"x\\@evil"', "ok.example")),
+        ('"@evil:x"@ok.example', ('"@evil:x"', "ok.example")),
+        ('"x\\"@evil"@ok.example', ('"x\\"@evil"', "ok.example")),
+        ('"x y"@ok.example', ('"x y"', "ok.example")),
     ],
 )
 def test_the_domain_is_what_follows_the_last_unquoted_at(address, parts):
