@@ -271,7 +271,7 @@ def _formatted_one_by_one(msg: str, args) -> str:
     if isinstance(args, dict):
         return msg % {key: _value(_plain(arg), "'" in msg) for key, arg in args.items()}
     values = [arg if type(arg) in _PLAIN_TYPES else _plain(arg)
-              for arg in (args if type(args) is tuple else (args,))]
+              for arg in (args if isinstance(args, tuple) else (args,))]
     texts = "".join([value for value in values if type(value) is str])
     if not texts.isascii() or "'" in texts or len(texts) > VALUE_BYTES:      # seldom: look at each
         values = [_value(value, "'" in msg) for value in values]

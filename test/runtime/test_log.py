@@ -1,5 +1,7 @@
 """Lines of the log: which are written, how they look, and that nobody can forge one."""
 
+from typing import NamedTuple
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -114,6 +116,23 @@ def test_no_message_is_written_above_the_loudest_level(lines, verbosity, spec, l
 def test_mistakes_of_policies_never_raise(lines, text, arguments):
     log("s", "my.tag", 2, text, arguments)
     assert any("Unable to format log message; error='" in line for line in lines)
+
+
+class _Pair(NamedTuple):
+    """What a module may keep the arguments of a message in."""
+
+    name: str
+    place: str
+
+
+@pytest.mark.parametrize("place", ["policy.py:7", "it's", "caf\xe9", "x" * 3000],
+                         ids=["plain", "quote", "high", "long"])
+def test_a_named_tuple_is_as_good_as_a_tuple(lines, place):
+    log("s", "my.tag", 2, "option='%s', place='%s'", _Pair("ids", place))
+    log("s", "my.tag", 2, "option='%s', place='%s'", ("ids", place))
+    assert len(lines) == 2
+    assert lines[0] == lines[1]
+    assert lines[0].startswith("my.tag(2): (s): option='ids', place='")
 
 
 def test_the_raw_text_of_a_mistake_is_kept(lines):
