@@ -46,12 +46,10 @@ class Evaluator:
         """
         found: Verdict | None = None
         best: list | None = None
-        sides: tuple[str | None, str | None] = (None, None)
         for number, description, zones, engine in self._parts:
             given = (zones_in or {}).get(description.instance, (None, None))
             here = (given[0] or zones.zone_of(traffic.family, traffic.src),
                     given[1] or zones.zone_of(traffic.family, traffic.dst))
-            sides = tuple(before or now for before, now in zip(sides, here, strict=True))
             ranked, is_agreed = engine.agreed(traffic, *(
                 (now,) if supposed else (now, *zones.claimants(traffic.family, address))
                 for now, supposed, address in zip(here, given, (traffic.src, traffic.dst), strict=True)))
@@ -63,11 +61,20 @@ class Evaluator:
                 best = key
                 found = (Verdict(*here, description.instance, rule.service, rule.rule_id) if is_agreed
                          else Verdict(*here, disputed=True))
-        return found or Verdict(*sides)
+        if found is not None:
+            return found
+        supposed = (zones_in or {}).values()
+        return Verdict(*(
+            next((zones[end] for zones in supposed if zones[end]), None) or self.zone_of(traffic.family, address)
+            for end, address in enumerate((traffic.src, traffic.dst))))
 
     def zone_of(self, family: int, address: int) -> str | None:
-        """Return the name of the zone of an address in the first instance that has one."""
-        return next((zone for _, _, zones, _ in self._parts if (zone := zones.zone_of(family, address))), None)
+        """Return the name of the zone with the narrowest net around an address; of equals the first instance's."""
+        known = [zones for _, _, zones, _ in self._parts if zones.zone_of(family, address)]
+        if not known:
+            return None
+        narrowest = known[0] if len(known) == 1 else max(known, key=lambda zones: zones.prefix_length(family, address))
+        return narrowest.zone_of(family, address)
 
     def claimants(self, family: int, address: int) -> tuple[str, ...]:
         """Return the names of the zones that dispute an address in the first instance with any; nearly always ()."""

@@ -63,6 +63,10 @@ class InstanceZones:
         zone = self._table.lookup(from_ip_int(family, address, 0))
         return zone.name if zone is not None else None
 
+    def prefix_length(self, family: int, address: int) -> int:
+        """Return how narrow the net is by which an address in host order has its zone; -1: it has none."""
+        return self._table.prefix_length(from_ip_int(family, address, 0))
+
     def claimants(self, family: int, address: int) -> tuple[str, ...]:
         """Return the names of the zones whose host names dispute an address in host order; nearly always ()."""
         return tuple(zone.name for zone in self._table.claimants(from_ip_int(family, address, 0)))

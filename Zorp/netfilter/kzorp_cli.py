@@ -170,8 +170,7 @@ class _Command:
         status, complaint = 0, ""
         for action in actions:
             try:
-                getattr(self, f"_do_{action}")()
-                status = 0
+                status = getattr(self, f"_do_{action}")() or 0
             except _Failed as problem:
                 if problem.status == EXIT_USAGE:
                     raise
@@ -282,7 +281,7 @@ class _Command:
         self._show("binds", [value for instance in self._host_state().instances
                              for value in text.bind_values(instance)], text.bind_lines)
 
-    def _do_evaluate(self) -> None:
+    def _do_evaluate(self) -> int:
         question = self._question
         self._print([question.line()])
         try:
@@ -291,10 +290,11 @@ class _Command:
             error = os.strerror(errno.ENODEV)
             self._document["evaluate"] = {"error": error}
             self._print([f"Evaluate failed: result='{-errno.ENODEV}', error='{error}'"], even_if_quiet=True)
-            return
+            return EXIT_FAILED
         verdict = Evaluator(self._with_zones()).evaluate(_on_this_host(question.traffic))
         self._document["evaluate"] = dataclasses.asdict(verdict)
         self._print(_verdict_lines(verdict), even_if_quiet=True)
+        return 0
 
     def _do_lookup(self) -> None:
         family, address = self._address

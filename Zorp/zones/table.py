@@ -144,6 +144,18 @@ class ZoneTable:
         value &= 0xFFFFFFFF
         return tables.resolved_inet.get(value) or tables.inet.lookup(value)
 
+    def prefix_length(self, address) -> int:
+        """Return the prefix length of the net by which lookup() finds a zone; -1: it finds none.  Not for hot code."""
+        found = _number(address)
+        if found is None:
+            return -1
+        family, value = unmapped_address(*found)
+        tables, width = self._tables or self._compile(), _WIDTH[family]
+        if value in (tables.resolved_inet if family == AF_INET else tables.resolved_inet6):
+            return width
+        return next((bits for bits in range(width, -1, -1)
+                     if (family, value >> (width - bits) << (width - bits), bits) in self._nets), -1)
+
     def lookup_static(self, address):
         """As lookup(), but host names do not count."""
         found = _number(address)

@@ -97,6 +97,28 @@ def test_scenario_24_lookup_prints_the_best_zone_or_nothing(kzorp, host):
     assert kzorp("-l", "2001:db8::1") == (0, [], AWAY)
 
 
+def test_the_narrowest_zone_of_all_instances_is_the_answer(kzorp, host):
+    # given an instance that comes first, whose only zone is everything
+    (host / "wide.py").write_text("from Zorp.Core import *\n"
+                                  "Zone('everything', addrs=('0.0.0.0/0', '10.1.0.128/25', '::/0'))\n"
+                                  "def wide():\n    DenyService(name='none')\n"
+                                  "    Rule(rule_id=9, service='none', proto=17)\n")
+    instances = host / "instances.conf"
+    instances.write_text(f"wide --policy {host}/wide.py --state-dir {host}\n{instances.read_text()}")
+    (host / "zones.py").write_text(ZONES + "Zone('named', hostnames=('a.test',))\n"
+                                   "Zone('office6', addrs=('2001:db8::/32',))\n")
+    (host / "host-names.json").write_text('{"a.test": ["10.1.0.129"]}')
+    # then the net decides, and between equal nets the order of the instances
+    found = {address: kzorp("-l", address)[1] for address in ("10.1.0.66", "10.1.0.130", "10.1.0.129", "192.0.2.1",
+                                                              "2001:db8::1")}
+    assert {address: lines[0].split("'")[1] for address, lines in found.items()} == {
+        "10.1.0.66": "lab", "10.1.0.130": "everything", "10.1.0.129": "named", "192.0.2.1": "everything",
+        "2001:db8::1": "office6"}
+    # and so do the zones of a connection that no rule takes
+    _, lines, _ = kzorp("-q", "-e", "tcp", "10.1.0.66", "10.1.0.129", "lo", "--dst-port", "81")
+    assert lines[:3] == ["Client zone: lab", "Server zone: named", "Service: not found"]
+
+
 def test_scenario_25_an_ordinary_user_is_refused():
     def attempt():
         with contextlib.redirect_stderr(io.StringIO()) as errors:
@@ -121,9 +143,9 @@ def test_what_there_is_not_is_not_found(kzorp):
                      "Rule: not found"]
 
 
-def test_an_interface_that_does_not_exist_fails_the_evaluation_and_not_the_command(kzorp):
+def test_an_interface_that_does_not_exist_fails_the_evaluation_and_the_command(kzorp):
     status, lines, _ = kzorp("-e", "6", "10.1.0.2", "10.2.0.2", "nosuch", "--dst-port", "80")
-    assert (status, lines[1:]) == (0, ["Evaluate failed: result='-19', error='No such device'"])
+    assert (status, lines[1:]) == (1, ["Evaluate failed: result='-19', error='No such device'"])
 
 
 @pytest.mark.parametrize(("arguments", "complaint"), [
