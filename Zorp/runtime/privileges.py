@@ -168,7 +168,7 @@ def raise_descriptor_limit(wanted: int) -> str | None:
         _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         text = getattr(problem, "strerror", None) or "Operation not permitted"
-        return (f"Error setting file number limit; limit='{wanted}'; error='{text}'; used='{hard}', to have more, "
+        return (f"Error setting file number limit; limit='{wanted}', error='{text}', used='{hard}', to have more, "
                 "raise the hard limit (LimitNOFILE= of the unit, ulimit -Hn)")
     return None
 

@@ -124,7 +124,8 @@ def test_a_descriptor_limit_that_is_refused_is_a_message_and_not_the_end():
         "print(privileges.raise_descriptor_limit(1 << 40))\n"
         "print(resource.getrlimit(resource.RLIMIT_NOFILE)[0] == resource.getrlimit(resource.RLIMIT_NOFILE)[1])")
     message, raised = shown.splitlines()
-    assert message.startswith("Error setting file number limit; limit='1099511627776'; error='")
+    assert message.startswith("Error setting file number limit; limit='1099511627776', error='")
+    assert "', used='" in message
     assert raised == "True"
 
 
