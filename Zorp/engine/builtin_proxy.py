@@ -410,7 +410,7 @@ class BuiltinProxy:
         """Return the events of the family for which this object does something: {name of the event: method's name}."""
         if self.__dict__.keys().isdisjoint(_FAMILY_NAMES[family]):
             return (self._events or _find_events(type(self)))[family]
-        return _present(_FAMILIES[family], lambda name: _does_something(getattr(self, name, None)))
+        return _present(_FAMILIES[family], lambda name: _does_something(getattr(self, name, _nothing)))
 
     def _run_events(self, family: str, call=None) -> None:
         """Call the events of a family in their order, each announced in the log, also those that do not exist.
@@ -430,10 +430,12 @@ class BuiltinProxy:
 
     def _call_event(self, name: str) -> None:
         method = getattr(self, name)
-        if not callable(method):
+        if not callable(method) and name not in _FAMILY_NAMES["config"]:
             log(self._session_id, CORE_ERROR, 2, "Traceback: TypeError: Event must be callable: %s", (name,))
             return
         try:
+            if not callable(method):         # a session without what the policy demands would pass too much
+                raise TypeError(f"Event must be callable: {name}")
             method()
         except BaseException as problem:
             self._policy_failed(problem)
@@ -640,6 +642,16 @@ class BuiltinProxy:
         with lock:
             self._wake()
 
+    def abandon(self) -> None:
+        """Have the peers see a reset when this process ends without this session's end.  Any thread; never raises."""
+        lock = getattr(self, "_ends_lock", None)
+        if lock is None:
+            return                           # ended already
+        with lock:
+            for stream in (self._client, self._server):
+                if stream is not None:
+                    stream.reset_when_closed()
+
     def _wake(self) -> None:
         """Wake whatever the proxy's thread may wait for; called with _ends_lock held, by any thread."""
         for busy in (self._connecting, *self._stacked, self._client, self._server):
@@ -660,19 +672,20 @@ _STRUCTS = {
 }
 
 
+@does_nothing
 def _nothing() -> None:
     pass
 
 
 def _find_events(cls: type) -> dict[str, dict[str, str]]:
     """Return what _events_of() says for objects of the class, by family, and keep it with the class."""
-    cls._events = {family: _present(members, lambda name: _does_something(getattr(cls, name, None)))
+    cls._events = {family: _present(members, lambda name: _does_something(getattr(cls, name, _nothing)))
                    for family, members in _FAMILIES.items()}
     return cls._events
 
 
 def _does_something(method) -> bool:
-    return method is not None and not getattr(method, "does_nothing", False)
+    return not getattr(method, "does_nothing", False)
 
 
 def _present(members, has) -> dict[str, str]:

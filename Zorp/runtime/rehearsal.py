@@ -28,7 +28,7 @@ from collections.abc import Callable
 from Zorp import Globals
 from Zorp.acceptance.binds import DBSockAddr
 from Zorp.Constants import ZD_PROTO_TCP
-from Zorp.engine import attributes, config_lint, policy_hash
+from Zorp.engine import attributes, builtin_proxy, config_lint, policy_hash
 from Zorp.Exceptions import MatcherException, PolicyError
 from Zorp.Log import log
 from Zorp.Session import MasterSession, StackedSession
@@ -38,7 +38,7 @@ from Zorp.Stream import streamPair
 DEADLINE_S = 10.0
 _OWN = "Zorp."
 _NEUTRAL = frozenset({"session_id", "master_session_id", "setProxy", "__dict__", "__class__"})
-_REFUSING = (attributes.__file__, policy_hash.__file__)
+_REFUSING = (attributes.__file__, policy_hash.__file__, builtin_proxy.__file__)      # the last: config cannot be called
 
 
 class StandIn(StackedSession):
@@ -97,7 +97,7 @@ class Rehearsal:
         except BaseException as problem:
             if not self._counts(problem, proxy, session.was_read):
                 raise
-            self.failures.append(self._placed(problem, proxy_class))
+            self.failures.append(self._placed(problem, proxy_class, service))
         else:
             if not session.was_read:
                 self.failures += [
@@ -129,17 +129,17 @@ class Rehearsal:
             return problem.obj is proxy or isinstance(problem.obj, (type, types.ModuleType, super))
         return isinstance(problem, (TypeError, ValueError)) and frames[-1].filename in _REFUSING
 
-    def _placed(self, problem: BaseException, proxy_class) -> BaseException:
-        """What the engine found after config() has no line of the policy in it: give it that of config()."""
+    def _placed(self, problem: BaseException, proxy_class, service) -> BaseException:
+        """What the engine found has no line of the policy in it: give it that of config(), else that of the service."""
         frames = traceback.extract_tb(problem.__traceback__)
         if any(self.is_policy_file(frame.filename) for frame in frames):
             return problem
-        codes = [vars(cls)["config"].__code__ for cls in proxy_class.__mro__
-                 if hasattr(vars(cls).get("config"), "__code__")]
-        place = next((f"{code.co_filename}:{code.co_firstlineno}" for code in codes
-                      if self.is_policy_file(code.co_filename)), None)
+        code = getattr(getattr(proxy_class, "config", None), "__code__", None)
+        place = str(getattr(service, "place", "unknown"))
+        if code is not None and self.is_policy_file(code.co_filename):
+            place = f"{code.co_filename}:{code.co_firstlineno}"
         text, remedy = (problem.problem, problem.remedy) if isinstance(problem, PolicyError) else (
-            str(problem), "correct what config() sets")
+            str(problem), "correct config() and what it sets")
         return PolicyError(f"{text}; class='{proxy_class.__name__}'", remedy=remedy, place=place)
 
 

@@ -161,6 +161,18 @@ def test_event_that_cannot_be_called_counts_as_missing(serve):
     assert "Traceback: TypeError: Event must be callable: startup" in session.log.texts("core.error")
 
 
+@pytest.mark.parametrize("event", ["__pre_config__", "config", "__post_config__"])
+@pytest.mark.parametrize("value", [5, None])
+def test_configuration_that_cannot_be_called_ends_the_session(serve, event, value):
+    class Odd(PlugProxy):
+        pass
+
+    setattr(Odd, event, value)
+    with serve(Odd) as session:
+        assert session.verdict == "ABORTED_BY_POLICY_ACTION"
+    assert any(f"TypeError: Event must be callable: {event}" in text for text in session.log.texts("core.error"))
+
+
 def test_exit_of_policy_code_ends_only_the_session(serve):
     class Quitter(PlugProxy):
         def config(self):

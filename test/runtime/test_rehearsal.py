@@ -30,9 +30,9 @@ def intra():
 @pytest.fixture
 def check(tmp_path):
     """Check a policy whose config() has these lines; return exit status and output."""
-    def run(line, *arguments):
+    def run(line, *arguments, template=POLICY, indent=8):
         path = tmp_path / "policy.py"
-        path.write_text(POLICY.format(line=textwrap.indent(textwrap.dedent(line), " " * 8).lstrip()))
+        path.write_text(template.format(line=textwrap.indent(textwrap.dedent(line), " " * indent).lstrip()))
         done = subprocess.run(
             [sys.executable, str(tree.ROOT / "sbin/zorp"), "--as", "intra", "--check-policy", str(path),
              "--user", str(os.getuid()), *arguments], capture_output=True, text=True, timeout=50, check=False)
@@ -66,6 +66,25 @@ def test_what_would_cut_every_client_is_refused_with_its_place(check, line, numb
     assert status == 2
     assert f"policy.py:{number}: " in output
     assert text.replace("<27>", "") in output.replace("<27>", "")
+    assert "Policy is usable" not in output
+
+
+NO_METHODS = {
+    "a number": ("config = 5", 11, "Event must be callable: config; class='Mail'"),
+    "nothing": ("config = None", 11, "Event must be callable: config; class='Mail'"),
+    "without self": ("def config():\n    pass", 8, "config() takes 0 positional arguments but 1 was given"),
+    "before config": ("__pre_config__ = 5\ndef config(self):\n    pass", 9,
+                      "Event must be callable: __pre_config__; class='Mail'"),
+}
+
+
+@pytest.mark.parametrize(("line", "number", "text"), NO_METHODS.values(), ids=NO_METHODS)
+def test_a_config_that_cannot_be_called_is_refused_with_class_and_place(check, line, number, text):
+    in_class = POLICY.replace("    def config(self):\n        SmtpProxy.config(self)\n", "")
+    status, output = check(line, template=in_class.replace("        {line}", "    {line}"), indent=4)
+    assert status == 2
+    assert f"policy.py:{number}: " in output
+    assert text in output
     assert "Policy is usable" not in output
 
 
