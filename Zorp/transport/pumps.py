@@ -8,7 +8,8 @@ Theory of operation
         through_child()     client <-> a stacked child's client side, its server side <-> server.
                             Half-closes pass through; the relay is over when the child has nothing
                             more to say on either side, and everything it said was delivered.  A
-                            child that reads no more is no failure of the connection.
+                            child that reads no more is no failure of the connection; a connection
+                            that is lost meanwhile ends the relay all the same.
         datagrams()         client <-> server, at least one of them a datagram socket.  One read is
                             one datagram, empty ones and those of 65507 bytes included; it has no
                             end of file, so the relay is over when nothing came for idle_ms, when
@@ -38,6 +39,7 @@ DATAGRAM_BYTES = 65_535
 _LARGEST_SENT_BYTES = 65_507     # of UDP over IPv4, RFC 768
 _LOST_ON_THE_WAY = (errno.EMSGSIZE, errno.ENOBUFS)      # this datagram cannot be sent, others can
 _IN, _OUT = select.POLLIN, select.POLLOUT
+_LOST = select.POLLERR | select.POLLNVAL
 _DONTWAIT = socket.MSG_DONTWAIT
 
 
@@ -73,6 +75,15 @@ class Pump:
     def ended(self) -> bool:
         """True when nothing more will go this way."""
         return self.at_eof and not self.waiting
+
+    @property
+    def is_watched_for_loss(self) -> bool:
+        """True when the source is a connection whose failure matters, and nobody reads it now to find that out."""
+        return (self.waiting or self.at_eof) and self._source_failed is not None and not self._from_datagrams
+
+    def lost(self) -> None:
+        """The source was lost while it was not read."""
+        raise SideFailed(self._source_failed)
 
     def take_pushed_back(self) -> None:
         """Send what was read from the source before the relay began."""
@@ -148,6 +159,7 @@ class Pumps(AbstractRelay):
         self._last_traffic_s = self._started_s
         self._stats_due_s = self._started_s + settings.stats_ms / 1000
         self._reads_at_stats = 0
+        self._hung_up: set[int] = set()      # sources that are closed both ways: each look would tell so at once
 
     def _loop(self) -> End:
         while True:
@@ -181,13 +193,22 @@ class Pumps(AbstractRelay):
             elif not pump.at_eof:
                 for fd in _descriptors(pump.source):
                     wanted[fd] = wanted.get(fd, 0) | _IN
+            if pump.is_watched_for_loss and (fd := pump.source.fileno()) not in self._hung_up:
+                wanted.setdefault(fd, 0)             # errors are told without being asked for
         poll = select.poll()
         for fd, events in wanted.items():
             poll.register(fd, events)
+        if all(way.waiting or way.at_eof for way in (self.to_server, self.to_client)):
+            self._hear_stop(poll)
         return dict(poll.poll(wait_ms))
 
     def _serve(self, ready: dict[int, int]) -> None:
         for pump in self._pumps:
+            if pump.is_watched_for_loss and (happened := ready.get(pump.source.fileno(), 0)):
+                if happened & _LOST:
+                    pump.lost()
+                if happened & select.POLLHUP:
+                    self._hung_up.add(pump.source.fileno())
             if pump.waiting:
                 if pump.sink.fileno() in ready:
                     pump.flush()
@@ -208,6 +229,8 @@ class Pumps(AbstractRelay):
         while any(pump.waiting for pump in self._pumps):
             left_ms = (deadline_s - time.monotonic()) * 1000
             ready = self._wait(left_ms) if left_ms > 0 else {}
+            if self._is_stopped():
+                return End.STOPPED
             if not ready:
                 return End.CUT
             self._serve(ready)

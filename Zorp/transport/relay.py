@@ -23,6 +23,11 @@ Theory of operation
     and no flag of the call, so both sockets are non-blocking from then on until the relay ends.
     Where there is no pipe to be had, or a socket cannot do it, the direction copies.
 
+    stop() must not tell a peer of an end, not even one that takes nothing at this moment: it may
+    have read everything, and the end, before the reset comes.  So it shuts down sources for
+    reading only, which wakes a relay that waits for one of them.  One that waits for sinks alone
+    would sleep on; it has an alarm, made when this comes to pass and closed when run() ends.
+
     A source that is as fast as we are wakes us only when a pipe can be filled
     (Zorp.transport.moderation); what stays below that is looked after in time by _Clocks.
 
@@ -44,6 +49,7 @@ import math
 import os
 import select
 import socket
+import threading
 import time
 from collections.abc import Callable, Sequence
 
@@ -61,6 +67,7 @@ _LOST = select.POLLERR | select.POLLNVAL
 _SINK_READY = _OUT | select.POLLHUP      # of a local socket that is full when its peer closes, POLLHUP alone is told
 _DONTWAIT = socket.MSG_DONTWAIT
 _SPLICE_FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK if hasattr(os, "splice") else 0
+_alarms_lock = threading.Lock()          # one for all relays, because it is needed so rarely
 _CANNOT_SPLICE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.ENOMEM})
 
 
@@ -277,6 +284,8 @@ class AbstractRelay(abc.ABC):
         self._on_stats = on_stats
         self._started_s = time.monotonic()
         self._stopped: tuple[SocketStream, ...] | None = None      # by stop(): who had got everything then
+        self._alarm: int | None = None               # an eventfd that stop() writes to; guarded by _alarms_lock
+        self._is_deaf = False                        # there was none to be had; guarded as well
 
     def run(self) -> End:
         """Relay until the end; exceptions of the callbacks pass through."""
@@ -286,6 +295,9 @@ class AbstractRelay(abc.ABC):
             end = self._loop()
         except SideFailed as failure:
             end = failure.end
+        finally:
+            if self._alarm is not None:
+                self._close_alarm()
         return End.STOPPED if self._is_stopped() else end
 
     @abc.abstractmethod
@@ -297,10 +309,33 @@ class AbstractRelay(abc.ABC):
 
     def stop(self) -> None:
         """Make run() return End.STOPPED soon, with no end told to anybody; for any thread, never raises."""
-        if self._stopped is None:
-            self._stopped = tuple(way.sink for way in self._all_ways if way.ended)
+        with _alarms_lock:
+            if self._stopped is None:
+                self._stopped = tuple(way.sink for way in self._all_ways if way.ended)
+            if self._alarm is not None:
+                os.eventfd_write(self._alarm, 1)
+            how = socket.SHUT_RDWR if self._is_deaf else socket.SHUT_RD
         for stream in (self.to_server.source, self.to_client.source):
-            stream.wake()
+            stream.shutdown(how)
+
+    def _hear_stop(self, poll: select.poll) -> None:
+        """Have stop() wake a poll() that watches neither source for reading.
+
+        Without a descriptor for the alarm nothing but an end wakes it, and a peer may take that for the end of data.
+        """
+        with _alarms_lock:
+            if self._alarm is None:
+                try:
+                    self._alarm = os.eventfd(self._stopped is not None, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+                except OSError:
+                    self._is_deaf = True
+                    return
+            poll.register(self._alarm, select.POLLIN)
+
+    def _close_alarm(self) -> None:
+        with _alarms_lock:
+            alarm, self._alarm = self._alarm, None
+            os.close(alarm)
 
     @property
     def elapsed_s(self) -> float:
@@ -357,6 +392,8 @@ class Relay(AbstractRelay):
             events = poll.poll(idle_ms if clocks is None else clocks.next_ms())
             if not events and (clocks is None or clocks.idle_is_over()):
                 return End.TIMED_OUT
+            if self._stopped is not None:
+                return End.STOPPED
             changed = False
             for fd, happened in events:
                 changed |= serve(fd, happened)
@@ -367,9 +404,9 @@ class Relay(AbstractRelay):
                     return End.REFUSED
                 clocks.traffic(bool(events))
                 clocks.lower_late_marks()
-            if self._stopped is not None:
-                return End.STOPPED
             if changed:
+                if self._stopped is not None:        # what looks like the end of a source is ours
+                    return End.STOPPED
                 if self._has_ended():
                     return self._drain()
                 self._watch()
@@ -413,11 +450,15 @@ class Relay(AbstractRelay):
     def _watch(self) -> None:
         """Tell poll() what each side is waited for."""
         registered = self._registered
+        watched = 0
         for fd, (incoming, outgoing) in self._ways.items():
             wanted = (0 if incoming.at_eof or incoming.waiting else _IN) | (_OUT if outgoing.waiting else 0)
+            watched |= wanted
             if registered.get(fd) != wanted:
                 self._poll.register(fd, wanted)
                 registered[fd] = wanted
+        if not watched & _IN:
+            self._hear_stop(self._poll)
 
     def _forget(self, fd: int) -> None:
         self._poll.unregister(fd)
@@ -456,7 +497,10 @@ class Relay(AbstractRelay):
             poll = select.poll()
             for direction in waiting:
                 poll.register(direction.sink.fileno(), _OUT)
+            self._hear_stop(poll)
             ready = dict(poll.poll(left_ms)) if left_ms > 0 else {}
+            if self._stopped is not None:
+                return End.STOPPED
             if not ready:
                 return End.CUT
             for direction in waiting:

@@ -179,11 +179,11 @@ class SocketStream:
         self.shutdown(socket.SHUT_RDWR)
 
     def wake(self) -> None:
-        """Wake whoever polls this stream, without an end that its peer could take for that of the data.
+        """Wake whoever reads from this stream or is held up by a peer that takes nothing, which is cut off.
 
-        For any thread, never raises; whoever is woken must reset or close the stream.  Only a
-        peer that takes nothing at present may be told of an end: it comes after what it has not
-        taken, and the reset overtakes it.
+        For any thread, never raises; whoever is woken must reset or close the stream.  To cut off
+        is to tell of an end, after what was sent: only for a protocol whose peers know half a
+        sentence for what it is.
         """
         with contextlib.suppress(OSError, ValueError):
             poll = select.poll()
@@ -237,10 +237,14 @@ class SocketStream:
         if self._on_close is not None:
             self._closed()
 
-    def reset(self) -> None:
-        """Close with a TCP reset instead of an orderly end."""
+    def reset_when_closed(self) -> None:
+        """Have close() be a TCP reset, also when the kernel closes, at the end of this process."""
         with contextlib.suppress(OSError):
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+
+    def reset(self) -> None:
+        """Close with a TCP reset instead of an orderly end."""
+        self.reset_when_closed()
         self.sock.close()
         self._closed()
 
