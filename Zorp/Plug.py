@@ -239,6 +239,8 @@ class AbstractPlugProxy(Proxy):
         elif end is End.SERVER_FAILED:
             self._reset(self._client)
         elif end is End.CHILD_FAILED:
+            if not self._stop_requested:                 # which ends children first
+                conclude(self.session, DENIED_BY_UNKNOWN_FAIL, "the stacked proxy failed")
             self._reset(self._client)
             self._reset(self._server)
         if end in _CUT_SHORT:

@@ -15,7 +15,7 @@ import pytest
 
 from test.support.children import new_mark, processes, wait_until_gone, zombies_of
 from test.support.daemon import wait_until
-from test.support.ends import is_reset, whatever_comes
+from test.support.ends import flood, is_reset, reset, whatever_comes
 from test.support.plugs import stacking
 from test.support.proxies import serve
 from Zorp import Globals
@@ -30,6 +30,7 @@ from Zorp.Constants import (
     ZV_ACCEPT,
     ZV_REJECT,
 )
+from Zorp.engine.builtin_proxy import running
 from Zorp.Plug import PlugProxy
 from Zorp.Session import StackedSession
 from Zorp.Stack import AbstractStackingBackend, StackingProvider
@@ -276,6 +277,30 @@ def pairs_but(number):
         return streamPair(*arguments)
 
     return pair
+
+
+@pytest.mark.parametrize("program", ["/no/such/program", "exit 3", "kill -KILL $$"])
+def test_a_session_whose_program_failed_was_not_accepted(serve, program):
+    with serve(stacking(program)) as session:
+        assert is_reset(session.client)
+        assert session.verdict == "DENIED_BY_UNKNOWN_FAIL"
+        assert session.master.refusal_reason == "the stacked proxy failed"
+
+
+def test_a_session_that_is_stopped_was_accepted_whatever_becomes_of_its_program(serve):
+    with serve(stacking("exec 4<&0; cat <&4 >&1; sleep 60")) as session:
+        session.client.sendall(b"abc")
+        assert session.server.recv(3) == b"abc"
+        assert running.stop_session(session.master.session_id)
+        assert session.verdict == "ACCEPTED"
+
+
+def test_a_client_that_is_reset_ends_a_session_whose_program_does_not_read(serve):
+    with serve(stacking("sleep 60")) as session:
+        session.client.settimeout(0.3)
+        flood(session.client)
+        reset(session.client)
+        session.wait_for_end()
 
 
 def test_plug_needs_the_streams_of_what_it_stacks(serve):
