@@ -11,6 +11,7 @@ import pytest
 
 from test.doc.test_manuals import GUIDE, check, policies
 from test.support import tree
+from Zorp.wire.stack_control import ControlReader
 
 CLAIMS = {
     "intra": [
@@ -26,6 +27,10 @@ CLAIMS = {
     "branch": [("tcp 10.1.0.7 10.1.0.1:50080",
                 "REFUSED when it connects: service data may not go to servers in zone branch")],
     "mail": [("tcp 203.0.113.9 127.0.0.1:25", "PERMITTED by service mail_in")],
+    "plain": [("udp 192.168.1.7 192.168.1.1:53", "PERMITTED by service dns"),
+              ("tcp 192.168.1.7 192.168.1.1:43", "PERMITTED by service whois"),
+              ("tcp 192.168.1.7 192.168.1.1:53", "REFUSED: the policy has no rules")],
+    "scan": [("tcp 203.0.113.9 198.51.100.1:25", "PERMITTED by service mail")],
     "strict": [("tcp 203.0.113.9 198.51.100.1:25", "PERMITTED by service strict")],
 }
 
@@ -77,3 +82,24 @@ def test_the_guide_is_right_that_a_denial_without_ports_is_in_vain(policy, tmp_p
     assert explain(path, "intra", "tcp 192.168.1.200 172.16.40.5:22") == "PERMITTED by service ssh"
     warning = check(path, "intra").stderr
     assert re.search(rf"Deny rule loses to a permitting one;.* place='{path}:\d+'.* winner_place='{path}:\d+'", warning)
+
+
+@pytest.mark.parametrize(("mail", "passes", "verdicts"), [
+    (b"Subject: harmless\r\n\r\nHello\r\n", True, []),
+    (b"Subject: x\r\n\r\nFORBIDDEN\r\n", False, [{"Verdict": "Z_REJECT", "Description": "Forbidden word"}]),
+])
+def test_the_scanner_of_the_guide_judges_mails(tmp_path, mail, passes, verdicts):
+    # given the guide's program, with a file as its descriptor 3
+    script, said = tmp_path / "scan", tmp_path / "control"
+    script.write_text(re.search(r"```sh\n(.*?)```", GUIDE.read_text("utf-8"), re.DOTALL)[1])
+    # when a mail goes through it
+    result = subprocess.run(["/bin/sh", "-c", f"sh {script} 3>{said}"], input=mail, capture_output=True, timeout=10,
+                            env={"PATH": os.environ["PATH"], "TMPDIR": str(tmp_path)}, check=True)
+    # then it comes out whole, or not at all, and what is said of it is a request that we understand
+    assert (result.stdout, result.stderr) == (mail if passes else b"", b"")
+    reader = ControlReader()
+    reader.feed(said.read_bytes())
+    requests = list(iter(reader.next_request, None))
+    assert [(request.command, request.headers) for request in requests] == [
+        ("SETVERDICT", verdict) for verdict in verdicts]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["control", "scan"]
