@@ -7,7 +7,9 @@ Theory of operation
     (`service.NAME.session_number`, `conns.NAME.N.SEC.REL.client_address`, `stats. ...`).
 
     Of an open connection only who describes it is kept, and asked when somebody wants to know:
-    putting properties together for every connection would cost more than counting it.
+    putting properties together for every connection would cost more than counting it.  Properties
+    may be objects of a policy, so they are asked and turned into text without the lock; what fails
+    has no value and says why in the log.
 
     Policies reach the same structure through szigEvent(event, (type, value)).
 
@@ -26,6 +28,7 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from Zorp.Constants import (
     CORE_ERROR,
@@ -43,7 +46,7 @@ from Zorp.Constants import (
     Z_SZIG_TYPE_STRING,
     Z_SZIG_TYPE_TIME,
 )
-from Zorp.Log import log
+from Zorp.Log import log, log_exception
 
 _WINDOWS_S = {"avg1": 60, "avg5": 300, "avg15": 900}
 _MAX_PROPERTIES = 16
@@ -52,6 +55,39 @@ _PRIMARY = (0, 0)                # secondary and related id of nearly every conn
 
 ConnectionKey = tuple[str, int, int, int]        # service, instance id, secondary id, related id
 Describe = Callable[[], Mapping[str, object]]
+
+
+class _Connection(NamedTuple):
+    """What is known of an open connection, in the place of its properties until somebody wants them."""
+
+    describe: Describe
+    added: Mapping[str, object]      # by events
+
+    def properties(self) -> dict[str, int | str | None]:
+        """Ask for the properties; runs code of policies.  Never raises."""
+        described = _attempt(self.describe) or {}
+        return {name: value if isinstance(value, int) else _attempt(str, value)
+                for name, value in {**described, **self.added}.items()}
+
+
+def _attempt(function, *args):
+    """Return function(*args), None (and a line in the log) when it raises."""
+    try:
+        return function(*args)
+    except BaseException:            # SystemExit of a policy's object is as good as any
+        log_exception(None)
+        return None
+
+
+def _opened(node):
+    """Return a node of the tree, that of a connection with its properties."""
+    return node.properties() if isinstance(node, _Connection) else node
+
+
+def _opened_below(node):
+    """The same for everything below it."""
+    node = _opened(node)
+    return {name: _opened_below(below) for name, below in node.items()} if isinstance(node, dict) else node
 
 
 class _Rate:
@@ -172,6 +208,7 @@ class Statistics:
 
     def service_properties(self, service: str, properties: Mapping) -> None:
         """Set leaves below service.NAME, as a policy's SERVICE_COUNT event asks."""
+        properties = dict(properties)
         with self._counters_lock:
             counters = self._services[service]
             for name, value in properties.items():
@@ -184,7 +221,7 @@ class Statistics:
     def connection_opened(self, key: ConnectionKey, describe: Describe) -> None:
         """A proxy works on the connection.
 
-        describe: called by any thread, with our lock held, until the connection is closed; returns its properties.
+        describe: called by any thread, until the connection is closed or a little later; returns its properties.
         """
         with self._counters_lock:
             self._connections[key] = describe
@@ -193,6 +230,7 @@ class Statistics:
 
     def connection_properties(self, key: ConnectionKey, properties: Mapping) -> bool:
         """Add properties to an open connection; False when there is none."""
+        properties = dict(properties)
         with self._counters_lock:
             is_open = key in self._connections
             if is_open:
@@ -250,6 +288,7 @@ class Statistics:
 
     def info_properties(self, branch: str, properties: Mapping) -> None:
         """Set leaves below info.BRANCH (the RELOAD event: branch "policy")."""
+        properties = dict(properties)
         with self._counters_lock:
             self._info.setdefault(branch, {}).update(properties)
 
@@ -279,7 +318,8 @@ class Statistics:
     def tree(self) -> dict[str, object]:
         """Return everything as nested dictionaries; leaves are int or str, None means no value."""
         with self._counters_lock:
-            return {branch: read() for branch, read in self._branches_locked().items()}
+            found = {branch: read() for branch, read in self._branches_locked().items()}
+        return {**found, "conns": _opened_below(found["conns"])}
 
     def value(self, path: tuple[str, ...]) -> str | None:
         """Return the text of the leaf at this path of raw names; None for inner and missing nodes."""
@@ -308,8 +348,9 @@ class Statistics:
             else:
                 node, rest = branches.get(path[0], lambda: None)(), path[1:]
         for name in rest:
+            node = _opened(node)
             node = node.get(name) if isinstance(node, dict) else None
-        return node
+        return _opened(node)
 
     def _branches_locked(self) -> dict[str, Callable[[], dict]]:
         return {"conns": self._connections_locked, "info": self._info_locked,
@@ -320,7 +361,7 @@ class Statistics:
         for key in self._connections:
             if key[0] in found:
                 instances = found[key[0]].setdefault(str(key[1]), {})
-                instances.setdefault(str(key[2]), {})[str(key[3])] = self._properties_locked(key)
+                instances.setdefault(str(key[2]), {})[str(key[3])] = self._connection_locked(key)
         return found
 
     def _connections_below_locked(self, path: tuple[str, ...]) -> dict | None:
@@ -333,7 +374,7 @@ class Statistics:
             return {str(key[1]): {} for key in self._connections if key[0] == path[0]}
         found: dict[str, dict] = {}
         for key in self._instance_locked(path[0], int(path[1])) if path[1].isdecimal() else ():
-            found.setdefault(str(key[2]), {})[str(key[3])] = self._properties_locked(key)
+            found.setdefault(str(key[2]), {})[str(key[3])] = self._connection_locked(key)
         return found or None
 
     def _instance_locked(self, service: str, instance_id: int) -> list[ConnectionKey]:
@@ -343,9 +384,8 @@ class Statistics:
             return [key for key in self._connections if key[:2] == primary[:2]]
         return [primary] if primary in self._connections else []         # nearly always, and without a search
 
-    def _properties_locked(self, key: ConnectionKey) -> dict[str, int | str]:
-        properties = {**self._connections[key](), **self._added.get(key, {})}
-        return {name: value if isinstance(value, int) else str(value) for name, value in properties.items()}
+    def _connection_locked(self, key: ConnectionKey) -> _Connection:
+        return _Connection(self._connections[key], dict(self._added.get(key, ())))
 
     def _info_locked(self) -> dict:
         return {branch: dict(leaves) for branch, leaves in self._info.items()}

@@ -89,6 +89,58 @@ def test_connections_that_share_an_instance_stand_side_by_side():
     assert statistics.tree()["conns"]["web"] == {"17": {"1": {"0": {}}}, "18": {"0": {"0": {}}}}
 
 
+class Address:
+    """An object of a policy whose text is what a function returns."""
+
+    def __init__(self, text):
+        self._text = text
+
+    def __str__(self):
+        return self._text()
+
+
+def test_text_of_a_policys_object_is_made_without_the_lock():
+    # given a connection whose address does not return from str() before others are counted
+    statistics = Statistics()
+    counted, asked = threading.Event(), threading.Event()
+
+    def wait():
+        asked.set()
+        return "late" if counted.wait(10) else "never"
+
+    statistics.service_started("web", 1, 1.0)
+    statistics.connection_opened(("web", 1, 0, 0), lambda: {"client_address": Address(wait)})
+    found = []
+    asking = threading.Thread(target=lambda: found.append(statistics.tree()["conns"]["web"]["1"]["0"]["0"]))
+    asking.start()
+    assert asked.wait(10)
+    # when somebody wants to know, then others are counted meanwhile
+    counting = threading.Thread(target=lambda: (statistics.service_started("web", 2, 1.0), counted.set()), daemon=True)
+    counting.start()
+    asking.join()
+    assert found == [{"client_address": "late"}]
+    counting.join()
+
+
+def test_a_connection_that_cannot_be_described_costs_its_own_entry_only():
+    statistics = Statistics()
+
+    def leave():
+        raise SystemExit("not this one")
+
+    with captured_log() as logged:
+        for number, describe in enumerate((leave, lambda: {"client_address": Address(leave), "client_zone": "office"},
+                                           lambda: {"client_zone": "office"})):
+            statistics.service_started("web", number, 1.0)
+            statistics.connection_opened(("web", number, 0, 0), describe)
+        instances = statistics.tree()["conns"]["web"]
+        assert [instances[number]["0"]["0"] for number in "012"] == [
+            {}, {"client_address": None, "client_zone": "office"}, {"client_zone": "office"}]
+        assert statistics.value(("conns", "web", "1", "0", "0", "client_address")) is None
+        assert statistics.value(("conns", "web", "1", "0", "0", "client_zone")) == "office"
+    assert logged.texts("core.error")
+
+
 def test_late_properties_do_not_bring_a_connection_back():
     statistics = Statistics()
     key = ("web", 1, 0, 0)
