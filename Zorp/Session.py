@@ -399,7 +399,7 @@ class MasterSession(AbstractSession):
             log_exception(self.session_id)
 
     def logVerdict(self, info=""):
-        """Write the connection summary (logging 10)."""
+        """Write the connection summary (logging 10); it is evidence, so nothing that a policy has set keeps it away."""
         if Log.loudest < 4:
             return
         client_ip, client_port = _ip_and_port(self.client_address)
@@ -407,11 +407,11 @@ class MasterSession(AbstractSession):
         wanted_ip, wanted_port = _ip_and_port(self.client_local)
         local_ip, local_port = _ip_and_port(self.server_local)
         log(self.session_id, CORE_SUMMARY, 4, _SUMMARY, (
-            "N/A" if self.rule_id is None else self.rule_id, self.start_time, time.time(),
+            "N/A" if self.rule_id is None else _text_of(self.rule_id), self.start_time, time.time(),
             self.protocol_name, client_ip, client_port, _zone_name(self.client_zone),
             self._server_protocol_name(), server_ip, server_port, _zone_name(self.server_zone),
             wanted_ip, wanted_port, local_ip, local_port,
-            self.verdict, self._reason(info), self.auth_user or _NOTHING))
+            _text_of(self.verdict), self._reason(info), _text_of(self.auth_user or _NOTHING)))
 
     def _reason(self, info):
         """Return the summary's info: the classic line keeps it empty for refusals, as parsers know it."""
@@ -421,7 +421,11 @@ class MasterSession(AbstractSession):
 
     def _server_protocol_name(self):
         chainer = getattr(self.service, "chainer", None)
-        protocol = chainer.getProtocol() if hasattr(chainer, "getProtocol") else ZD_PROTO_AUTO
+        try:
+            protocol = chainer.getProtocol() if hasattr(chainer, "getProtocol") else ZD_PROTO_AUTO
+        except Exception:                # of a policy's chainer
+            log_exception(self.session_id)
+            protocol = ZD_PROTO_AUTO
         return self.protocol_name if protocol == ZD_PROTO_AUTO else protocol_name(protocol)
 
 
@@ -572,14 +576,33 @@ class StackedSession(AbstractSession):
 
 
 def _ip_and_port(address):
-    """Return address and port for the summary; a local socket and a missing address have none."""
-    text = getattr(address, "ip_s", None)
-    return (_NOTHING, 0) if text is None else (text, address.port)
+    """Return address and port for the summary; a local socket, a missing address and what is none have none."""
+    try:
+        text = getattr(address, "ip_s", None)
+        return (_NOTHING, 0) if text is None else (_text_of(text), int(address.port))
+    except BaseException:            # what a policy has put in its place
+        return _NOTHING, 0
 
 
 def _zone_name(zone):
-    return _NOTHING if zone is None else zone.getName()
+    return _NOTHING if zone is None else _name_or_nothing(zone)
 
 
 def _name_or_nothing(zone):
-    return "" if zone is None else zone.getName()
+    """Return the name of a zone, "" for none; what a policy has put in its place counts by its text."""
+    if zone is None:
+        return ""
+    try:
+        return _text_of(zone.getName())
+    except BaseException:
+        return _text_of(zone)
+
+
+def _text_of(value):
+    """Return something that a policy may have set as text, whatever it is."""
+    if type(value) is str:
+        return value
+    try:
+        return str(value)
+    except BaseException:            # of the policy's object
+        return _NOTHING

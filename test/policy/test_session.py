@@ -424,6 +424,53 @@ def test_summary_of_what_is_not_known(logged):
         "verdict='ACCEPTED', info='', auth_user='(NULL)'")
 
 
+class Unspeakable:
+    """What a policy should not put into a session."""
+
+    ip_s = "10.0.0.9"
+
+    def __str__(self):
+        raise SystemExit("no text")
+
+    def getName(self):
+        raise RuntimeError("no name")
+
+    @property
+    def port(self):
+        raise RuntimeError("no port")
+
+
+@pytest.mark.parametrize(("name", "value", "field"), [
+    ("client_zone", "office", "client_zone='office'"),
+    ("server_zone", 5, "server_zone='5'"),
+    ("client_zone", Unspeakable(), "client_zone='(NULL)'"),
+    ("client_address", Unspeakable(), "client_address='(NULL)', client_port='0'"),
+    ("server_address", "10.0.0.9:80", "server_address='(NULL)', server_port='0'"),
+    ("auth_user", Unspeakable(), "auth_user='(NULL)'"),
+    ("rule_id", Unspeakable(), "rule_id='(NULL)'"),
+    ("verdict", Unspeakable(), "verdict='(NULL)'"),
+])
+def test_summary_is_written_whatever_a_policy_has_set(zones, logged, name, value, field):
+    service = Service()
+    session = master(service)
+    setattr(session, name, value)
+    session.release()
+    message, = logged.find("Connection summary; ")
+    assert field in message.text
+    assert service.stopped == [session]
+
+
+def test_summary_is_written_when_the_chainer_cannot_tell_its_protocol(zones, logged):
+    class Chainer:
+        def getProtocol(self):
+            raise RuntimeError("of a policy")
+    service = Service()
+    service.chainer = Chainer()
+    master(service).release()
+    message, = logged.find("Connection summary; ")
+    assert "server_proto='TCP'" in message.text
+
+
 def test_summary_names_the_chainers_protocol(zones, logged):
     class Chainer:
         def getProtocol(self):
@@ -454,6 +501,22 @@ def test_sessions_show_in_the_statistics_while_they_run(zones, monkeypatch):
     assert node["server_address"] == "AF_INET(203.0.113.80:80)"
     session.release()
     assert statistics.value(("stats", "sessions_running")) == "0"
+
+
+def test_statistics_take_text_for_a_zone(zones, monkeypatch):
+    statistics = Statistics()
+    monkeypatch.setattr("Zorp.Session.statistics", statistics)
+    top = master(instance_id=17)
+    statistics.service_started("web", 17, 1.0)
+    session = StackedSession(top)
+    session.setProxy(Proxy())
+    session.registerStart()
+    top.client_zone = "anywhere"
+    session.setServerAddress(WANTED)
+    session.registerServerAddress()
+    assert statistics.value(("conns", "web", "17", "0", "0", "client_zone")) == "anywhere"
+    assert statistics.value(("service", "web", "outbound_zones")) == "anywhere(1)"
+    session.release()
 
 
 @pytest.mark.parametrize(("problem", "verdict", "reason"), [
