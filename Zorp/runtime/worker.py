@@ -456,6 +456,7 @@ class Worker:
         for proxy in running.all():
             log(proxy.session.getMasterSession().session_id, "core.error", 1,
                 "Session abandoned, the instance stops and policy code does not return;")
+            proxy.abandon()                      # the kernel ends its connections, and in order unless told otherwise
         self._end()
 
     def _end(self) -> None:

@@ -3,12 +3,15 @@
 import contextlib
 import os
 import pathlib
+import queue
 import signal
 
 import pytest
 
 from test.runtime.policies import ECHO
 from test.support.daemon import wait_until
+from test.support.ends import is_reset
+from test.support.gateway import Server
 
 LISTEN = "0A"                        # a state in /proc/net/tcp
 
@@ -136,3 +139,41 @@ def test_a_session_that_policy_code_holds_is_named_when_the_instance_stops(zorp)
     # then the log says which session left no summary
     assert daemon.log.find("core.error", 1, "Session abandoned", session=session)
     client.close()
+
+
+def test_the_peers_of_a_session_that_is_left_behind_see_no_orderly_end(zorp):
+    # given half of an upload, in a session whose policy code does not return
+    seen = queue.SimpleQueue()
+
+    def serve(sock):
+        seen.put(sock.recv(100))
+        seen.put(is_reset(sock))
+
+    with Server(serve) as server:
+        daemon = zorp("""
+            import threading
+            from Zorp.Core import *
+            from Zorp.Plug import *
+
+            class Waits(PlugProxy):
+                def config(self):
+                    PlugProxy.config(self)
+                    self.packet_stats_interval_packet = 1
+
+                def packetStats(self, *counts):
+                    threading.Event().wait(60)
+
+            def intra():
+                Service("plug", Waits, router=DirectedRouter(SockAddrInet("127.0.0.1", $server_port)))
+                Dispatcher(DBSockAddr(SockAddrInet("127.0.0.1", $port), ZD_PROTO_TCP), service="plug")
+            """, server_port=server.port)
+        with daemon.connect() as client:
+            session = daemon.log.wait_for("core.session", 3, "Starting proxy instance").session
+            client.sendall(b"half of it")
+            assert seen.get(timeout=10) == b"half of it"
+            # when the instance stops
+            assert daemon.stop() == 0
+            # then both are reset
+            assert is_reset(client)
+        assert seen.get(timeout=10)
+        assert daemon.log.find("core.error", 1, "Session abandoned", session=session)
