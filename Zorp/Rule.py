@@ -120,14 +120,15 @@ class Rule:
         self.rule_id = self._checked_id(keywords.pop("rule_id", None))
         self.has_own_id = self.rule_id is not None
         service, detect = keywords.pop("service", None), keywords.pop("detect", None)
-        name = f"{self.rule_id or 'without id'} for service '{service}'"
+        named = [f"in rule {self.rule_id or 'without id'}"] if self.rule_id or service is not None else []
+        named += [f"for service '{service}'"] if service is not None else []
         try:
             if detect is not None:
                 refuse_detect(detect, service)
             self.service = _known_service(service)
             self.dimensions = read_conditions(keywords)
         except PolicyError as error:
-            raise PolicyError(error.problem, remedy=f"in rule {name}: {error.remedy}") from None
+            raise PolicyError(error.problem, remedy=": ".join(filter(None, (" ".join(named), error.remedy)))) from None
 
     @classmethod
     def from_description(cls, description):

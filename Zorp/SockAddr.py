@@ -38,6 +38,7 @@ from Zorp.Log import log
 _PATH_BYTES = 107                       # sun_path without its NUL
 _PORT_MASK = 0xffff
 _FOUR_PARTS = re.compile(r"(?:(?:0|[1-9][0-9]{0,2})\.){3}(?:0|[1-9][0-9]{0,2})", re.ASCII)
+_LIKE_A_HOST_NAME = re.compile(r"[A-Za-z0-9_.-]*[A-Za-z][A-Za-z0-9_.-]*", re.ASCII)
 _C_LIBRARY_FORM = re.compile(r"[0-9A-Fa-fxX.]+", re.ASCII)      # the C library stops at a blank and ignores the rest
 _NETWORK_WORD = struct.Struct("!I")
 _NATIVE_WORD = struct.Struct("=I")
@@ -86,6 +87,17 @@ def ipv4_from_text(text: str) -> int:
 def ipv4_text(value: int) -> str:
     """Return the dotted text of a host-order integer."""
     return socket.inet_ntoa(value.to_bytes(4, "big"))
+
+
+def _ipv4_and_no_name(text: str) -> int:
+    """As ipv4_from_text(); who gives the name of a host learns where it belongs."""
+    try:
+        return ipv4_from_text(text)
+    except PolicyError as problem:
+        if _LIKE_A_HOST_NAME.fullmatch(text) is None:
+            raise
+        remedy = f"{problem.remedy}; SockAddrInetHostname takes names of hosts"
+        raise PolicyError(problem.problem, remedy=remedy) from None
 
 
 def ipv6_from_text(text: str) -> int:
@@ -224,7 +236,7 @@ class SockAddrInet(_Internet):
     def __init__(self, ip=None, port=None, ip_addr=None):
         ip = ip_addr if ip is None else ip
         if isinstance(ip, str):
-            self._set_ip_int(ipv4_from_text(ip))
+            self._set_ip_int(_ipv4_and_no_name(ip))
         elif isinstance(ip, int) and 0 <= ip <= 0xffffffff:
             self._set_ip_int(int(ip))
         else:

@@ -147,8 +147,9 @@ def _port_text(keyword: str, text: str) -> tuple[int, int]:
     low, colon, high = text.partition(":")
     try:
         return int(low), int(high if colon else low)
-    except ValueError as problem:
-        raise PolicyError(str(problem), remedy=f"{keyword} takes texts like '80' or '80,8000:8099'") from None
+    except ValueError:
+        raise PolicyError(f"Integer port value expected; value='{text}'", remedy=f"{keyword} takes texts like '80', "
+                          "'8000:8099' (a range), or both with a comma between") from None
 
 
 def _subnet(keyword: str, value: object) -> Iterable[NetData]:

@@ -20,14 +20,18 @@ from __future__ import annotations
 
 import codecs
 import dataclasses
+import difflib
 import inspect
 import os
+import pkgutil
 import re
 import sys
 import threading
 import traceback
 import types
+from collections.abc import Iterable
 
+import Zorp
 from Zorp import Core
 from Zorp.acceptance.policy_load import loading
 from Zorp.Exceptions import PolicyError
@@ -151,8 +155,9 @@ class Loader:
                                        "take the right away with chmod o-w")) from None
         except OSError as problem:
             log(None, "core.error", 0, "Error opening policy file; filename='%s'", (self._path,))
-            raise LoadFailed(Complaint(f"{self._path}:0: cannot be read, {problem.strerror}; "
-                                       "make it readable for the user that zorp runs as")) from problem
+            remedy = ("name the file of the policy with --policy" if isinstance(problem, FileNotFoundError) else
+                      "make it readable for the user that zorp runs as")
+            raise LoadFailed(Complaint(f"{self._path}: cannot be read, {problem.strerror}; {remedy}")) from problem
         try:
             return data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
         except UnicodeDecodeError:
@@ -274,14 +279,25 @@ def _remedy(problem: BaseException) -> str:
     if isinstance(problem, NameError):
         return "define the name before this line, or import the module that has it"
     if isinstance(problem, AttributeError):
-        return "write a name that this object has, or define it"
+        owner = problem.obj
+        module = owner.__name__ if isinstance(owner, types.ModuleType) else type(owner).__module__
+        near = _similar(problem.name, dir(owner)) if module.partition(".")[0] == "Zorp" else ""
+        return near or "write a name that this object has, or define it"
     if isinstance(problem, ImportError):
-        if (problem.name or "").startswith("Zorp."):
-            return "take its use out of the policy"
+        package, _, name = (problem.name or "").partition(".")
+        if package == "Zorp" and name:
+            known = [module.name for module in pkgutil.iter_modules(Zorp.__path__) if module.name[0].isupper()]
+            return ("" if name in Zorp.UNBUILT else _similar(name, known)) or "take its use out of the policy"
         return "put the module beside the policy, or take the import out"
     if isinstance(problem, TypeError):
         return _arguments_of(problem)
     return "correct what this line does"
+
+
+def _similar(name: str | None, known: Iterable[str]) -> str:
+    """Return a question for the name that was meant, "" when none resembles this one."""
+    near = difflib.get_close_matches(name or "", known, n=1)
+    return f"did you mean '{near[0]}'" if near and near[0] != name else ""
 
 
 def _about_python_2(problem: SyntaxError) -> str:

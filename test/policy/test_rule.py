@@ -80,8 +80,9 @@ REFUSED = {
     "internal name": ({"src_subnet6": "::/0"}, "Invalid dimension specification 'src_subnet6'"),
     "port of another type": ({"dst_port": 80.5}, "Integer port value expected; value='80.5'"),
     "a tuple of two in a list": ({"dst_port": [(80, 90)]}, r"Integer port value expected; value='\(80, 90\)'"),
-    "port text": ({"dst_port": "http"}, "invalid literal for int"),
-    "empty port text": ({"dst_port": ""}, "invalid literal for int"),
+    "port text": ({"dst_port": "http"}, "Integer port value expected; value='http'"),
+    "empty port text": ({"dst_port": ""}, "Integer port value expected; value=''"),
+    "range with a dash": ({"dst_port": "80,53-60"}, r"value='53-60'; .*'8000:8099' \(a range\)"),
     "range upside down":
         ({"dst_port": PortRange(90, 80)}, "Invalid port range; dimension='dst_port', low='90', high='80'"),
     "port too high": ({"src_port": 65536}, "Invalid port range"),
@@ -121,6 +122,10 @@ def test_a_refusal_names_the_rule():
                                  "in rule 7 for service 's': ports go from 0 to 65535, the lower one first")
     with pytest.raises(PolicyError, match="in rule without id for service 't': "):
         Rule(service="t", src_zone="nosuch")
+    with pytest.raises(PolicyError, match="; in rule 8: give service= the name"):
+        Rule(rule_id=8, dst_port=80)
+    with pytest.raises(PolicyError, match="; give service= the name"):
+        Rule(dst_port=80)
 
 
 @pytest.mark.parametrize(("detect", "default", "text"), [

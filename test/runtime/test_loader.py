@@ -10,6 +10,10 @@ BROKEN = {
     "unknown name": ("from Zorp.Core import *\n\nNoSuchThing()\n", 3, "NoSuchThing"),
     "inside the instance": ("from Zorp.Core import *\ndef intra():\n    undefined\n", 3, "undefined"),
     "missing module": ("import nosuchmodule\n", 1, "put the module beside the policy"),
+    "module by another name": ("from Zorp.Smpt import *\n", 1, "did you mean 'Smtp'"),
+    "module that is not built": ("from Zorp.Http import *\n", 1, "take its use out of the policy"),
+    "branch by another name": ("from Zorp.Core import *\nconfig.option.language = 'hu'\n", 2, "did you mean 'options'"),
+    "name of a module": ("import Zorp.Core\nZorp.Core.Servise\n", 2, "did you mean 'Service'"),
     "wrong argument": ("from Zorp.Core import *\nDBIface('eth0', 0)\n", 2, "give the port to listen on, 1 to 65535"),
     "python 2": ("from Zorp.Core import *\ndef intra():\n\ttry: pass\n\texcept ValueError, e:\n\t\tprint e\n", 4,
                  "policies are Python 3"),
@@ -73,6 +77,8 @@ def test_an_unreadable_policy(zorp):
     daemon.policy.unlink()
     assert daemon.run() == 2
     assert daemon.log.wait_for("core.error", 0, "Error opening policy file").fields == {"filename": str(daemon.policy)}
+    assert (f": {daemon.policy}: cannot be read, No such file or directory; name the file of the policy with --policy\n"
+            in daemon.log.text())
 
 
 def test_a_policy_that_everybody_may_write_is_refused(zorp):
