@@ -242,24 +242,28 @@ class Lifecycle:
         """
         for processes in groups.values():
             if revoke:
-                yield self._reload_and_revoke(processes)
+                yield from self._reload_and_revoke(processes)
                 continue
             problem = self._reload_instance(processes)
             for process in processes:
                 yield Result(process.name, "Reload successful") if problem is None else failed(process.name, problem)
 
     @staticmethod
-    def _reload_and_revoke(processes: list[Process]) -> Result:
-        name = processes[0].name
+    def _reload_and_revoke(processes: list[Process]) -> Iterator[Result]:
+        """Reload one instance and revoke; its first process says how many sessions of all have ended."""
         if not any(process.is_running() for process in processes):
-            return failed(name, _NOT_RUNNING)
-        try:
-            with SzigClient(processes[0].socket_path, RELOAD_TIMEOUT_S) as szig:
-                answer = szig.ask("RELOAD REVOKE")
-        except SzigError as problem:
-            return failed(name, str(problem))
-        word, _, text = answer.partition(" ")
-        return Result(name, text) if word == "OK" else failed(name, text)
+            word, text = "FAIL", _NOT_RUNNING
+        else:
+            try:
+                with SzigClient(processes[0].socket_path, RELOAD_TIMEOUT_S) as szig:
+                    word, _, text = szig.ask("RELOAD REVOKE").partition(" ")
+            except SzigError as problem:
+                word, text = "FAIL", str(problem)
+        if word != "OK":
+            yield from (failed(process.name, text) for process in processes)
+            return
+        yield Result(processes[0].name, text)
+        yield from (Result(process.name, text.partition(";")[0]) for process in processes[1:])
 
     def _reload_instance(self, processes: list[Process]) -> str | None:
         """Reload one instance (all its processes at once); return what went wrong."""

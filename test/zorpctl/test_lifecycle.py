@@ -412,6 +412,20 @@ def test_reload_with_revocation_says_how_many_were_ended(host):
     assert (outcome.status, "Reload successful; revoked='0'" in outcome.out) == (0, True)
 
 
+def test_reload_with_revocation_has_a_line_for_every_process(host):
+    # given an instance of two processes
+    host.instance("two", zorpctl_args="--num-of-processes 2")
+    # when it does not run, then both lines say so
+    outcome = host.zorpctl("reload", "--revoke", "two")
+    assert (outcome.status, outcome.err.splitlines()) == (
+        1, ["two#0: Process not running", "two#1: Process not running"])
+    # when it runs, then both have a line, and the number of sessions is said once
+    assert host.zorpctl("start").status == 0
+    outcome = host.zorpctl("reload", "--revoke", "two")
+    assert (outcome.status, outcome.out.splitlines()[1:]) == (
+        0, ["two#0: Reload successful; revoked='0'", "two#1: Reload successful"])
+
+
 def test_a_missing_instances_conf(host):
     (host.etc / "instances.conf").unlink()
     outcome = host.zorpctl("start")
