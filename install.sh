@@ -84,7 +84,7 @@ packages() {
 
 files() {
     for page in man/*.[58]; do put 644 "$page" "$PREFIX/share/man/man${page##*.}/${page#man/}"; done
-    for text in README.md CHANGES.md doc/guide.md doc/attributes.md doc/reference.md plugins/README.md systemd/README.md; do
+    for text in README.md CHANGES.md doc/guide.md doc/attributes.md doc/options.md doc/reference.md plugins/README.md systemd/README.md; do
         name=$(echo "$text" | sed 's,^doc/,,; s,/,-,')
         put 644 "$text" "$PREFIX/share/doc/zorp/$name"
     done
