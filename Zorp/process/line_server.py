@@ -37,6 +37,7 @@ from Zorp.process.timers import Timer, Timers
 REQUESTS_PER_TURN = 50
 UNREAD_BYTES = 1 << 20
 PAUSE_S = 0.1
+SPARED = 16
 _READ_BYTES = 65_536
 _SO_PEERGROUPS = 59
 _SOCKET_MODE_MASK = 0o117        # rw-rw----
@@ -290,7 +291,7 @@ class LineServer:
         self._most = connections
         self._listeners: list[socket.socket] = []
         self._clients: collections.OrderedDict[LineClient, None] = collections.OrderedDict()  # last used: last
-        self._pauses = LogPause(timers.now)
+        self._exhaustions = LogPause(timers.now)
 
     def serve(self, listener: socket.socket, make: Callable[[socket.socket], LineClient]) -> None:
         """Accept clients of a listening socket, which is ours from now on; make() wraps each."""
@@ -307,7 +308,11 @@ class LineServer:
         except (BlockingIOError, ConnectionAbortedError):
             return                           # whoever knocked has gone
         except OSError as problem:
-            self._pause(listener, make, problem)
+            if (suppressed := self._exhaustions.due()) is not None:
+                log(None, "core.error", 3, "accept() failed; fd='%d', error='%s', suppressed='%d'",
+                    (listener.fileno(), problem.strerror, suppressed))
+            if problem.errno != errno.EMFILE or not self._spare_descriptors():
+                self._pause(listener, make)
             return
         sock.setblocking(False)
         if len(self._clients) >= self._most and not self._close_longest_unused():
@@ -317,13 +322,16 @@ class LineServer:
         self._clients[client] = None
         client.begin()
 
-    def _pause(self, listener: socket.socket, make: Callable[[socket.socket], LineClient], problem: OSError) -> None:
+    def _spare_descriptors(self) -> bool:
+        """Give descriptors back, and keep to fewer connections; False when all have a request under way."""
+        before = len(self._clients)
+        self._most = min(self._most, max(before - SPARED, SPARED))
+        while len(self._clients) > max(before - SPARED, 0) and self._close_longest_unused():
+            pass
+        return len(self._clients) < before
+
+    def _pause(self, listener: socket.socket, make: Callable[[socket.socket], LineClient]) -> None:
         """Accept nobody for a while: the listener stays readable, and the loop would turn without end."""
-        if (suppressed := self._pauses.due()) is not None:
-            log(None, "core.error", 3, "accept() failed; fd='%d', error='%s', suppressed='%d'",
-                (listener.fileno(), problem.strerror, suppressed))
-        if problem.errno == errno.EMFILE:
-            self._close_longest_unused()
         self._selector.unregister(listener)
         self.timers.after(PAUSE_S, lambda: self._listen(listener, make))
 

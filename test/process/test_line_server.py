@@ -9,7 +9,15 @@ import socket
 import pytest
 
 from test.support.logged import captured_log
-from Zorp.process.line_server import PAUSE_S, REQUESTS_PER_TURN, LineClient, LineServer, Patience, listening_socket
+from Zorp.process.line_server import (
+    PAUSE_S,
+    REQUESTS_PER_TURN,
+    SPARED,
+    LineClient,
+    LineServer,
+    Patience,
+    listening_socket,
+)
 from Zorp.process.timers import Timers
 
 LINE_BYTES = 100
@@ -236,26 +244,44 @@ def no_descriptors(monkeypatch):
     return spent
 
 
-def test_out_of_descriptors_the_loop_rests_and_the_longest_unused_makes_room(world, no_descriptors):
+def test_out_of_descriptors_who_is_unused_makes_room_and_the_loop_rests_when_nobody_is(world, no_descriptors):
     unused, asking = world.client(), world.client()
     asking.sendall(b"later\n")
     world.turn()
     # given a client that comes when no descriptor is left
     with no_descriptors() as logged:
         late = world.client()
-        # then nothing wakes the loop before the pause is over, and the log says it once
+        # then who asked nothing makes room
+        assert unused.recv(10) == b""
+        # and when there is no room yet, nothing wakes the loop before the pause is over; the log says it once
+        world.turn()
         assert world.selector.select(0) == []
         assert len(logged.find("accept() failed; fd=")) == 1
     late.sendall(b"hello\n")
     world.turn(3)
-    # and who asked nothing has made room
-    assert unused.recv(10) == b""
+    late.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        late.recv(10)
     world.pass_time(PAUSE_S)
     world.turn(2)
     assert late.recv(10) == b"hello\n"
     asking.setblocking(False)
     with pytest.raises(BlockingIOError):
         asking.recv(10)
+
+
+def test_out_of_descriptors_some_are_left_to_the_rest_of_the_process(tmp_path, no_descriptors):
+    world = World(tmp_path, connections=1000)
+    with contextlib.closing(world):
+        for _ in range(3 * SPARED):
+            world.client()
+        with no_descriptors():
+            world.client()
+        # so many make room at once, and do not come back
+        for _ in range(SPARED):
+            world.client()
+        world.turn(SPARED)
+        assert len(world.server._clients) == 2 * SPARED
 
 
 def test_out_of_descriptors_is_said_once_a_second(world, no_descriptors):
