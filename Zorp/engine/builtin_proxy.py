@@ -28,8 +28,8 @@ For authors of protocol classes
     stop_requested          true when somebody wants the session to end
 
 Threads
-    Everything runs in the proxy's thread except request_stop() and set_connecting(), which any
-    thread may call.  _ends_lock guards _children, and is held while streams are woken or closed,
+    Everything runs in the proxy's thread except request_stop(), abandon() and set_connecting(),
+    which any thread may call.  _ends_lock guards _children, and is held while streams are woken or closed,
     so that a descriptor is never shut down after it was closed and given to somebody else.
 
 Deviations
