@@ -61,16 +61,18 @@ MEANINGS = {
         "stack": "`stack(how, what)`: starts a child, returns its two streams; RuntimeError when it fails",
     },
     "Plug": {
-        "bandwidth_to_client": "bytes per second to the client, over the last measured interval",
-        "bandwidth_to_server": "bytes per second to the server, over the last measured interval",
-        "buffer_size": "bytes that are read at once while a transfer is short",
+        "bandwidth_to_client": "bytes per second to the client, the average since passing began; 0.0 before",
+        "bandwidth_to_server": "bytes per second to the server, the average since passing began; 0.0 before",
+        "buffer_size": "bytes of a connection that become one datagram, where only one side is UDP; no effect otherwise"
+                       " up to 65536, above that the size of one read",
         "copy_to_client": "bytes of the server are passed on to the client",
         "copy_to_server": "bytes of the client are passed on to the server",
         "packet_stats_interval": "the same under its old name",
         "packet_stats_interval_packet": "`packetStats()` is called after so many reads; 0: never for that reason",
         "packet_stats_interval_time": "`packetStats()` is called after this time; 0: never for that reason",
         "shutdown_soft": "the end of one direction leaves the other one open; yes when stacked",
-        "timeout": "idle time after which the connection is closed; 0 and less: never",
+        "timeout": "idle time after which the session ends; 0 and less: never; with UDP the default is 60000, and never"
+                   " means that",
     },
     "Smtp": {
         "active_extensions": "extensions in force now, as the sum of their `SMTP_EXT_` numbers",
