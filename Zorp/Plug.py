@@ -44,11 +44,12 @@ from Zorp.acceptance.verdict import DENIED_BY_UNKNOWN_FAIL, conclude
 from Zorp.Constants import CORE_DEBUG, CORE_ERROR, FALSE, TRUE, ZD_PROTO_UDP, ZV_ACCEPT
 from Zorp.engine.attributes import ALIAS, ALWAYS, CUSTOM, INT, READ, Attr
 from Zorp.engine.builtin_proxy import BuiltinProxy
+from Zorp.engine.config_lint import Problem
 from Zorp.Exceptions import PolicyError
 from Zorp.language import star_names
 from Zorp.Log import enabled
 from Zorp.Proxy import Proxy, asks_for_authentication
-from Zorp.stacking.stacking import StackingFailed, stack_object
+from Zorp.stacking.stacking import StackingFailed, problem_of, stack_object
 from Zorp.transport.pumps import datagrams, is_datagram, through_child
 from Zorp.transport.relay import DRAIN_MS, End, Relay, RelaySettings
 
@@ -120,6 +121,29 @@ class AbstractPlugProxy(Proxy):
             if not isinstance(value, int) or value < 0:
                 raise PolicyError(f"Invalid {name}; class='{type(self).__name__}', {name}='{value}'",
                                   remedy=f"give {name} a number from 0 on")
+
+    def _config_problems(self):
+        found = super()._config_problems()
+        problem = problem_of(self.stack_proxy) if self._stacks_always() else None
+        if problem is not None and getattr(self.stackCustom, "__func__", None) is Proxy.stackCustom:
+            found.append(Problem(problem, "give stack_proxy a proxy class, a command, or a provider that is defined",
+                                 "stack_proxy"))
+        if self._vars.buffer_size < 1:
+            found.append(Problem(f"buffer_size is no size; buffer_size='{self._vars.buffer_size}'", "give bytes, 1500",
+                                 "buffer_size", is_fatal=False))
+        if self.secondary_mask > ALL_PROPERTIES:
+            found.append(Problem(f"secondary_mask has bits of no meaning; secondary_mask='{self.secondary_mask}'",
+                                 f"give a number from 0 to {ALL_PROPERTIES}", "secondary_mask", is_fatal=False))
+        return found
+
+    def _datagram_problems(self):
+        return [Problem("Datagrams cannot go through a stacked proxy", "take stack_proxy out, or give the dispatcher a "
+                        "TCP bind", "stack_proxy")] if self._stacks_always() else []
+
+    def _stacks_always(self):
+        """True when stack_proxy decides for every client, and not to let it be."""
+        return (self.stack_proxy is not None
+                and getattr(self.requestStack, "__func__", None) is AbstractPlugProxy.requestStack)
 
     def _engine_main(self):
         if self._seat is None and self._wants_company():

@@ -269,6 +269,10 @@ class AbstractSmtpProxy(Proxy):
                                          f"write {', '.join(filter(None, verdicts.values()))}", key))
         return found
 
+    def _datagram_problems(self):
+        return [Problem("SMTP does not go over UDP", "give the dispatcher a TCP bind, or a service with a Plug proxy",
+                        None)]
+
     def _wake(self):
         """A client of ours is told that the service ends, after what it is just being told (RFC 5321, 3.8)."""
         if self._parent is not None:

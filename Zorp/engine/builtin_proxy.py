@@ -294,6 +294,10 @@ class BuiltinProxy:
         """Return the settings that cannot be meant but only hurt when a client comes upon them."""
         return []
 
+    def _datagram_problems(self) -> list[Problem]:
+        """Return why no client whose side carries datagrams could be served; for zorp --check-policy."""
+        return []
+
     # life
 
     def run(self) -> None:

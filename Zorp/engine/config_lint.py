@@ -40,6 +40,7 @@ class Problem(NamedTuple):
     text: str
     remedy: str
     key: object
+    is_fatal: bool = True        # zorp --check-policy refuses the policy; else sessions work, and it is said only
 
 
 def look_at(proxy, names_before: int) -> None:

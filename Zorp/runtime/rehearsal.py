@@ -27,7 +27,8 @@ from collections.abc import Callable
 
 from Zorp import Globals
 from Zorp.acceptance.binds import DBSockAddr
-from Zorp.Constants import ZD_PROTO_TCP
+from Zorp.Constants import ZD_PROTO_TCP, ZD_PROTO_UDP
+from Zorp.Dispatch import Dispatcher
 from Zorp.engine import attributes, builtin_proxy, config_lint, policy_hash
 from Zorp.Exceptions import MatcherException, PolicyError
 from Zorp.Log import log
@@ -100,10 +101,16 @@ class Rehearsal:
             self.failures.append(self._placed(problem, proxy_class, service))
         else:
             if not session.was_read:
-                self.failures += [
-                    PolicyError(f"{found.text}; class='{proxy_class.__name__}'", remedy=found.remedy,
-                                place=config_lint.place_of(proxy_class, found.key))
-                    for found in proxy._config_problems()]
+                problems = [found for found in proxy._config_problems() if found.is_fatal]
+                if proxy_class in _served_by_udp():
+                    problems += proxy._datagram_problems()
+                self.failures += [self._failure(found, proxy_class, service) for found in problems]
+
+    @staticmethod
+    def _failure(found, proxy_class, service) -> PolicyError:
+        place = config_lint.place_of(proxy_class, found.key)
+        return PolicyError(f"{found.text}; class='{proxy_class.__name__}'", remedy=found.remedy,
+                           place=str(service.place) if place == "unknown" else place)
 
     def _say_unchecked(self, problem: BaseException, proxy_class) -> None:
         """Say where the rehearsal of a class ended."""
@@ -141,6 +148,13 @@ class Rehearsal:
         text, remedy = (problem.problem, problem.remedy) if isinstance(problem, PolicyError) else (
             str(problem), "correct config() and what it sets")
         return PolicyError(f"{text}; class='{proxy_class.__name__}'", remedy=remedy, place=place)
+
+
+def _served_by_udp() -> set[type]:
+    """Return the proxy classes that clients of UDP get for certain: by a dispatcher with one service."""
+    return {dispatcher.service.proxy_class for dispatcher in Globals.dispatches
+            if dispatcher.protocol == ZD_PROTO_UDP and type(dispatcher).getService is Dispatcher.getService
+            and getattr(dispatcher.service, "proxy_class", None) is not None}
 
 
 def _raise_as_it_is(problem: BaseException):

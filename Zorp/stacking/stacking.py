@@ -100,6 +100,19 @@ def parse_form(form) -> StackForm | None:
     return StackForm(method, tuple(arguments))
 
 
+def problem_of(form) -> str | None:
+    """Return why no session could stack what this finished policy asks for, None when one may."""
+    parsed = parse_form(form)
+    if parsed is None:
+        return f"Nothing can be stacked by this form; form='{form!r}'"
+    if parsed.method not in _METHODS:
+        return f"No such stacking method; method='{parsed.method:d}'"
+    provider = parsed.arguments[0] if parsed.method == Z_STACK_PROVIDER else None      # or a backend itself
+    if isinstance(provider, str) and provider not in Globals.stacking_providers:
+        return f"No such stacking provider; provider='{provider}'"
+    return None
+
+
 def _is_proxy_class(value) -> bool:
     return isinstance(value, type) and issubclass(value, BuiltinProxy)
 

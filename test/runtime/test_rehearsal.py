@@ -147,3 +147,79 @@ def test_a_mistake_is_one_line_and_the_way_to_it_only_what_the_policy_has_of_it(
     steps = [line.partition("Traceback: ")[2] for line in output.splitlines() if "Traceback: " in line]
     assert [step.strip() for step in steps if "^" not in step] == [
         f'File "{policy}", line 12, in config', "find()", f'File "{policy}", line 11, in find', "return nosuch"]
+
+
+PLUG = """\
+from Zorp.Core import *
+from Zorp.Plug import *
+from Zorp.Smtp import *
+
+class Plug(PlugProxy):
+    def config(self):
+        PlugProxy.config(self)
+        {line}
+
+def intra():
+    Service("plug", Plug, router=DirectedRouter(SockAddrInet("127.0.0.1", 25)))
+    Service("mail", SmtpProxy, router=DirectedRouter(SockAddrInet("127.0.0.1", 25)))
+"""
+UNSTACKABLE = {
+    "a number": ("self.stack_proxy = 17", "Nothing can be stacked by this form; form='17'"),
+    "no method": ("self.stack_proxy = (99, 'cat')", "No such stacking method; method='99'"),
+    "no provider": ('self.stack_proxy = (Z_STACK_PROVIDER, "nosuch", "")',
+                    "No such stacking provider; provider='nosuch'"),
+}
+
+
+@pytest.mark.parametrize(("line", "text"), UNSTACKABLE.values(), ids=UNSTACKABLE)
+def test_what_no_session_could_stack_is_refused(check, line, text):
+    status, output = check(line, template=PLUG)
+    assert (status, "Policy is usable" in output) == (2, False), output
+    assert f"policy.py:8: {text}; class='Plug'; give stack_proxy" in output
+
+
+STACKABLE = {
+    "a program": 'self.stack_proxy = (Z_STACK_PROGRAM, "cat")',
+    "a class": "self.stack_proxy = PlugProxy",
+    "nothing": "self.stack_proxy = None",
+    "own requestStack": "self.stack_proxy = 17\nself.requestStack = lambda: None",
+    "own backends": 'self.stack_proxy = (Z_STACK_PROVIDER, "nosuch", "")\nself.stackCustom = lambda args: None',
+    "a backend": 'self.stack_proxy = (Z_STACK_CUSTOM, object(), "")',
+}
+
+
+@pytest.mark.parametrize("line", STACKABLE.values(), ids=STACKABLE)
+def test_what_a_session_may_stack_is_not_refused(check, line):
+    status, output = check(line, template=PLUG)
+    assert (status, "Policy is usable" in output) == (0, True), output
+    assert "stacked" not in output
+
+
+@pytest.mark.parametrize(("line", "text"), [
+    ("self.buffer_size = -1", "buffer_size is no size; buffer_size='-1'"),
+    ("self.secondary_mask = 99", "secondary_mask has bits of no meaning; secondary_mask='99'"),
+])
+def test_a_number_that_cannot_be_meant_is_said_and_no_reason_to_refuse(check, line, text):
+    status, output = check(line, template=PLUG)
+    assert (status, "Policy is usable" in output) == (0, True), output
+    assert re.search(rf"core.policy\(2\): .*{text}; class='Plug', place='\S+policy.py:8', remedy='", output)
+
+
+def _with_dispatcher(service, protocol):
+    return PLUG + f'    Dispatcher(DBSockAddr(SockAddrInet("127.0.0.1", 1), ZD_PROTO_{protocol}), "{service}")\n'
+
+
+@pytest.mark.parametrize(("service", "line", "text"), [
+    ("mail", "pass", "policy.py:12: SMTP does not go over UDP; class='SmtpProxy'; give the dispatcher a TCP bind"),
+    ("plug", "self.stack_proxy = PlugProxy", "policy.py:8: Datagrams cannot go through a stacked proxy; class='Plug'"),
+])
+def test_what_does_not_go_over_datagrams_is_refused_there_only(check, service, line, text):
+    status, output = check(line, template=_with_dispatcher(service, "UDP"))
+    assert (status, "Policy is usable" in output, text in output) == (2, False, True), output
+    status, output = check(line, template=_with_dispatcher(service, "TCP"))
+    assert (status, "Policy is usable" in output) == (0, True), output
+
+
+def test_a_plug_goes_over_datagrams(check):
+    status, output = check("pass", template=_with_dispatcher("plug", "UDP"))
+    assert (status, "Policy is usable" in output) == (0, True), output
