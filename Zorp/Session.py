@@ -533,7 +533,10 @@ class StackedSession(AbstractSession):
         statistics.connection_opened(key, self._describe)
 
     def _describe(self):
-        """Return what the statistics show of this session; called by any thread while it is registered."""
+        """Return what the statistics show of this session; called by any thread while it is registered.
+
+        The thread is that of the control socket mostly, which answers for the whole process: no code of a policy here.
+        """
         master = self._master
         base_id, _, proxy_module = self.session_id.rpartition("/")
         properties = {
@@ -541,17 +544,18 @@ class StackedSession(AbstractSession):
             "session_id": base_id,
             "proxy_module": proxy_module,
             "proxy_class": self._szig_class.__name__,
-            "client_address": master.client_address,
-            "client_local": master.client_local,
-            "client_zone": _name_or_nothing(master.client_zone),
+            "client_address": _shown(master.client_address),
+            "client_local": _shown(master.client_local),
+            "client_zone": _shown_zone(master.client_zone),
         }
         for side in ("client", "server"):
             stream = self.__dict__.get(f"{side}_stream")
             for counter in ("bytes_recvd", "bytes_sent"):
                 properties[f"{side}_{counter}"] = str(getattr(stream, counter, 0))
         if self._is_connected_in_szig:
-            properties |= {"server_address": self.server_address, "server_local": self.server_local,
-                           "server_zone": _name_or_nothing(self.server_zone)}
+            properties |= {"server_address": _shown(self.server_address),
+                           "server_local": _shown(self.server_local),
+                           "server_zone": _shown_zone(self.server_zone)}
         return properties
 
     def registerServerAddress(self):
@@ -596,6 +600,15 @@ def _name_or_nothing(zone):
         return _text_of(zone.getName())
     except BaseException:
         return _text_of(zone)
+
+
+def _shown(value):
+    """Return the text of one of our values, of anything else that a policy has put there its kind."""
+    return str(value) if value is None or isinstance(value, (SockAddrType, str, int)) else f"({type(value).__name__})"
+
+
+def _shown_zone(zone):
+    return "" if zone is None else zone.getName() if isinstance(zone, Zone) else _shown(zone)
 
 
 def _text_of(value):

@@ -519,6 +519,32 @@ def test_statistics_take_text_for_a_zone(zones, monkeypatch):
     session.release()
 
 
+def test_statistics_run_no_code_of_a_policys_objects(zones, monkeypatch):
+    asked = []
+
+    class Foreign:
+        def __str__(self):
+            asked.append("str")
+            return "text"
+
+        def getName(self):
+            asked.append("name")
+            return "name"
+
+    statistics = Statistics()
+    monkeypatch.setattr("Zorp.Session.statistics", statistics)
+    top = master(instance_id=17)
+    statistics.service_started("web", 17, 1.0)
+    session = StackedSession(top)
+    session.setProxy(Proxy())
+    session.registerStart()
+    top.client_zone = top.client_address = Foreign()
+    node = statistics.tree()["conns"]["web"]["17"]["0"]["0"]
+    assert (node["client_zone"], node["client_address"]) == ("(Foreign)", "(Foreign)")
+    assert not asked
+    session.release()
+
+
 @pytest.mark.parametrize(("problem", "verdict", "reason"), [
     (DACException("not from there"), "DENIED_BY_POLICY", "DAC policy violation: not from there"),
     (LimitException("Instance limit reached"), "DENIED_BY_LIMIT", "Limit error: Instance limit reached"),
