@@ -236,11 +236,12 @@ def test_range_without_free_port_fails(server):
 
 def test_search_for_a_port_ends_at_the_deadline(server):
     # given a source whose ports never end and are all taken
-    with listener("127.0.0.9", 22002):
+    with listener("127.0.0.9") as other:
+        ports = itertools.repeat(other.getsockname()[1])
         started = time.monotonic()
         # when we connect, then the deadline holds for the search too
         with pytest.raises(ConnectTimeout):
-            connect(server.getsockname(), source=from_address("127.0.0.9", itertools.repeat(22002)), timeout_ms=200)
+            connect(server.getsockname(), source=from_address("127.0.0.9", ports), timeout_ms=200)
     assert time.monotonic() - started < 10
 
 
