@@ -295,7 +295,7 @@ def test_misspelt_name_is_reported_however_many_classes_came_before(serve, monke
     for number in range(300):
         blameless = type(f"Blameless{number}", (PlugProxy,), {})
         proxy = blameless.__new__(blameless)
-        vars(proxy).update({f"_own_{name}": name for name in range(30)})
+        vars(proxy).update({f"_own_{name}": name for name in range(30)}, _vars=proxy._table.new_vars())
         config_lint.look_at(proxy, 0)
 
     # when one more sets a name that cannot be meant
