@@ -19,21 +19,12 @@ PATIENCE_S = 20.0
 BEGINNING = bytes(4 * LONG_BYTES)        # makes a direction long
 
 
-class Running:
-    """`client` and `server` are the far ends, `near` the relay's streams to them.
+class InThread:
+    """Whoever has a relay run in a thread: `end` is what it returned, `cpu_s` what that cost."""
 
-    Arguments:
-        pair: returns two connected sockets, the far one first.
-        callbacks: the relay's.
-    """
-
-    def __init__(self, settings, pair=socket.socketpair, **callbacks):
-        self.client, near_client = pair()
-        self.server, near_server = pair()
-        for end in (self.client, self.server):
-            end.settimeout(PATIENCE_S)
-        self.near = SocketStream(near_client), SocketStream(near_server)
-        self.relay = Relay(*self.near, settings, **callbacks)
+    def begin(self, relay):
+        """Start the thread."""
+        self.relay = relay
         self.end = self.cpu_s = None
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
@@ -47,6 +38,23 @@ class Running:
         self.thread.join(PATIENCE_S)
         assert self.end is not None, "the relay does not end"
         return self.end
+
+
+class Running(InThread):
+    """`client` and `server` are the far ends, `near` the relay's streams to them.
+
+    Arguments:
+        pair: returns two connected sockets, the far one first.
+        callbacks: the relay's.
+    """
+
+    def __init__(self, settings, pair=socket.socketpair, **callbacks):
+        self.client, near_client = pair()
+        self.server, near_server = pair()
+        for end in (self.client, self.server):
+            end.settimeout(PATIENCE_S)
+        self.near = SocketStream(near_client), SocketStream(near_server)
+        self.begin(Relay(*self.near, settings, **callbacks))
 
     def carry(self, data):
         """Send to the server, until it has got all of it."""

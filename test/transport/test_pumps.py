@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import threading
-import time
 
 import pytest
 
 from test.support.ends import flood, reset, tcp_pair
+from test.support.relays import PATIENCE_S, InThread
 from Zorp.transport.pumps import through_child
 from Zorp.transport.relay import End, RelaySettings
 from Zorp.transport.stream import SocketStream
 
-PATIENCE_S = 20.0
 
-
-class Through:
+class Through(InThread):
     """A relay in a thread: `client`, `server` and the two ends of the child belong to the test."""
 
     def __init__(self, pair, **settings):
@@ -25,19 +22,7 @@ class Through:
         (self.client, near_client), (self.server, near_server) = outer
         (self.child_client, to_child), (self.child_server, from_child) = inner
         self.near = [SocketStream(sock) for sock in (near_client, near_server, to_child, from_child)]
-        self.relay = through_child(*self.near, RelaySettings(half_close=True, **settings))
-        self.end = self.cpu_s = None
-        self.thread = threading.Thread(target=self._run, daemon=True)
-        self.thread.start()
-
-    def _run(self):
-        self.end = self.relay.run()
-        self.cpu_s = time.thread_time()
-
-    def result(self):
-        self.thread.join(PATIENCE_S)
-        assert self.end is not None, "the relay does not end"
-        return self.end
+        self.begin(through_child(*self.near, RelaySettings(half_close=True, **settings)))
 
     def close(self):
         self.relay.stop()
