@@ -80,8 +80,8 @@ class Attach:
         self._family = remote.family
         self._kind = socket.SOCK_DGRAM if protocol == ZD_PROTO_UDP else socket.SOCK_STREAM
         source = None if local is None else _source(local, local_loose, local_random)
-        self._connector = Connector(self._family, self._kind, remote.to_sockaddr(), source, timeout, tos,
-                                    server_socket_mark)
+        self._connector = Connector(self._family, self._kind, remote.to_sockaddr(), source=source, timeout_ms=timeout,
+                                    tos=tos, mark=server_socket_mark)
         if Log.loudest >= 7:
             log(self._session_id, CORE_DEBUG, 7, "Connecting to remote host; protocol='%d', local='%s', remote='%s'",
                 (protocol, self._wish_text(), remote))

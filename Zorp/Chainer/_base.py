@@ -156,8 +156,10 @@ class AbstractChainer:
         proxy = session.proxy
         settings = getattr(proxy, "_vars", None)
         tos, mark = getattr(settings, "server_local_tos", 0), getattr(settings, "server_socket_mark", 0)
-        attach = Attach(proxy, protocol, local, remote, self._timeout_ms(session), session.target_local_loose, tos,
-                        session.target_local_random, mark, session.service.keepalive & Z_KEEPALIVE_SERVER)
+        attach = Attach(
+            proxy, protocol, local, remote, timeout=self._timeout_ms(session), local_loose=session.target_local_loose,
+            tos=tos, local_random=session.target_local_random, server_socket_mark=mark,
+            keepalive=session.service.keepalive & Z_KEEPALIVE_SERVER)
         stream = attach.start()
         if stream is not None:
             session.server_local = master.server_local = attach.local

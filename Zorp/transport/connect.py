@@ -186,7 +186,7 @@ class Connector:
         mark: packet mark (SO_MARK), set when above 0.
     """
 
-    def __init__(self, family: int, kind: int, remote: tuple | str, source: Source | None = None,
+    def __init__(self, family: int, kind: int, remote: tuple | str, *, source: Source | None = None,
                  timeout_ms: int = 30_000, tos: int = -1, mark: int = 0) -> None:
         self.option_failures: list[OptionFailure] = []
         self._family, self._kind, self._remote, self._source = family, kind, remote, source
