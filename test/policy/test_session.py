@@ -503,7 +503,8 @@ def test_sessions_show_in_the_statistics_while_they_run(zones, monkeypatch):
     assert statistics.value(("stats", "sessions_running")) == "0"
 
 
-def test_statistics_take_text_for_a_zone(zones, monkeypatch):
+def registered(monkeypatch):
+    """Return statistics, a master session and the session of a proxy below it that they show."""
     statistics = Statistics()
     monkeypatch.setattr("Zorp.Session.statistics", statistics)
     top = master(instance_id=17)
@@ -511,6 +512,11 @@ def test_statistics_take_text_for_a_zone(zones, monkeypatch):
     session = StackedSession(top)
     session.setProxy(Proxy())
     session.registerStart()
+    return statistics, top, session
+
+
+def test_statistics_take_text_for_a_zone(zones, monkeypatch):
+    statistics, top, session = registered(monkeypatch)
     top.client_zone = "anywhere"
     session.setServerAddress(WANTED)
     session.registerServerAddress()
@@ -531,13 +537,7 @@ def test_statistics_run_no_code_of_a_policys_objects(zones, monkeypatch):
             asked.append("name")
             return "name"
 
-    statistics = Statistics()
-    monkeypatch.setattr("Zorp.Session.statistics", statistics)
-    top = master(instance_id=17)
-    statistics.service_started("web", 17, 1.0)
-    session = StackedSession(top)
-    session.setProxy(Proxy())
-    session.registerStart()
+    statistics, top, session = registered(monkeypatch)
     top.client_zone = top.client_address = Foreign()
     node = statistics.tree()["conns"]["web"]["17"]["0"]["0"]
     assert (node["client_zone"], node["client_address"]) == ("(Foreign)", "(Foreign)")
